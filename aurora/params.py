@@ -1,0 +1,295 @@
+"""Every knob of params.yaml: one frozen model a section, a unit under each field, unknown keys refused."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from aurora.errors import ParamsError
+
+PARAMS_FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict about keys, and a number is never read from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(Section):
+    """One outside input: instruction data, a benchmark or the base model. `fetch` has one instance each."""
+
+    kind: Literal["instructions", "benchmark", "model"]
+    """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
+    uri: str
+    """A path in this repository, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`;
+    `!/FOLDER` behind a zip or tar file takes a folder out of it."""
+    dep: str
+    """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
+    the embedded base (aurora/small_base), or the downloader (aurora/hub.py)."""
+    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers"]
+    """Published file format, which chooses the reader."""
+    licence: str
+    """SPDX identifier or the licensor's words; goes into manifests and model cards."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the downloaded file, in hex."""
+    git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    """Git blob id of the downloaded file, in hex."""
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    """Size of the downloaded file, in bytes."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the bytes lie in this repository."""
+        return "://" not in self.uri
+
+    @property
+    def revision(self) -> str | None:
+        """Commit id in a `hf://` URI, else None."""
+        found = re.match(r"hf://[^@]+@([^/!]+)", self.uri)
+        return found[1] if found else None
+
+    @model_validator(mode="after")
+    def _is_pinned_and_watched(self) -> "Source":
+        scheme = self.uri.split(":", 1)[0] if ":" in self.uri else "path"
+        if scheme not in ("path", "embedded", "https", "hf"):
+            raise ValueError(
+                f"uri '{self.uri}' has the unknown scheme '{scheme}'; give a path, https:// or hf://"
+            )
+        if scheme == "hf" and not FULL_COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"uri '{self.uri}' names no full commit; write hf://…@<40 hex digits>/… so that the bytes are pinned"
+            )
+        if scheme == "https" and not (self.sha256 or self.git_blob):
+            raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob")
+        if scheme == "embedded" and self.uri != "embedded:small_base":
+            raise ValueError(f"uri '{self.uri}' is unknown; the one embedded model is embedded:small_base")
+        wanted = {"path": self.uri, "embedded": "aurora/small_base"}.get(scheme, "aurora/hub.py")
+        if self.dep != wanted:
+            raise ValueError(
+                f"dep is '{self.dep}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
+            )
+        formats = {
+            "instructions": ("alpaca", "sharegpt", "messages"),
+            "benchmark": ("mmlu", "ceval", "cmmlu"),
+            "model": ("transformers",),
+        }[self.kind]
+        if self.format not in formats:
+            raise ValueError(f"format '{self.format}' is not one of kind {self.kind}: {', '.join(formats)}")
+        return self
+
+
+class Clean(Section):
+    """Rules of the clean stage; see aurora/filters.py for what each does."""
+
+
+class Format(Section):
+    """Conversations to token rows."""
+
+    prompt: Literal["mistral", "bos_every_turn"]
+    """mistral: as Mistral's own library writes it; bos_every_turn: as the paper's framework did."""
+    max_length: Annotated[int, Field(ge=16)]
+    """Tokens in one row."""
+    long_conversation: Literal["continue", "drop_rest"]
+    """Rounds beyond max_length become a further row, or are dropped and counted."""
+    long_round: Literal["drop", "truncate_prompt"]
+    """A single round beyond max_length is dropped, or its prompt loses its beginning; both are counted."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of conversations kept from training, chosen by hash of the content id."""
+
+
+class Quantization(Section):
+    """How the model is held in memory by sft and eval."""
+
+    bits: Literal[4, 16, 32]
+    """4: NF4 experts and attention; 16: bfloat16; 32: float32, both dense."""
+    double_quant: bool
+    """Whether the block scales are themselves quantised to 8 bits (QLoRA, arXiv 2305.14314)."""
+    compute_dtype: Literal["bfloat16", "float16", "float32"]
+    """Type of activations and of all tensors that are not quantised."""
+
+
+class Lora(Section):
+    """PEFT LoraConfig, in its own names."""
+
+    r: Count
+    """Rank."""
+    lora_alpha: Annotated[float, Field(gt=0)]
+    """Scale numerator; the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout before A."""
+    target_modules: Annotated[
+        tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj"], ...], Field(min_length=1)
+    ]
+    """Attention projections that get an adapter."""
+
+
+class Sft(Section):
+    """TRL SFTTrainer on the quantised base, in the names of SFTConfig."""
+
+    seed: Seed
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Peak learning rate."""
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    """Passes over the training rows."""
+    stop_after_steps: Count | None
+    """Optimiser step at which training ends, on the schedule of all epochs; null runs to the end. The paper's
+    published scores are of step 3,000."""
+    per_device_train_batch_size: Count
+    """Rows a device and forward pass."""
+    gradient_accumulation_steps: Count
+    """Forward passes an optimiser step."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps of linear warm-up."""
+    optim: Literal["adamw_torch", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"]
+    """transformers' optimiser name; the paper used a 4-bit optimiser."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    """Gradient norm beyond which gradients are scaled down."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Autocast type; LoRA weights stay float32 in each."""
+    gradient_checkpointing: bool
+    packing: bool
+    """Whether TRL packs rows best-fit decreasing, documents isolated."""
+    packing_length: Annotated[int, Field(ge=16)]
+    """Tokens of a packed row; at least format.max_length."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)]
+    """Weight of Mixtral's load-balancing loss; 0 in the paper."""
+    logging_steps: Count
+    """Optimiser steps between points of the loss curve."""
+    eval_steps: Count
+    """Optimiser steps between held-out losses."""
+    save_steps: Count
+    """Optimiser steps between checkpoints."""
+    save_total_limit: Count
+    """Checkpoints kept."""
+    threads: Count
+    """CPU threads of torch; part of the recipe because sums depend on it."""
+    lora: Lora
+
+
+class BenchmarkParams(Section):
+    """One benchmark under lm-eval."""
+
+    num_fewshot: Annotated[int, Field(ge=0, le=5)]
+    """Shots in front of each question, the first of the dev split."""
+    limit: Count | None
+    """Questions a subject; null takes all."""
+
+
+class Replies(Section):
+    """Greedy replies to held-out Chinese prompts."""
+
+    prompts: Count
+    """Number of held-out prompts that are answered."""
+    max_new_tokens: Count
+    """Tokens of a reply."""
+    batch_size: Count
+    """Prompts generated together."""
+
+
+class Eval(Section):
+    """lm-eval on the benchmarks, held-out loss, and replies."""
+
+    tasks: Annotated[dict[Literal["ceval", "mmlu", "cmmlu"], BenchmarkParams], Field(min_length=1)]
+    """Benchmarks to run; each needs a source of that format."""
+    batch_tokens: Count
+    """Tokens forwarded together, padding included."""
+    max_length: Annotated[int, Field(ge=64)]
+    """Context length; a longer prompt is counted and listed."""
+    chat_template: bool
+    """Whether prompts are wrapped in the chat template; the paper's evaluation does not."""
+    loss_rows: Count | None
+    """Held-out rows on which the loss is measured; null takes all."""
+    threads: Count
+    """CPU threads of torch."""
+    replies: Replies
+
+
+class Params(Section):
+    """A whole params.yaml, or a profile that replaces it."""
+
+    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_.-]*$")], Source]
+    quantization: Quantization
+    clean: Clean
+    format: Format
+    sft: Sft
+    eval: Eval
+
+    @model_validator(mode="after")
+    def _sources_suffice(self) -> "Params":
+        models = [name for name, source in self.sources.items() if source.kind == "model"]
+        if models != ["base"]:
+            raise ValueError(f"sources needs exactly one of kind model, named base; found {models}")
+        if not any(source.kind == "instructions" for source in self.sources.values()):
+            raise ValueError("sources has none of kind instructions; there is nothing to train on")
+        formats = {source.format for source in self.sources.values() if source.kind == "benchmark"}
+        if self.sft.packing and self.sft.packing_length < self.format.max_length:
+            raise ValueError(
+                f"sft.packing_length {self.sft.packing_length} is below format.max_length "
+                f"{self.format.max_length}; rows would be cut: raise it"
+            )
+        for task in self.eval.tasks:
+            if task not in formats:
+                raise ValueError(
+                    f"eval.tasks.{task} has no source of format {task}; add one or remove the task"
+                )
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Reads and checks a params file (YAML 1.2, as DVC does: `1e-4` is a number).
+
+    Raises ParamsError with the file, the key, the value and the rule.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path}: expected sections such as 'sft:', found {type(content).__name__}")
+    try:
+        return Params.model_validate_json(_json(content))
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {describe(error)}") from None
+
+
+def _json(content: dict) -> str:
+    # Through JSON, since strict mode then accepts lists for tuples, and nothing else that YAML might hold.
+    import json
+
+    return json.dumps(content, default=str)
+
+
+def describe(error: ValidationError) -> str:
+    """First fault of a pydantic error in one line: key, rule, value."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"]) or "whole file"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or correct its spelling{more}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it (profiles/ has examples){more}"
+    rule = fault["msg"].removeprefix("Value error, ")
+    value = "" if fault["type"] == "value_error" else f", found {fault['input']!r}"
+    return f"{key}: {rule}{value}{more}"
