@@ -1,0 +1,27 @@
+"""fetch: one source of params.yaml to data/raw, its bytes verified and listed in a manifest."""
+
+from pathlib import Path
+
+import click
+
+from aurora.errors import ParamsError, one_line
+from aurora.fetching import fetch
+from aurora.params import load_params
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@one_line
+def main(name: str, out: Path) -> None:
+    """Fetch the source NAME of params.yaml."""
+    sources = load_params().sources
+    if name not in sources:
+        raise ParamsError(f"params.yaml: sources.{name}: no such source; there are {', '.join(sources)}")
+    manifest = fetch(name, sources[name], out)
+    size = sum(file["bytes"] for file in manifest["files"])
+    print(f"fetch {name}: {len(manifest['files'])} files, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
