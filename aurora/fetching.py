@@ -112,13 +112,13 @@ def unpack(archive: Path, member: str, out: Path) -> None:
     try:
         for path, size, plain, read in _members(archive):
             inside = PurePosixPath(path)
-            if folder != PurePosixPath(".") and folder not in inside.parents:
-                continue
-            relative = inside.relative_to(folder)
             if not plain or inside.is_absolute() or ".." in inside.parts or "\\" in path:
                 raise SourceError(
                     f"{archive.name}!/{path}: a link or a name that leaves the folder; not unpacked"
                 )
+            if folder != PurePosixPath(".") and folder not in inside.parents:
+                continue
+            relative = inside.relative_to(folder)
             unpacked += size
             if unpacked > ARCHIVE_LIMIT:
                 raise SourceError(f"{archive.name}: unpacks to more than {ARCHIVE_LIMIT} bytes; not unpacked")

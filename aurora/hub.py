@@ -56,7 +56,11 @@ def _from_hub(uri: str, scratch: Path) -> Path:
         folder = Path(snapshot_download(parts["repo"], allow_patterns=list(MODEL_FILES), **common))
     except GatedRepoError:
         raise SourceError(f"{uri}: gated; {REMEDIES[403]}") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        # The hub's client hides a refusal behind "not in the local cache".
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if status in REMEDIES:
+            raise SourceError(f"{uri}: HTTP {status}; {REMEDIES[status]}") from None
         raise SourceError(
             f"{uri}: cannot be reached; check the network, or take it from a DVC remote: dvc pull"
         ) from None

@@ -1,0 +1,37 @@
+# make repro: environment, then the small profile from fetch to report.  make test: environment, then all tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
+PYTEST := $(IN_VENV) pytest
+
+.PHONY: repro test test-fast test-slow lint environment clean
+.DEFAULT_GOAL := repro
+
+repro: environment
+	@$(IN_VENV) dvc repro
+	@$(IN_VENV) dvc metrics show
+
+test: environment
+	@$(PYTEST)
+
+test-fast: environment
+	@$(PYTEST) -m "not slow"
+
+test-slow: environment
+	@$(PYTEST) -m slow
+
+lint: environment
+	@$(IN_VENV) ruff check && $(IN_VENV) ruff format --check
+
+environment: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "installing the pinned versions into $(VENV) (2 GB, a few minutes)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; name one by: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]' > $(VENV)/install.log 2>&1 \
+		|| { cat $(VENV)/install.log >&2; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data models .aurora .dvc/cache .dvc/tmp

@@ -1,0 +1,61 @@
+"""The 32,000 pieces of Mistral v1, by sentencepiece, the reference implementation of this vocabulary."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora.errors import ModelError
+from aurora.store import read_json
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+UNK, BOS, EOS = 0, 1, 2  # ids of <unk>, <s>, </s>
+SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
+VOCABULARY_SHA256 = "35c28c8df590b200c16cf9ec7a4573b3230fed9cde1bbd8d9ea57e1c4ba796fd"  # of all pieces in order, each followed by a newline
+PROBE, PROBE_IDS = "a  b", [264, 28705, 287]  # tells a space put in front, and kept runs of spaces
+
+
+def sentencepiece_processor(model_file: Path) -> "SentencePieceProcessor":
+    """Loads a sentencepiece model and makes sure that it is of Mistral's v1 kind.
+
+    Raises ModelError if the file is missing, is no sentencepiece model, or has other pieces or settings.
+    """
+    import sentencepiece
+
+    if not Path(model_file).is_file():
+        raise ModelError(f"{model_file}: no tokeniser there; it is fetched by: dvc repro fetch@base")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{model_file}: not a sentencepiece model ({error}); fetch the base again") from None
+    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    if tuple(pieces[:3]) != SPECIAL_PIECES or (processor.bos_id(), processor.eos_id()) != (BOS, EOS):
+        raise ModelError(
+            f"{model_file}: ids 0, 1, 2 are {' '.join(pieces[:3])}, but Mixtral's are {' '.join(SPECIAL_PIECES)}; "
+            "give the tokenizer.model of a Mixtral base"
+        )
+    digest = hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode()).hexdigest()
+    if digest != VOCABULARY_SHA256:
+        raise ModelError(
+            f"{model_file}: its {len(pieces):,} pieces (sha256 {digest[:12]}…) are not Mixtral's 32,000 "
+            f"({VOCABULARY_SHA256[:12]}…); give the tokenizer.model of a Mixtral base"
+        )
+    if (ids := processor.encode(PROBE)) != PROBE_IDS:
+        raise ModelError(
+            f"{model_file}: encodes {PROBE!r} as {ids}, but Mixtral's does as {PROBE_IDS}; "
+            "give the tokenizer.model of a Mixtral base"
+        )
+    return processor
+
+
+def check_template(config_file: Path) -> None:
+    """Raises ModelError if the tokeniser's chat template is of another family than Mistral's; none is fine."""
+    if not config_file.is_file():
+        return
+    template = read_json(config_file, "fetch@base").get("chat_template")
+    if template is not None and not ("[INST]" in str(template) and "[/INST]" in str(template)):
+        raise ModelError(
+            f"{config_file}: chat_template has no [INST] … [/INST], so it is of another model family; "
+            "give a Mixtral base"
+        )

@@ -1,0 +1,370 @@
+"""The claim: conversations become checked, counted rows at close to the speed of the bare tokeniser.
+
+    python benchmarks/format.py [--data ../shared/data] [--rows 10000] [--mix 176678] [--llamafactory VENV/bin/python]
+
+The same conversations go through the whole format stage (Parquet in, checks, counts, Parquet out), through the bare
+batch encoders, through TRL's own dataset preparation (chat template, assistant mask) and, where a Python with
+LLaMA-Factory is given, through its preprocessing. Each leg is a process of its own, on one core and on two, started
+in turn; the best of --repeat counts. Imports and, for TRL and LLaMA-Factory, the reading of the rows do not count.
+With --data the rows are real ones, repeated with a number in front so that no two are alike, single to multi
+round as in the paper (141,345 : 35,333); else the embedded samples.
+"""
+
+import contextlib
+import inspect
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+SINGLE, MULTI = 141_345, 35_333  # conversations of the paper's mix
+MAX_LENGTH = 4096
+
+
+def clock() -> tuple[float, float]:
+    """Seconds on the clock, and CPU seconds of this process and of the workers that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def since(start: tuple[float, float]) -> dict:
+    """Both since `start`; the second does not depend on what else the machine does."""
+    seconds, cpu = clock()
+    return {"seconds": seconds - start[0], "cpu": cpu - start[1]}
+
+
+def real_talks(folder: Path) -> list[list[tuple[str, str]]]:
+    """Rounds (user, assistant) of every row in Alpaca or ShareGPT form below `folder`, up to the first gap."""
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        for row in json.loads(path.read_text()):
+            if isinstance(row, dict) and row.get("instruction") and row.get("output"):
+                found.append(
+                    [("\n".join(filter(None, (row["instruction"], row.get("input")))), row["output"])]
+                )
+    for path in sorted(folder.rglob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            rounds = []
+            for turn in json.loads(line)["conversation"]:
+                if not (turn["human"] and turn["assistant"]):
+                    break
+                rounds.append((turn["human"], turn["assistant"]))
+            found += [rounds] if rounds else []
+    return found
+
+
+def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Path) -> None:
+    """`count` distinct conversations in the mix of the paper, as the clean stage writes them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from aurora.records import Message, content_id
+
+    source = random.Random(0)
+    kinds = {
+        True: [talk for talk in talks if len(talk) == 1],
+        False: [talk for talk in talks if len(talk) > 1],
+    }
+    rows = {}
+    for number in range(count):
+        single = number % (SINGLE + MULTI) * SINGLE // (SINGLE + MULTI) != (
+            (number % (SINGLE + MULTI) + 1) * SINGLE // (SINGLE + MULTI)
+        )
+        first, *rest = source.choice(kinds[single])
+        turns = [turn for pair in [(f"{number} {first[0]}", first[1]), *rest] for turn in pair]
+        messages = [
+            {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
+        ]
+        key = content_id(tuple(Message(**message) for message in messages))
+        rows[key] = ("single" if single else "multi", messages)
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    ids = sorted(rows)
+    columns = {
+        "id": ids,
+        "source": [rows[key][0] for key in ids],
+        "position": pyarrow.array(range(len(ids)), pyarrow.int64()),
+        "messages": pyarrow.array([rows[key][1] for key in ids], pyarrow.list_(turn)),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=8192)
+
+
+def texts_of(path: Path) -> list[str]:
+    """What the stage hands to the tokeniser."""
+    import pyarrow.parquet
+
+    from aurora.chat import prompt_text
+
+    turns = pyarrow.parquet.read_table(path)["messages"].combine_chunks().flatten()
+    pairs = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
+    return [prompt_text(content) if role == "user" else content for role, content in pairs]
+
+
+def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    from tqdm import tqdm  # noqa: F401 (imports do not count)
+
+    from aurora.formatting import format_rows
+    from aurora.params import Format
+
+    rules = Format(
+        prompt="mistral",
+        max_length=MAX_LENGTH,
+        long_conversation="continue",
+        long_round="drop",
+        held_out=0.01,
+    )
+    start = clock()
+    metrics = format_rows(path, model_file, folder / "rows", rules, threads=workers)
+    more = {key: metrics[key] for key in ("packing_efficiency", "tokens_per_chinese_character")}
+    return {**since(start), "tokens": metrics["tokens"], **more}
+
+
+def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    from aurora.tokenizer import sentencepiece_processor
+
+    processor, texts = sentencepiece_processor(model_file), texts_of(path)
+    start = clock()
+    tokens = 0
+    for first in range(0, len(texts), 4096):
+        tokens += sum(map(len, processor.encode(texts[first : first + 4096], num_threads=workers)))
+    return {**since(start), "tokens": tokens}
+
+
+def leg_tokenizers(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    from aurora.small_base.tokenizer_folder import fast_tokenizer
+
+    tokenizer, texts = fast_tokenizer(model_file), texts_of(path)
+    start = clock()
+    tokens = 0
+    for first in range(0, len(texts), 4096):
+        batch = tokenizer.encode_batch(texts[first : first + 4096], add_special_tokens=False)
+        tokens += sum(len(item.ids) for item in batch)
+    return {**since(start), "tokens": tokens}
+
+
+def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    import datasets
+    import pyarrow.compute
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from aurora.small_base.tokenizer_folder import write_tokenizer
+
+    write_tokenizer(model_file, folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
+    )
+    rows = rows.select_columns(["messages"])
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = MixtralForCausalLM(
+        MixtralConfig(vocab_size=32000, num_key_value_heads=1, num_local_experts=2, **sizes)
+    )
+    prepare = SFTTrainer._prepare_dataset
+    measured = {}
+
+    def timed(*args: object, **kwargs: object) -> object:
+        start = clock()
+        result = prepare(*args, **kwargs)
+        measured.update(since(start))
+        return result
+
+    SFTTrainer._prepare_dataset = timed
+    arguments = SFTConfig(
+        output_dir=str(folder / "trl"),
+        max_length=MAX_LENGTH,
+        packing=False,
+        assistant_only_loss=True,
+        dataset_num_proc=workers if workers > 1 else None,
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    lengths = pyarrow.compute.list_value_length(trainer.train_dataset.data.table["input_ids"])
+    return {**measured, "tokens": pyarrow.compute.sum(lengths).as_py()}
+
+
+LEGS = {
+    "aurora, whole stage": leg_ours,
+    "sentencepiece encode, bare": leg_sentencepiece,
+    "tokenizers encode_batch, bare": leg_tokenizers,
+    "TRL, dataset preparation": leg_trl,
+}
+# Runs under the Python of LLaMA-Factory's own environment, which knows nothing of aurora.
+LLAMA_FACTORY = (
+    "import json, resource, sys, time\n"
+    + inspect.getsource(clock)
+    + inspect.getsource(since)
+    + """
+folder, tokenizer, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
+arguments = dict(model_name_or_path=tokenizer, stage="sft", do_train=True, template="mistral", dataset="bench",
+    dataset_dir=folder, cutoff_len=4096, output_dir=folder + "/lf", overwrite_cache=True, use_cpu=True,
+    preprocessing_num_workers=workers if workers > 1 else None, report_to="none")
+model_args, data_args, training_args, _, _ = get_train_args(arguments)
+tokenizer_module = load_tokenizer(model_args)
+template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+start = clock()
+data = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
+measured = since(start)
+measured["tokens"] = sum(len(row) for row in data["train_dataset"]["input_ids"])
+print(json.dumps(measured))
+"""
+)
+
+
+def run_leg(command: list[str], workers: int) -> dict:
+    """Runs a leg on `workers` cores; returns what its last line of JSON says, and the peak memory in bytes."""
+    import psutil
+
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": str(workers),
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    peak = 0
+    tree = psutil.Process(process.pid)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):  # a worker may just have ended
+            processes = [tree, *tree.children(recursive=True)]
+            peak = max(
+                peak, sum(each.memory_full_info().pss for each in processes)
+            )  # shared pages count once
+        time.sleep(0.5)
+    output, errors = process.communicate()
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(command[:3])} failed:\n{errors[-2000:]}")
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return {**lines[-1], "peak": peak}
+
+
+def show(results: dict[tuple[str, int], dict]) -> None:
+    """A table; `aurora is` tells how many times its tokens a second, and a CPU second, are those of the leg."""
+    click.echo(
+        f"{'':32} {'cores':>5} {'seconds':>8} {'CPU s':>7} {'M tokens':>9} {'M tokens/s':>10} "
+        f"{'aurora is':>10} {'by CPU':>8} {'peak GiB':>9}"
+    )
+    for (name, workers), leg in results.items():
+        ours = results["aurora, whole stage", workers]
+        ratios = [ours["tokens"] / ours[unit] * leg[unit] / leg["tokens"] for unit in ("seconds", "cpu")]
+        click.echo(
+            f"{name:32} {workers:5} {leg['seconds']:8.2f} {leg['cpu']:7.2f} {leg['tokens'] / 1e6:9.2f} "
+            f"{leg['tokens'] / leg['seconds'] / 1e6:10.2f} {ratios[0]:9.2f}x {ratios[1]:7.2f}x "
+            f"{leg['peak'] / 2**30:9.2f}"
+        )
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True), help="Folder of real data; samples without."
+)
+@click.option("--rows", default=10_000, show_default=True, help="Conversations of the comparison.")
+@click.option(
+    "--mix", default=SINGLE + MULTI, show_default=True, help="Conversations of the last line; 0 omits it."
+)
+@click.option("--repeat", default=2, show_default=True)
+@click.option(
+    "--llamafactory", type=click.Path(exists=True), help="Python of an environment with LLaMA-Factory."
+)
+@click.option("--leg", hidden=True)
+@click.option("--workers", hidden=True, type=int)
+@click.option("--path", hidden=True, type=click.Path(path_type=Path))
+@click.option("--folder", hidden=True, type=click.Path(path_type=Path))
+def main(
+    data: Path | None,
+    rows: int,
+    mix: int,
+    repeat: int,
+    llamafactory: str | None,
+    leg: str | None,
+    workers: int | None,
+    path: Path | None,
+    folder: Path | None,
+) -> None:
+    """Compare the format stage with the bare tokenisers, TRL and LLaMA-Factory."""
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    model_file = MistralTokenizer._data_path() / "tokenizer.model.v1"
+    if leg:
+        click.echo(json.dumps(LEGS[leg](path, model_file, workers, folder)))
+        return
+    talks = real_talks(data / "instructions" if data else ROOT / "samples")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "conversations.parquet"
+        write_conversations(talks, rows, path)
+        legs = {leg: [sys.executable, __file__, "--leg", leg, "--path", str(path)] for leg in LEGS}
+        if llamafactory:
+            legs["LLaMA-Factory, preprocessing"] = prepare_llamafactory(
+                llamafactory, path, model_file, folder
+            )
+        results: dict[tuple[str, int], dict] = {}
+        for _ in range(repeat):
+            for workers in (1, 2):
+                for leg, command in legs.items():
+                    with tempfile.TemporaryDirectory() as scratch:
+                        own = leg in LEGS
+                        more = ["--workers", str(workers), "--folder", scratch] if own else [str(workers)]
+                        result = run_leg([*command, *more], workers)
+                    best = results.get((leg, workers), result)
+                    results[leg, workers] = min(best, result, key=lambda each: each["seconds"])
+        click.echo(
+            f"{rows:,} conversations of {'real rows' if data else 'the samples'}, max_length {MAX_LENGTH}"
+        )
+        show(dict(sorted(results.items(), key=lambda item: item[0][1])))
+        if mix:
+            write_conversations(talks, mix, path)
+            command = [sys.executable, __file__, "--leg", "aurora, whole stage", "--path", str(path)]
+            result = run_leg([*command, "--workers", "2", "--folder", name], 2)
+            click.echo(
+                f"{mix:,} conversations of the paper's mix, 2 cores: {result['seconds']:.1f} s, "
+                f"{result['tokens'] / 1e6:.1f} M tokens, peak {result['peak'] / 2**30:.2f} GiB, "
+                f"packing efficiency {result['packing_efficiency']:.4f}, "
+                f"{result['tokens_per_chinese_character']:.3f} tokens a Chinese character"
+            )
+
+
+def prepare_llamafactory(python: str, path: Path, model_file: Path, folder: Path) -> list[str]:
+    """Writes the rows and a tokeniser for LLaMA-Factory; returns the command, which takes the workers last."""
+    import pyarrow.parquet
+
+    from aurora.small_base.tokenizer_folder import write_tokenizer
+
+    write_tokenizer(model_file, folder / "tokenizer")
+    (folder / "tokenizer" / "config.json").write_text('{"model_type": "mixtral"}')
+    rows = [{"messages": messages} for messages in pyarrow.parquet.read_table(path)["messages"].to_pylist()]
+    (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {
+        "file_name": "rows.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": tags,
+    }
+    (folder / "dataset_info.json").write_text(json.dumps({"bench": entry}))
+    return [python, "-c", LLAMA_FACTORY, str(folder), str(folder / "tokenizer")]
+
+
+if __name__ == "__main__":
+    main()

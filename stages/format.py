@@ -1,0 +1,34 @@
+"""Conversations to token rows: format."""
+
+from pathlib import Path
+
+import click
+
+from aurora.errors import one_line
+from aurora.formatting import format_rows
+from aurora.params import load_params
+from aurora.preview import write_page
+from aurora.store import replacing
+
+
+@click.command()
+@click.option("--conversations", type=click.Path(path_type=Path), required=True, help="Parquet from clean.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), required=True, help="tokenizer.model of the base."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows and metrics.")
+@one_line
+def main(conversations: Path, tokenizer: Path, out: Path) -> None:
+    """Writes train.parquet, held_out.parquet, lengths.csv, metrics.json and preview.html into OUT."""
+    params = load_params().format
+    with replacing(out) as partial:
+        metrics = format_rows(conversations, tokenizer, partial, params)
+        write_page(partial, tokenizer, partial / "preview.html")
+    click.echo(
+        f"format: {metrics['train_rows']:,} rows to train on and {metrics['held_out_rows']:,} held out, "
+        f"{metrics['rounds_kept']:,} of {metrics['rounds']:,} rounds"
+    )
+
+
+if __name__ == "__main__":
+    main()
