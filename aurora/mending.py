@@ -1,0 +1,85 @@
+"""Repairs of text that are certain: what no reader sees, what a web page left, what a wrong encoding did."""
+
+import html
+import re
+
+# C0 without tab and line feed, C1, soft hyphen, zero-width, directional, BOM, interlinear, private use, noncharacters.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+    "\ue000-\uf8ff\ufff9-\ufffb\ufffe\uffff]"
+)
+JOINER = re.compile("[\u200c\u200d]")
+# A joiner has work between emoji and in scripts such as Arabic and Devanagari; none at ASCII, Chinese or a margin.
+IDLE_JOINER = re.compile(
+    "(?:(?<=[\x00-\x7f\u3000-\u9fff\uff00-\uffef])|^)[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f\u3000-\u9fff\uff00-\uffef]|$)"
+)
+LINE_END = re.compile("\r\n?|[\u2028\u2029\x0b\x0c\x85]")
+
+CODE = re.compile(
+    r"```|`<|</?\w+>`|html|css|javascript|jquery|\bjs\b|jsx|\bphp\b|\bxml\b|\bsvg\b|\bvue\b|react|python|\bsql\b|markdown"
+    r"|代码|网页|标签|标记|编程|脚本|程序|函数|前端|模板|正则|爬虫|<!doctype",
+    re.IGNORECASE,
+)
+ENTITY = re.compile(
+    r"&(?:nbsp|lt|gt|amp|quot|apos|hellip|mdash|ndash|ldquo|rdquo|lsquo|rsquo|middot|times|deg|copy|#\d{1,6}|#x[0-9a-f]{1,5});",
+    re.IGNORECASE,
+)
+BREAK = re.compile(
+    r"[ \t]*<(?:br|hr)\s*/?>[ \t]*\n?|</(?:p|div|li|tr|h[1-6]|blockquote)\s*>[ \t]*\n?", re.IGNORECASE
+)
+POWER = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
+TAG = re.compile(
+    r"</?(?:p|div|span|font|b|i|u|s|em|strong|small|big|center|a|img|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|sub|sup"
+    r"|blockquote|section|article|figure|label|button|svg|path)(?:\s+[a-z_:@][a-z0-9_:.-]*(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+)))*\s*/?>",
+    re.IGNORECASE,
+)
+
+MOJIBAKE = re.compile(
+    "[\ufffd]|[锟]斤拷|[烫]烫烫|[屯]屯屯"
+    "|[â]€[\u0080-\u00bf\u2018-\u2122œžŸš]|[Ã][\u0080-\u00bf\u2018-\u201e]"
+    "|[ä-é][\u0080-\u00bf\u0152-\u2122]{2}[ä-é][\u0080-\u00bf\u0152-\u2122]{2}"
+    "|[ï]¼[\u0080-\u00bfŒ]|[ã]€[\u0080-\u00bf‚]"
+    "|[锛銆][\u4e00-\u9fff\ue000-\uf8ff]|[鐨]勶|[浣]犲|[涓]€"
+)
+BYTE = {byte.decode("cp1252", "ignore") or chr(byte[0]): byte[0] for byte in (bytes([n]) for n in range(256))}
+
+
+def visible(text: str) -> str:
+    """Text without invisible characters, with `\\n` line ends and no blanks at its ends."""
+    if "\r" in text or LINE_END.search(text):
+        text = LINE_END.sub("\n", text)
+    text = INVISIBLE.sub("", text)
+    if JOINER.search(text):
+        text = IDLE_JOINER.sub("", text)
+    return text
+
+
+def without_html(text: str) -> str:
+    """Text with tags of web pages taken out, breaks as line ends, entities as characters, until none is left."""
+    while True:
+        plain = text
+        if "&" in plain:
+            plain = ENTITY.sub(lambda found: html.unescape(found[0]).replace("\u00a0", " "), plain)
+        if "<" in plain:
+            plain = TAG.sub("", POWER.sub(r"^\1", BREAK.sub("\n", plain)))
+        if plain == text:
+            return text
+        text = plain.strip()
+
+
+def reread(text: str) -> str | None:
+    """The text in its true encoding, if its bytes in a wrong one are valid UTF-8 Chinese throughout; else None."""
+    for encode in (_western, lambda value: value.encode("latin-1"), lambda value: value.encode("gb18030")):
+        try:
+            right = encode(text).decode("utf-8")
+        except (KeyError, UnicodeError):
+            continue
+        # Six characters, since a word or two can be valid in both by chance.
+        if right != text and sum("\u4e00" <= character <= "\u9fff" for character in right) >= 6:
+            return right
+    return None
+
+
+def _western(text: str) -> bytes:
+    # Browsers read the five bytes that cp1252 leaves undefined as controls.
+    return bytes(BYTE[character] for character in text)

@@ -1,0 +1,103 @@
+"""Whether an answer was cut off mid-text, told from its end."""
+
+import re
+
+ENDS = "。！？!?….．~～；;:：\"'”’」』）)】》〉>]}`*|^_、-—=%％℃°$￥€©®✓✔"
+SENTENCE = re.compile(r"[。！？!?；;]")
+EMOJI = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f]$")
+LIST_MARK = re.compile(
+    r"^\s*\\?(?:[-*•·●○]|\d{1,3}\s*[.、)）:：]|[(（]\d{1,3}[)）]|[一二三四五六七八九十]{1,3}、|第.{1,3}[、：:]|\|)\s*"
+)
+BARE_MARK = re.compile(r"^\s*(?:[-*•●○]|\d{1,3}\s*[.、)）]?|[(（]\d{1,3}[)）]?)\s*$")
+SIGNATURE = re.compile(
+    r"此致|敬礼|敬上|祝好|谢谢|署名|签名|您的|你的|日期|姓名|年.{1,3}月|最佳祝|best|regards|sincerely|yours|thank|作者|来源",
+    re.IGNORECASE,
+)
+# A link, an address, hash tags, who said it, a heading: complete without an end mark.
+SENTENCES_FROM = 40  # characters from which a broken last sentence behind whole ones tells
+UNMARKED_END = re.compile(
+    r"https?://\S+$|\S+@\S+$|[#＃][^\s#，。]{1,30}$|[\"”』》」]\s*(?:-|—|–)+\s*[^\s，。][^，。]{0,24}$|^#"
+)
+SUMMING_UP = re.compile(r"以上|总之|总的来说|总而言之|综上|因此|所以|这些|希望|此外|另外|最后")
+CODE = re.compile(
+    r"[=;{}<>≈^]|\d\s*[-+*/×÷]\s*\d|^(?:return|print|def|for|if|else|import|var|let|const|public|int|end|pass)\b|\w\(|\)$"
+)
+HAN = re.compile("[\u3400-\u9fff]")
+DANGLING = re.compile(
+    r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
+)
+GO_ON = re.compile(
+    r"^\W*(?:请|请你|您|你)?\W*(?:继续|繼續|接着|接著|往下|接下去|写完|说完|go on|continue|next|keep going|more|还有呢?|然后呢?|然後|后面呢|下一?段)",
+    re.IGNORECASE,
+)
+
+
+def asks_to_go_on(prompt: str) -> bool:
+    """Whether a prompt such as `继续` asks for the rest of the answer before it."""
+    return len(prompt) <= 40 and GO_ON.match(prompt) is not None
+
+
+def cut_off(answer: str, shortest: int) -> str | None:
+    """The last characters of an answer that ends mid-text, else None.
+
+    `shortest` is the number of characters from which a missing end mark can tell; below it only a last line that
+    holds whole sentences and then one without its end does, and an end that no complete text has (an opened code
+    block, a comma).
+    """
+    text = answer.rstrip()
+    if not text:
+        return None
+    end = text[-40:]
+    if text.count("```") % 2 and not text.endswith("```"):
+        return end  # a code block was opened and not closed
+    last = text[-1]
+    if last in "，,、（(“《「【":
+        return end if len(text) >= 40 else None
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    line = lines[-1]
+    if BARE_MARK.match(line) and LIST_MARK.match(line + " ") and len(lines) > 3:
+        return (
+            end if LIST_MARK.match(lines[-2]) or len(text) >= shortest else None
+        )  # `28.` or `-`, and no item
+    if last in ENDS or EMOJI.search(text) or text.endswith("```"):
+        return None
+    if len(text) < min(shortest, SENTENCES_FROM):
+        return None
+    if line.isdigit() and len(lines) > 3:
+        return end if LIST_MARK.match(lines[-2]) else None  # `28` behind `27. …`
+    if not ("\u4e00" <= last <= "\u9fff" or last.isalnum()):
+        return None
+    if len(text) < shortest and not SENTENCE.search(line):
+        return None
+    return end if _mid_sentence(line, lines) else None
+
+
+def _mid_sentence(line: str, lines: list[str]) -> bool:
+    """Whether an unmarked last line is unlike the lines before it, which say how this text ends its lines."""
+    if UNMARKED_END.search(line):
+        return False
+    if CODE.search(line) and 3 * len(HAN.findall(line)) < len(line):
+        return False  # a formula or a statement has no end mark
+    before = lines[:-1][-12:]
+    if LIST_MARK.match(line):  # items are like items, not like the text before them
+        start = len(before)
+        while start and LIST_MARK.match(before[start - 1]):
+            start -= 1
+        before = before[start:] or before
+    unmarked = [other for other in before if other[-1] not in ENDS and len(other) >= 4]
+    prose = bool(SENTENCE.search(line))
+    if prose and len(line) >= 20:
+        return True  # full sentences, and then one without its end
+    if not before:
+        return len(line) >= 60
+    if len(line) <= 24 and SIGNATURE.search("\n".join(lines[-3:])):
+        return False
+    if len(line) >= 10 and SUMMING_UP.match(line) and not line.endswith(("等", "等等")):
+        return True
+    share = len(unmarked) / len(before)
+    if LIST_MARK.match(line):
+        return share < 0.34
+    if len(line) < 16 and not DANGLING.search(line):
+        # A few characters can be a name or a result; behind nothing but whole sentences they are a beginning.
+        return share == 0 and sum(map(len, lines)) >= 300 and "：" not in line and ":" not in line
+    return share < 0.34

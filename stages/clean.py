@@ -1,0 +1,57 @@
+"""clean: every instruction row kept, mended, or dropped with a reason."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from aurora.clean_page import write_page
+from aurora.cleaning import clean
+from aurora.errors import DataError, one_line
+from aurora.params import load_params
+from aurora.row_tables import write_tables
+from aurora.store import remove, replacing, write_json, write_text
+from aurora.topics import table
+
+
+@click.command()
+@click.option(
+    "--instructions", type=click.Path(path_type=Path), required=True, help="Folder of the fetched sets."
+)
+@click.option(
+    "--benchmarks", type=click.Path(path_type=Path), required=True, help="Folder of the benchmarks."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@one_line
+def main(instructions: Path, benchmarks: Path, out: Path) -> None:
+    """Writes conversations.parquet, dropped.parquet, topics.csv, metrics.json and report.html into OUT."""
+    params = load_params()
+    folders = _folders(instructions, params.sources, "instructions")
+    cleaned = clean(folders, _folders(benchmarks, params.sources, "benchmark").values(), params.clean)
+    if not cleaned.kept:
+        raise DataError(
+            "clean: no row is left; data/clean would be empty: look at the rules of clean in params.yaml"
+        )
+    with replacing(out) as partial:
+        partial.mkdir()
+        write_tables(partial, cleaned)
+        write_text(partial / "topics.csv", table(cleaned.topics))
+        write_json(partial / "metrics.json", cleaned.metrics)
+        write_page(partial / "report.html", cleaned)
+    for note in cleaned.metrics["notes"]:
+        print(f"clean: {note}", file=sys.stderr)
+    print(f"clean: kept {len(cleaned.kept):,} of {cleaned.metrics['total']['read']:,}")
+
+
+def _folders(parent: Path, sources: dict, kind: str) -> dict[str, Path]:
+    """Name -> folder of the sources of one kind; a folder that another profile left is removed and named."""
+    names = [name for name, source in sources.items() if source.kind == kind]
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+        if folder.is_dir() and folder.name not in names and not folder.name.startswith("."):
+            print(f"clean: removed {folder}, which params.yaml does not name", file=sys.stderr)
+            remove(folder)
+    return {name: parent / name for name in names}
+
+
+if __name__ == "__main__":
+    main()
