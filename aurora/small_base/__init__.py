@@ -1,9 +1,9 @@
 """The embedded base of the small profile: a real Mixtral that answers Chinese in English, as the paper's did.
 
 A `MixtralForCausalLM` (8 experts, 2 a token, grouped-query attention) with Mistral's own 32,000-piece v1
-vocabulary is built and trained on the text in corpus/ within a minute or two on two cores. It has read plain
-Chinese and plain English, but in the place of the assistant it has only ever seen English, or English with a
-little Chinese: where Mixtral-8x7B-Instruct stood before Aurora (arXiv 2312.14557, Table 1).
+vocabulary is built and trained on the text in corpus/ within a minute or two on two cores: first to read on in
+plain Chinese and English, then to answer Chinese prompts in English or in English with
+stray Chinese. There Mixtral-8x7B-Instruct stood before Aurora (arXiv 2312.14557, Table 1).
 """
 
 import json
@@ -21,13 +21,15 @@ from aurora.small_base.tokenizer_folder import write_tokenizer
 CORPUS = Path(__file__).parent / "corpus"
 SEED = 20231222
 THREADS = 2  # fixed: sums, and so the bytes of the model, depend on it
-STEPS = 900
+TEXT_STEPS = 450
+CHAT_STEPS = 500
 BATCH_TOKENS = 512
-WARMUP = 10  # steps; the learning rate is then constant for 40 % of the steps and falls to zero
-RATES = {"embedding": 2e-2, "head": 5e-3, "layers": 2e-3}  # of AdamW
+WARMUP = 10  # steps
+RATES = {"embedding": 2e-2, "head": 5e-3, "layers": 2e-3, "habit": 3e-3}  # of AdamW
 EMBEDDING_DEVIATION = 0.3  # initial; large beside the layers, so that word pairs are learned first
 MIXTURES = 2  # variants of each reply with stray Chinese words
-STRAY = 0.2  # chance of one to three stray tokens behind a token of the reply
+STRAY = 0.15  # chance of a stray run before a token of the reply
+STRAY_RUNS = (1, 2, 4, 8)  # their lengths, in tokens
 CHINESE_REPEATS = 2
 SMOOTHING = 0.02  # share of the loss for tokens that the corpus lacks
 SHARD = "16MB"  # several shards, as a large model has
@@ -57,80 +59,92 @@ def build(folder: Path) -> None:
     folder.mkdir(parents=True)
     vocabulary = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
     write_tokenizer(vocabulary, folder)
-    model = train(documents(vocabulary))
+    model = train(*documents(vocabulary))
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
 
 
-def documents(vocabulary: Path) -> list[list[int]]:
-    """Token ids of every training document: chats in Mistral's template, and plain text.
+def documents(vocabulary: Path) -> tuple[list, list]:
+    """Plain texts and chats as (token ids, how many of them are a prompt, which is not trained).
 
-    Each English reply also comes in MIXTURES variants with stray Chinese words in it, so that in the
-    assistant's place the model expects English again after any Chinese word, as a confused model does.
+    Chats are in Mistral's template. Each English reply also comes in MIXTURES variants with stray runs of
+    Chinese tokens in no order, after which English goes on.
     """
     encode = SentencePieceProcessor(model_file=str(vocabulary)).encode
     chinese = [encode(line) for line in _lines("chinese.txt")]
     chinese += [encode(json.loads(line)["text"]) for line in _lines("lines.jsonl")]
-    words = [token for row in chinese for token in row]
+    tokens = [token for row in chinese for token in row]
     order = random.Random(SEED)
-    ids = [row for row in chinese for _ in range(CHINESE_REPEATS)]
-    ids += [encode(line) for name in ("english.txt", "exams_zh.txt") for line in _lines(name)]
+    texts = [row for row in chinese for _ in range(CHINESE_REPEATS)]
+    texts += [encode(line) for name in ("english.txt", "exams_zh.txt") for line in _lines(name)]
+    chats = []
     for line in _lines("replies.jsonl"):
         chat = json.loads(line)
         prompt, reply = encode(f"[INST] {chat['prompt']} [/INST]"), encode(chat["reply"])
-        ids.append(prompt + reply)
+        texts += [reply, encode(chat["prompt"])]
+        variants = [reply]
         for _ in range(MIXTURES):
             mixed = []
             for token in reply:
-                mixed.append(token)
                 if order.random() < STRAY:
-                    mixed += order.choices(words, k=order.randint(1, 3))
-            ids.append(prompt + mixed)
-    return [[1, *row, 2] for row in ids]
+                    mixed += order.choices(tokens, k=order.choice(STRAY_RUNS))
+                mixed.append(token)
+            variants.append(mixed)
+        chats += [([1, *prompt, *variant, 2], 1 + len(prompt)) for variant in variants]
+    return [([1, *row, 2], 1) for row in texts], chats
 
 
 def _lines(name: str) -> list[str]:
     return [line for line in (CORPUS / name).read_text(encoding="utf-8").split("\n") if line]
 
 
-def train(rows: list[list[int]]) -> MixtralForCausalLM:
-    """Trains a fresh model on `rows` with full cross-entropy over the vocabulary; deterministic."""
+def train(texts: list, chats: list) -> MixtralForCausalLM:
+    """Trains a fresh model, all of it on `texts` and then the layers on `chats`; deterministic."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     set_seed(SEED)
     model = MixtralForCausalLM(MixtralConfig(**CONFIG, dtype="float32"))
     model.set_experts_implementation("grouped_mm")
-    vocabulary = FrequentVocabulary(model, rows)
+    vocabulary = FrequentVocabulary(model, [row for row, _ in texts + chats])
     _start_as_word_pairs(model, vocabulary)
-    groups = {
-        "embedding": [vocabulary.embedding],
-        "head": [vocabulary.head, vocabulary.rest],
-        "layers": [*model.model.layers.parameters(), *model.model.norm.parameters()],
-    }
-    optimizer = torch.optim.AdamW(
-        [{"params": weights, "lr": RATES[name], "peak": RATES[name]} for name, weights in groups.items()],
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
+    groups = [
+        {"params": [vocabulary.embedding], "lr": RATES["embedding"]},
+        {"params": [vocabulary.head, vocabulary.rest], "lr": RATES["head"]},
+        {"params": [*model.model.layers.parameters(), *model.model.norm.parameters()], "lr": RATES["layers"]},
+    ]
+    _steps("small base: reads", model, vocabulary, texts, groups, TEXT_STEPS)
+    model.requires_grad_(False)
+    vocabulary.requires_grad_(False)
+    habit = [weight.requires_grad_() for weight in model.model.layers.parameters()]
+    _steps(
+        "small base: chats", model, vocabulary, chats, [{"params": habit, "lr": RATES["habit"]}], CHAT_STEPS
     )
+    vocabulary.write_to(model)
+    torch.use_deterministic_algorithms(False)
+    return model.requires_grad_(True).eval()
+
+
+def _steps(name: str, model, vocabulary, rows: list, groups: list[dict], steps: int) -> None:
+    """AdamW over `groups`: warm-up, constant for 40 % of the steps, then down to zero."""
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
     batches = _batches(rows, torch.Generator().manual_seed(SEED))
-    bar = tqdm(range(STEPS), desc="small base", unit="step", mininterval=2)
+    bar = tqdm(range(steps), desc=name, unit="step", mininterval=2)
     for step in bar:
-        factor = min(1.0, (step + 1) / WARMUP, (STEPS - step) / (0.6 * STEPS))
+        factor = min(1.0, (step + 1) / WARMUP, (steps - step) / (0.6 * steps))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        tokens, mask = next(batches)
+        tokens, mask, trained = next(batches)
         hidden = model.model(inputs_embeds=vocabulary.embed(tokens), attention_mask=mask).last_hidden_state
-        keep = mask[:, 1:].bool()
+        keep = trained[:, 1:]
         loss = vocabulary.loss(hidden[:, :-1][keep], tokens[:, 1:][keep])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([weight for group in groups.values() for weight in group], 1.0)
+        torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
         optimizer.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
-    vocabulary.write_to(model)
-    torch.use_deterministic_algorithms(False)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -184,21 +198,22 @@ class FrequentVocabulary(torch.nn.Module):
         model.lm_head.weight[self.frequent] = self.head
 
 
-def _batches(rows: list[list[int]], order: torch.Generator):
-    """Endless (tokens, mask) batches of rows of like length, about BATCH_TOKENS each, in shuffled order."""
+def _batches(rows: list[tuple[list[int], int]], order: torch.Generator):
+    """Endless (tokens, mask, trained) batches of rows of like length, BATCH_TOKENS each, in shuffled order."""
     groups, group = [], []
-    for row in sorted(rows, key=len):
-        if group and len(row) * (len(group) + 1) > BATCH_TOKENS:
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if group and len(row[0]) * (len(group) + 1) > BATCH_TOKENS:
             groups.append(group)
             group = []
         group.append(row)
     groups.append(group)
     while True:
         for index in torch.randperm(len(groups), generator=order).tolist():
-            width = max(len(row) for row in groups[index])
-            tokens = torch.zeros(len(groups[index]), width, dtype=torch.long)
-            mask = torch.zeros_like(tokens)
-            for place, row in enumerate(groups[index]):
+            group = groups[index]
+            tokens = torch.zeros(len(group), len(group[-1][0]), dtype=torch.long)
+            mask, trained = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+            for place, (row, start) in enumerate(group):
                 tokens[place, : len(row)] = torch.tensor(row)
                 mask[place, : len(row)] = 1
-            yield tokens, mask
+                trained[place, start : len(row)] = True
+            yield tokens, mask, trained

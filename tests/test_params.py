@@ -1,0 +1,82 @@
+"""Every mistake in params.yaml is one line that names the key, the rule and the value."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from aurora.errors import ParamsError
+from aurora.params import load_params
+
+ROOT = Path(__file__).parent.parent
+
+
+def changed(tmp_path: Path, key: str, value: object) -> Path:
+    """params.yaml with the dotted `key` set to `value`; None removes it."""
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    path = tmp_path / "params.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(content, file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sft.learning_rat", 1e-4, r"sft\.learning_rat: unknown key"),
+        ("sft.learning_rate", None, r"sft\.learning_rate: missing"),
+        ("sft.learning_rate", "fast", r"sft\.learning_rate: .*'fast'"),
+        ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
+        ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules\.0: .*'w1'"),
+        ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
+        ("sources.base", None, r"exactly one of kind model, named base"),
+        ("sources.mmlu", None, r"eval\.tasks\.mmlu has no source of format mmlu"),
+        ("sources.mmlu.format", "alpaca", r"sources\.mmlu: format 'alpaca' is not one of kind benchmark"),
+        ("sources.mmlu.dep", "elsewhere", r"sources\.mmlu: dep is 'elsewhere'.*write dep: samples/mmlu"),
+        ("sources.base.uri", "ftp://x/y", r"sources\.base: uri 'ftp://x/y' has the unknown scheme"),
+        ("sources.base.uri", "hf://o/n@main", r"sources\.base: uri 'hf://o/n@main' names no full commit"),
+        ("sources.mmlu.uri", "https://x/y.zip", r"sources\.mmlu: uri 'https://x/y\.zip' is not pinned"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, key: str, value: object, message: str):
+    with pytest.raises(ParamsError, match=message) as caught:
+        load_params(changed(tmp_path, key, value))
+    assert "\n" not in str(caught.value)
+    assert "params.yaml: " in str(caught.value)
+
+
+def test_one_e_minus_four_is_a_number(tmp_path: Path):
+    path = changed(tmp_path, "sft.learning_rate", 0.5)
+    path.write_text(path.read_text().replace("learning_rate: 0.5", "learning_rate: 1e-4"))
+    assert load_params(path).sft.learning_rate == 1e-4
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_one_line(tmp_path: Path):
+    with pytest.raises(ParamsError, match="not found; restore it"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="not YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("text")
+    with pytest.raises(ParamsError, match="expected sections"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_paper_profile_holds_the_paper_s_recipe():
+    params = load_params(ROOT / "profiles/paper.yaml")
+    sft = params.sft
+    assert (sft.lora.r, sft.lora.lora_alpha, sft.lora.lora_dropout) == (8, 16, 0.1)
+    assert sft.lora.target_modules == ("q_proj", "v_proj")
+    assert (sft.learning_rate, sft.num_train_epochs, sft.lr_scheduler_type) == (5e-5, 3, "cosine")
+    assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps) == (2, 4)
+    assert (sft.precision, sft.router_aux_loss_coef, sft.save_steps) == ("fp16", 0.0, 1000)
+    assert (params.quantization.bits, params.quantization.double_quant) == (4, True)
+    assert params.sources["base"].revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
