@@ -1,0 +1,181 @@
+"""What a model can do: benchmarks under lm-eval, loss on held-out rows, and replies to Chinese prompts."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora.benchmarks import LETTERS, Subject, find_benchmarks, read_benchmark
+from aurora.params import Eval, Quantization
+from aurora.store import write_json, write_parquet
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from aurora.prefix import PrefixLM
+
+
+def evaluate(
+    model_folder: Path, benchmarks: Path, rows: Path, out: Path, params: Eval, quantization: Quantization
+) -> dict:
+    """Evaluates a model folder and writes results.json, questions.parquet and replies.parquet into `out`.
+
+    A killed run goes on where it was: what is computed lies under .aurora until the end. Raises DataError for
+    benchmark files and rows that break their format, ModelError for a folder that is no such model, and
+    ParamsError for a task that lm-eval does not know.
+    """
+    subjects = read_subjects(benchmarks, params)  # before the model, since a mistake here is cheap to find
+
+    import torch
+
+    from aurora.held_out import held_out_loss
+    from aurora.memory import open_memory
+    from aurora.model import load_model, load_tokenizer
+    from aurora.prefix import PrefixLM
+    from aurora.replies import answer_prompts
+
+    torch.set_num_threads(params.threads)
+    tokenizer = load_tokenizer(model_folder)
+    model = load_model(model_folder, quantization).eval()
+    memory = open_memory(model_folder, quantization.model_dump())
+    lm = PrefixLM(
+        model,
+        tokenizer=tokenizer,
+        batch_tokens=params.batch_tokens,
+        max_length=min(params.max_length, model.config.max_position_embeddings),
+        memory=memory,
+    )
+    results, questions = score_benchmarks(lm, subjects, params)
+    if params.other_tasks:
+        results["other"] = score_other_tasks(lm, params)
+    results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
+    metrics, replies = answer_prompts(model, tokenizer, rows, params.replies, lm.max_length, memory)
+    write_json(out / "results.json", results | metrics)
+    write_parquet(out / "questions.parquet", questions)
+    write_parquet(out / "replies.parquet", replies)
+    memory.forget()
+    return results | metrics
+
+
+def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
+    """Subjects of each benchmark that the params name, in their order."""
+    folders = find_benchmarks(benchmarks, list(params.tasks))
+    return {
+        name: read_benchmark(folders[name], name, task.num_fewshot, task.limit)
+        for name, task in params.tasks.items()
+    }
+
+
+def score_benchmarks(
+    lm: "PrefixLM", subjects: dict[str, list[Subject]], params: Eval
+) -> tuple[dict, "pyarrow.Table"]:
+    """Scores by benchmark, category and subject, and a table with one row for each question.
+
+    Prompts, scoring and averages are those of `lm_eval.evaluate` on its stock tasks: `acc` of a benchmark or
+    category is the average over its questions.
+    """
+    from lm_eval import evaluate as lm_evaluate
+
+    from aurora.tasks import group_name, load_groups, load_task
+
+    tasks, groups, owners = {}, {}, {}
+    for benchmark, members in subjects.items():
+        loaded = {}
+        for subject in members:
+            task = load_task(benchmark, subject, params.tasks[benchmark].num_fewshot)
+            loaded[task.task_name] = task
+            owners[task.task_name] = (benchmark, subject.name)
+        groups |= load_groups(benchmark, loaded)
+        tasks |= loaded
+    found = lm_evaluate(
+        lm, {"tasks": tasks, "groups": groups}, apply_chat_template=params.chat_template, log_samples=True
+    )
+    scores = found["results"]
+    table, cut = questions_table(found["samples"], owners, lm.cut)
+    results: dict = {
+        benchmark: _score(scores[group_name(benchmark)], scores, _names(owners, benchmark))
+        for benchmark in subjects
+    }
+    results["too_long"] = cut
+    results["categories"] = {
+        name: _score(scores[name], scores, list(group.child_names))
+        for name, group in groups.items()
+        if name not in map(group_name, subjects)
+    }
+    results["subjects"] = {
+        f"{benchmark}_{subject}": _score(scores[task], scores, [task])
+        for task, (benchmark, subject) in owners.items()
+    }
+    return results, table
+
+
+def _names(owners: dict[str, tuple[str, str]], benchmark: str) -> list[str]:
+    return [task for task, (owner, _) in owners.items() if owner == benchmark]
+
+
+def _score(score: dict, scores: dict[str, dict], members: list[str]) -> dict:
+    # lm-eval gives no standard error where a subject has a single question; then that of all questions stands in.
+    count = sum(scores[name]["sample_len"] for name in members)
+    accuracy, error = score["acc,none"], score["acc_stderr,none"]
+    if not isinstance(error, float):
+        error = (accuracy * (1 - accuracy) / max(1, count - 1)) ** 0.5
+    return {"acc": accuracy, "stderr": error, "n": count}
+
+
+def questions_table(
+    samples: dict[str, list[dict]], owners: dict[str, tuple[str, str]], cut: dict[str, int]
+) -> tuple["pyarrow.Table", int]:
+    """One row for each question, and the number of prompts that lost their beginning.
+
+    Columns: task, subject, id (position in the subject's file, from 0), prediction, target, log-probabilities of
+    the four letters in nats, and the number of tokens that a prompt beyond the context has lost.
+    """
+    import pyarrow
+
+    columns: dict[str, list] = {name: [] for name in ("task", "subject", "id", "prediction", "target")}
+    values: dict[str, list] = {f"logprob_{letter.lower()}": [] for letter in LETTERS}
+    lost: list[int] = []
+    for name, (benchmark, subject) in owners.items():
+        for sample in samples[name]:
+            logprobs = [value for value, _ in sample["filtered_resps"]]
+            best = max(
+                range(len(LETTERS)), key=logprobs.__getitem__
+            )  # the first of equals, as lm-eval's argmax
+            row = (benchmark, subject, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+            for column, value in zip(values.values(), logprobs, strict=True):
+                column.append(value)
+            lost.append(cut.get(sample["arguments"][0][0], 0))
+    if any(lost):
+        print(
+            f"{sum(map(bool, lost))} prompts are longer than the context and were cut at their beginning; "
+            "questions.parquet names them under cut_tokens",
+            file=sys.stderr,
+        )
+    types = {"id": pyarrow.int64()} | dict.fromkeys(values, pyarrow.float32())
+    arrays = {
+        name: pyarrow.array(column, types.get(name, pyarrow.string()))
+        for name, column in (columns | values).items()
+    }
+    arrays["cut_tokens"] = pyarrow.array(lost, pyarrow.int32())
+    return pyarrow.table(arrays), sum(map(bool, lost))
+
+
+def score_other_tasks(lm: "PrefixLM", params: Eval) -> dict[str, dict[str, float]]:
+    """Metrics of further lm-eval tasks, by task or group."""
+    from lm_eval import evaluate as lm_evaluate
+
+    from aurora.tasks import load_other_task
+
+    results = {}
+    for name, task in params.other_tasks.items():
+        found = lm_evaluate(
+            lm,
+            load_other_task(name, task.num_fewshot),
+            limit=task.limit,
+            apply_chat_template=params.chat_template,
+            log_samples=False,
+        )
+        for part, metrics in found["results"].items():
+            results[part] = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    return results

@@ -1,0 +1,33 @@
+"""eval: benchmarks, held-out loss and replies of one model."""
+
+from pathlib import Path
+
+import click
+
+from aurora.errors import one_line
+from aurora.evaluation import evaluate
+from aurora.params import load_params
+from aurora.store import replacing
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder of the model.")
+@click.option("--benchmarks", type=click.Path(path_type=Path), required=True, help="Fetched benchmarks.")
+@click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@one_line
+def main(model: Path, benchmarks: Path, rows: Path, out: Path) -> None:
+    """Evaluate one model."""
+    params = load_params()
+    with replacing(out) as partial:
+        partial.mkdir()
+        results = evaluate(model, benchmarks, rows, partial, params.eval, params.quantization)
+    scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.eval.tasks)
+    print(
+        f"eval: {scores}, loss {results['loss']:.3f}, "
+        f"{results['zh_reply_rate']:.0%} of {params.eval.replies.prompts} replies in Chinese"
+    )
+
+
+if __name__ == "__main__":
+    main()
