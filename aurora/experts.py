@@ -6,6 +6,7 @@ in bfloat16 without a word. Here they are packed, expert by expert, exactly as b
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
@@ -18,7 +19,7 @@ FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in tr
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what bitsandbytes packs
 BLOCK = 64  # weights that share one scale (QLoRA, arXiv 2305.14314, section 3)
 SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantisation
-AT_ONCE = 256 * 2**20  # bytes of dense weights that may exist at a time; one expert always may
+AT_ONCE = 64 * 2**20  # bytes of dense weights that may exist at a time; one expert always may
 LOOKUP = 2**22  # weights below which a table beats bitsandbytes' kernel on a CPU
 FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
 
@@ -51,7 +52,9 @@ class PackedExperts(nn.Module):
             self.scale_values = empty(256, dtype=torch.float32)  # what the 8-bit scales stand for
 
     @classmethod
-    def of(cls, weight: torch.Tensor, double_quant: bool, dtype: torch.dtype | None = None) -> "PackedExperts":
+    def of(
+        cls, weight: torch.Tensor, double_quant: bool, dtype: torch.dtype | None = None
+    ) -> "PackedExperts":
         """Packs a dense fused tensor (experts, rows, columns)."""
         packed = cls(tuple(weight.shape), double_quant, dtype or weight.dtype, weight.device)
         for expert, matrix in enumerate(weight.detach()):
@@ -151,7 +154,10 @@ def multiply(packed: PackedExperts, rows: torch.Tensor, counts: list[int], turne
 
 
 def _group_product(rows: torch.Tensor, dense: torch.Tensor, ends: list[int], out: torch.Tensor) -> None:
-    if len(ends) > 1 and rows.is_cuda and rows.dtype == torch.bfloat16:
+    # grouped_mm wants 16-byte rows, and on a card bfloat16.
+    dtypes = (torch.bfloat16,) if rows.is_cuda else (torch.bfloat16, torch.float32)
+    aligned = all(size * rows.element_size() % 16 == 0 for size in dense.shape[1:])
+    if len(ends) > 1 and rows.dtype in dtypes and aligned:
         offsets = torch.tensor(ends, dtype=torch.int32, device=rows.device)
         out.copy_(nn.functional.grouped_mm(rows, dense, offs=offsets))
         return
@@ -170,7 +176,9 @@ class _PackedProduct(torch.autograd.Function):
     """Keeps the packed weights alone for backward; dense ones exist one group at a time, and not in between."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, packed: PackedExperts, counts: list[int], turned: bool) -> torch.Tensor:
+    def forward(
+        ctx, rows: torch.Tensor, packed: PackedExperts, counts: list[int], turned: bool
+    ) -> torch.Tensor:
         ctx.packed, ctx.counts, ctx.turned = packed, counts, turned
         with torch.autocast(rows.device.type, enabled=False):
             if rows.is_cuda and turned and len(rows) <= FEW:
@@ -203,18 +211,72 @@ class _Spread(torch.autograd.Function):
         return sorted_back.view(-1, ctx.top_k, gradient.shape[1]).sum(dim=1), None, None, None
 
 
-class _Permute(torch.autograd.Function):
-    """rows[back]; backward is the inverse permutation `order`."""
+class _Hold(torch.autograd.Function):
+    """Keeps each row and its routing weight for `_DownAndSum`, whose backward hands the unweighted gradient here.
+
+    Gradient checkpointing recomputes a layer up to the last tensor that was saved. This is it, so that the product
+    with down_proj, a third of the work, is never computed again: its result is not needed for any gradient.
+    """
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, back: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(order)
-        return rows.index_select(0, back)
+    def forward(ctx, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, weights)
+        return rows.view_as(rows)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple:
-        (order,) = ctx.saved_tensors
-        return gradient.index_select(0, order), None, None
+        rows, weights = ctx.saved_tensors
+        # With y = W a and the output w y: d/dw = g . W a = (W' g) . a, and d/da = w W' g.
+        d_weights = (gradient.float() * rows.float()).sum(dim=1).to(weights.dtype)
+        return (gradient * weights.unsqueeze(1)).to(rows.dtype), d_weights
+
+
+class _DownAndSum(torch.autograd.Function):
+    """Rows (tokens * k, inner) through down_proj, weighted and summed over k: (tokens, hidden)."""
+
+    @staticmethod
+    def forward(ctx, rows, top_k_weights, packed, routes: "_Routes", turned: bool) -> torch.Tensor:
+        ctx.packed, ctx.routes, ctx.turned = packed, routes, turned
+        with torch.autocast(rows.device.type, enabled=False):
+            if rows.is_cuda and turned and len(rows) <= FEW:
+                result = multiply_few(packed, rows, routes.counts)
+            else:
+                result = multiply(packed, rows, routes.counts, turned)
+        return _weighted_sum(result.index_select(0, routes.back), top_k_weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        routes = ctx.routes
+        rows = gradient.to(ctx.packed.dtype).index_select(0, routes.order // routes.top_k)
+        with torch.autocast(rows.device.type, enabled=False):
+            return multiply(ctx.packed, rows, routes.counts, not ctx.turned), None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """Which row goes where; integers only, a few bytes a token."""
+
+    order: torch.Tensor  # position sorted by expert -> token * k + place
+    back: torch.Tensor  # its inverse
+    expert_ids: torch.Tensor  # ascending
+    counts: list[int]  # rows of each expert
+    top_k: int
+
+
+def _routes(top_k_index: torch.Tensor, experts: int) -> _Routes:
+    expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    counts = torch.bincount(expert_ids, minlength=experts).tolist()
+    return _Routes(order, back, expert_ids, counts, top_k_index.shape[-1])
+
+
+def _weighted_sum(rows: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    # rows (tokens * k, hidden) in the order of the tokens; in the dtype of the weights, float32.
+    weights = top_k_weights.unsqueeze(-1)
+    return (rows.view(*top_k_weights.shape, rows.shape[-1]) * weights).sum(dim=1)
 
 
 def packed_experts_forward(
@@ -226,26 +288,28 @@ def packed_experts_forward(
     sums the k results in the dtype of the routing weights (float32), and returns the dtype of `hidden_states`.
     """
     if self._is_expert_parallel:
-        raise NotImplementedError("packed experts lie whole on each rank; expert parallelism is not supported")
-    top_k = top_k_index.shape[-1]
-    expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    counts = torch.bincount(expert_ids, minlength=self.num_experts).tolist()
-    inner, outer = self.gate_up_proj if self.has_gate else self.up_proj, self.down_proj
-    rows = _Spread.apply(hidden_states.to(inner.dtype), order, back, top_k)  # (tokens * k, hidden)
-
-    def linear(rows: torch.Tensor, name: str, packed: PackedExperts) -> torch.Tensor:
-        rows = _PackedProduct.apply(rows, packed, counts, not self.is_transposed)
-        return rows + getattr(self, f"{name}_bias")[expert_ids].to(rows.dtype) if self.has_bias else rows
-
-    rows = linear(rows, "gate_up_proj" if self.has_gate else "up_proj", inner)
+        raise NotImplementedError(
+            "packed experts lie whole on each rank; expert parallelism is not supported"
+        )
+    routes, turned = _routes(top_k_index, self.num_experts), not self.is_transposed
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    inner, outer = getattr(self, name), self.down_proj
+    rows = _Spread.apply(hidden_states.to(inner.dtype), routes.order, routes.back, routes.top_k)
+    rows = _PackedProduct.apply(rows, inner, routes.counts, turned)  # (tokens * k, 2 x intermediate)
+    if self.has_bias:
+        rows = rows + getattr(self, f"{name}_bias")[routes.expert_ids].to(rows.dtype)
     rows = self._apply_gate(rows) if self.has_gate else self.act_fn(rows)
-    rows = linear(rows, "down_proj", outer)
-    if self.has_post_expert_norm:
-        rows = self.post_expert_norm(rows)
-    rows = _Permute.apply(rows, back, order).view(-1, top_k, rows.shape[-1])
-    return (rows * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+    if self.has_bias or self.has_post_expert_norm:
+        rows = _PackedProduct.apply(rows, outer, routes.counts, turned)
+        if self.has_bias:
+            rows = rows + self.down_proj_bias[routes.expert_ids].to(rows.dtype)
+        if self.has_post_expert_norm:
+            rows = self.post_expert_norm(rows)
+        result = _weighted_sum(rows[routes.back], top_k_weights)
+    else:
+        rows = _Hold.apply(rows, top_k_weights.reshape(-1)[routes.order])
+        result = _DownAndSum.apply(rows, top_k_weights.detach(), outer, routes, turned)
+    return result.to(hidden_states.dtype)
 
 
 def fused_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

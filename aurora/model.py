@@ -1,65 +1,68 @@
 """The one loader of models and tokenisers: sft, eval and chat all come through here."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import torch
 
-from aurora.errors import ModelError
-from aurora.experts import IMPLEMENTATION, PackedExperts, is_fused, pack, packed_experts_forward
+from aurora.checkpoint import ATTENTION, meta_model, read_config, refuse_foreign_quantization, verify
+from aurora.errors import ModelError, ResourceError
+from aurora.experts import PackedExperts
 from aurora.params import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+GIB = 2**30
 
 
 def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
-    """Loads a Hugging Face folder onto one device, in 4 bits or dense, in evaluation mode.
+    """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
 
-    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one dense layer,
-    and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head keep the compute dtype.
-    Raises ModelError for a folder that is no such model, for missing, extra or misshapen tensors, and if any
-    expert or attention matrix is still floating point afterwards.
+    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and less than one dense
+    layer, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
+    `device` is by default this process's own card, or the CPU. Raises ModelError for a folder that is no such
+    model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
+    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers import AutoModelForCausalLM
 
-    if not (Path(folder) / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; the folder is written by: dvc repro")
-    device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    dense_type = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]
-    options = {"dtype": getattr(torch, dense_type), "device_map": {"": device}, "output_loading_info": True}
+    from aurora.packing import PackingConfig, register
+
+    folder, device = Path(folder), device or default_device()
+    settings = read_config(folder)
+    refuse_foreign_quantization(folder, settings)
+    packed = bool(settings.get("quantization_config"))
+    if packed:
+        _agree(folder, settings["quantization_config"], quantization)
+    register()
+    skeleton = meta_model(folder)
+    if not packed:
+        verify(folder, skeleton, packing=quantization.bits == 4)
+    require_memory(folder, skeleton, quantization, device)
+    dtype = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]
+    options = {"dtype": getattr(torch, dtype), "device_map": {"": device}, "output_loading_info": True}
+    config = skeleton.config
+    if packed:
+        config.quantization_config["compute_dtype"] = quantization.compute_dtype
+    elif quantization.bits == 4:
+        options["quantization_config"] = PackingConfig(quantization.double_quant, quantization.compute_dtype)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        if quantization.bits == 4:
-            ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, packed_experts_forward)
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=quantization.double_quant,
-                bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
-                llm_int8_skip_modules=["lm_head"],
-            )
-            with _packing_on_arrival(quantization.double_quant):
-                model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
-            model.set_experts_implementation(IMPLEMENTATION)
-        else:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
-            model.set_experts_implementation("grouped_mm")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder}: does not load ({error})") from None
+        model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(f"{folder}: does not load ({reason}); fetch the model again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            names = sorted(str(name) for name in report[kind])
-            raise ModelError(f"{folder}: {kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more; fetch it again")
+        names = sorted(str(name) for name in report.get(kind) or ())
+        if names:
+            raise ModelError(
+                f"{folder}: {kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more; fetch it again"
+            )
     if quantization.bits == 4:
         prove_packed(model, folder)
+    else:
+        model.set_experts_implementation("grouped_mm")
     return model.eval()
 
 
@@ -70,43 +73,73 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no tokeniser that loads ({error})") from None
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the model again") from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-@contextmanager
-def _packing_on_arrival(double_quant: bool) -> Iterator[None]:
-    """While active, transformers' loader hands each fused expert tensor to `pack` as soon as it is set."""
-    from transformers import core_model_loading, modeling_utils
-
-    original = core_model_loading.set_param_for_module
-
-    def set_and_pack(model, target_name, *args, **kwargs):
-        original(model, target_name, *args, **kwargs)
-        path, _, name = target_name.rpartition(".")
-        module = model.get_submodule(path) if path else model
-        if is_fused(module, name):
-            pack(module, name, double_quant)
-
-    with (
-        mock.patch.object(core_model_loading, "set_param_for_module", set_and_pack),
-        # It would reserve the size of the dense model on the card.
-        mock.patch.object(modeling_utils, "caching_allocator_warmup", lambda *args, **kwargs: None),
-        # Read-ahead threads would hold many dense tensors at once.
-        mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}),
-    ):
-        yield
+def default_device() -> str:
+    """This process's card under `accelerate launch`, the first card otherwise, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 
 
 def prove_packed(model: torch.nn.Module, folder: Path) -> None:
     """Raises ModelError, naming the tensor, if an expert or attention matrix is floating point."""
-    packed = sum(isinstance(module, PackedExperts) for module in model.modules())
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedExperts)}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
-        matrix = "experts" in parts or any(part in ATTENTION for part in parts)
-        if matrix and parameter.is_floating_point() and "lora_" not in name:
-            raise ModelError(f"{folder}: {name} is {parameter.dtype} after loading in 4 bits; this must not be used")
-    if packed == 0:
-        raise ModelError(f"{folder}: no fused expert tensor was found to pack; is this a mixture of experts?")
+        if "lora_" in name or name.rpartition(".")[0] in packed or parameter.dim() < 2:
+            continue
+        if ("experts" in parts or any(part in ATTENTION for part in parts)) and parameter.is_floating_point():
+            raise ModelError(
+                f"{folder}: {name} is {parameter.dtype} after loading in 4 bits; do not use this model"
+            )
+    if not packed:
+        raise ModelError(
+            f"{folder}: no fused expert tensor was found to pack; 4 bits are for a mixture of experts, so set"
+            " quantization.bits: 16"
+        )
+
+
+def require_memory(
+    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str
+) -> None:
+    """Raises ResourceError, with the sum, where loading `skeleton` will not fit into the device's free memory."""
+    from aurora.inspection import held_bytes, largest_arrival
+
+    held, arrival = held_bytes(skeleton, quantization), largest_arrival(skeleton, quantization)
+    free = free_memory(device)
+    if free is not None and held + arrival > free:
+        raise ResourceError(
+            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {arrival / GIB:.2f} GiB"
+            f" while the largest tensor arrives = {(held + arrival) / GIB:.2f} GiB, and {device} has"
+            f" {free / GIB:.2f} GiB free; free memory, take a larger card or fewer quantization.bits"
+        )
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can still be allocated on a device, as far as it can be known."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _agree(folder: Path, packed: dict, quantization: Quantization) -> None:
+    if quantization.bits != 4:
+        raise ModelError(
+            f"{folder}: packed in 4 bits, quantization.bits is {quantization.bits}; set it to 4, or take the 16-bit model"
+        )
+    if packed["double_quant"] != quantization.double_quant:
+        raise ModelError(
+            f"{folder}: packed with double_quant {packed['double_quant']}, params.yaml says {quantization.double_quant};"
+            " change quantization.double_quant, or pack the 16-bit model again"
+        )

@@ -1,0 +1,273 @@
+"""Packed experts against transformers' own experts on the dequantised weights, and against bitsandbytes' packing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from torch.utils.checkpoint import checkpoint
+from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+from aurora import experts as module
+from aurora.experts import IMPLEMENTATION, PackedExperts, multiply, multiply_few, pack, packed_experts_forward
+
+EXPERTS, HIDDEN, INNER, TOP = 8, 64, 96, 2
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    from aurora.packing import register
+
+    register()
+    torch.manual_seed(0)
+
+
+def dense_and_packed(kind=MixtralExperts, double_quant=True, dtype=torch.float32, **changes):
+    """Two modules of one kind that hold the same values: dense ones run eagerly, and packed ones."""
+    configs = {
+        MixtralExperts: lambda: MixtralConfig(
+            hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS, num_experts_per_tok=TOP
+        ),
+        Qwen3MoeExperts: lambda: Qwen3MoeConfig(
+            hidden_size=HIDDEN, moe_intermediate_size=INNER, num_experts=EXPERTS, num_experts_per_tok=TOP
+        ),
+        GptOssExperts: lambda: GptOssConfig(
+            hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS, num_experts_per_tok=TOP
+        ),
+    }
+    modules = []
+    for implementation in ("eager", IMPLEMENTATION):
+        config = configs[kind]()
+        config._experts_implementation = implementation
+        modules.append(kind(config))
+    dense, packed = modules
+    for name, weight in dense.named_parameters():
+        weight.data = (torch.randn(weight.shape) * 0.2).to(dtype)
+        getattr(packed, name).data = weight.data.clone()
+    for name in ("gate_up_proj", "down_proj"):
+        store = pack(packed, name, double_quant)
+        getattr(dense, name).data = torch.stack([store.dense(expert) for expert in range(EXPERTS)])
+    return dense, packed
+
+
+def routing(kind: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """top_k_index and top_k_weights (tokens, k)."""
+    scores = torch.randn(tokens, EXPERTS)
+    if kind == "expert 3 unused":
+        scores[:, 3] = -9
+    elif kind == "all to experts 5 and 2":
+        scores[:, 5], scores[:, 2] = 99, 98
+    elif kind == "expert 0 has one token":
+        scores[:, 0] = -9
+        scores[tokens // 2, 0] = 9
+    weights, index = scores.softmax(-1).topk(TOP)
+    return index, weights / weights.sum(-1, keepdim=True)
+
+
+def run(experts, hidden, index, weights):
+    hidden, weights = hidden.clone().requires_grad_(), weights.clone().requires_grad_()
+    result = experts(hidden, index, weights)
+    (result.float() * torch.linspace(-1, 1, result.shape[-1])).sum().backward()
+    return result.detach(), hidden.grad, weights.grad
+
+
+KINDS = ["random", "expert 3 unused", "all to experts 5 and 2", "expert 0 has one token"]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 37, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_gives_the_bits_of_dense_weights(kind, tokens):
+    """Forward bit for bit; backward weighs behind the product instead of before it: 1e-5."""
+    dense, packed = dense_and_packed()
+    index, weights = routing(kind, tokens)
+    hidden = torch.randn(tokens, HIDDEN)
+    ours, theirs = run(packed, hidden, index, weights), run(dense, hidden, index, weights)
+    assert torch.equal(ours[0], theirs[0])
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def test_no_token_at_all():
+    _, packed = dense_and_packed()
+    result, gradient, _ = run(packed, torch.randn(0, HIDDEN), *routing("random", 0))
+    assert result.shape == gradient.shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_float32_as_dense_weights_are(kind, dtype):
+    dense, packed = dense_and_packed(dtype=dtype)
+    index, weights = routing(kind, 64)
+    hidden = torch.randn(64, HIDDEN).to(dtype)
+    ours, theirs = run(packed, hidden, index, weights), run(dense, hidden, index, weights)
+    exact = run(dense.float(), hidden.float(), index, weights)
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == other.dtype
+        error, usual = (
+            (mine.float() - truth).norm() / truth.norm(),
+            (other.float() - truth).norm() / truth.norm(),
+        )
+        assert error < 1.2 * usual + 1e-6
+        assert error < 0.02
+
+
+@pytest.mark.parametrize("kind", [Qwen3MoeExperts, GptOssExperts], ids=lambda kind: kind.__name__)
+def test_other_mixtures_of_experts(kind):
+    """Qwen3's are Mixtral's by another name; gpt-oss transposes, interleaves gate and up, and has biases."""
+    dense, packed = dense_and_packed(kind)
+    index, weights = routing("random", 50)
+    hidden = torch.randn(50, HIDDEN)
+    for ours, theirs in zip(
+        run(packed, hidden, index, weights), run(dense, hidden, index, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer(double_quant, dtype):
+    weight = (torch.randn(3, 256, 192) * torch.rand(3, 256, 1)).to(dtype)
+    packed = PackedExperts.of(weight, double_quant)
+    for expert, matrix in enumerate(weight):
+        codes, state = bnb.quantize_4bit(
+            matrix, blocksize=64, compress_statistics=double_quant, quant_type="nf4"
+        )
+        assert torch.equal(packed.codes[expert].view(-1), codes.view(-1))
+        assert torch.equal(packed.dense(expert), bnb.dequantize_4bit(codes, state))
+
+
+@pytest.mark.parametrize("picked", [[0], [4], [2, 3], [0, 5], [1, 2, 7]])
+def test_the_table_and_the_kernel_give_equal_bits(picked, monkeypatch):
+    packed = PackedExperts.of(torch.randn(8, 128, 64), True)
+    by_table = packed.dense_of(picked)
+    monkeypatch.setattr(module, "LOOKUP", 0)
+    assert torch.equal(packed.dense_of(picked), by_table)
+    assert torch.equal(packed.dense_of(picked), torch.stack([packed.dense(expert) for expert in picked]))
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_groups_and_fused_kernels_do_not_change_a_product(turned, monkeypatch):
+    packed = PackedExperts.of(torch.randn(8, 128, 64), True)
+    counts = [3, 0, 1, 7, 0, 0, 2, 4]
+    rows = torch.randn(sum(counts), 64 if turned else 128)
+    expected = multiply(packed, rows, counts, turned)
+    monkeypatch.setattr(module, "AT_ONCE", 2 * 128 * 64 * 4)
+    assert torch.equal(multiply(packed, rows, counts, turned), expected)
+    monkeypatch.setattr(module, "AT_ONCE", 0)
+    assert torch.equal(multiply(packed, rows, counts, turned), expected)
+    if turned:
+        torch.testing.assert_close(multiply_few(packed, rows, counts), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_token_dequantises_only_its_experts(monkeypatch):
+    _, packed = dense_and_packed()
+    seen = []
+    original = PackedExperts.dense_of
+    monkeypatch.setattr(
+        PackedExperts,
+        "dense_of",
+        lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype),
+    )
+    packed(torch.randn(1, HIDDEN), torch.tensor([[6, 1]]), torch.tensor([[0.5, 0.5]]))
+    assert seen == [[1, 6], [1, 6]]
+
+
+@pytest.mark.parametrize("mode", ["plain", "reentrant", "not reentrant"])
+def test_no_dense_weight_is_saved_for_backward(mode):
+    dense, packed = dense_and_packed()
+    index, weights = routing("random", 40)
+
+    def saved_floats(experts) -> list[tuple[int, ...]]:
+        shapes = []
+        hidden = torch.randn(40, HIDDEN, requires_grad=True)
+
+        def pack_hook(tensor):
+            if tensor.is_floating_point():
+                shapes.append(tuple(tensor.shape))
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor)
+        with hooks:
+            if mode == "plain":
+                result = experts(hidden, index, weights)
+            else:
+                result = checkpoint(experts, hidden, index, weights, use_reentrant=mode == "reentrant")
+            result.sum().backward()
+        assert hidden.grad.abs().sum() > 0
+        return shapes
+
+    matrices = {(2 * INNER, HIDDEN), (HIDDEN, 2 * INNER), (HIDDEN, INNER), (INNER, HIDDEN)}
+
+    def weights_in(shapes):
+        return [shape for shape in shapes if shape[-2:] in matrices]
+
+    assert not weights_in(saved_floats(packed))
+    if mode == "plain":
+        assert weights_in(saved_floats(dense)), "the witness must see the dense weights of the eager path"
+
+
+def test_no_dense_weight_lives_after_forward():
+    import gc
+
+    packed = dense_and_packed()[1]
+    index, weights = routing("random", 40)
+    result = packed(torch.randn(40, HIDDEN, requires_grad=True), index, weights)
+    gc.collect()
+    alive = [
+        tensor.shape
+        for tensor in gc.get_objects()
+        if isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.shape[-2:] == (2 * INNER, HIDDEN)
+    ]
+    assert result.requires_grad and not alive
+
+
+def test_autocast_computes_in_the_dtype_of_the_packed_tensors():
+    """As under Trainer: norms in float32 feed float32 rows to experts that compute in bfloat16."""
+    _, packed = dense_and_packed(dtype=torch.bfloat16)
+    index, weights = routing("random", 33)
+    hidden = torch.randn(33, HIDDEN)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = packed(hidden, index, weights)
+    assert result.dtype == torch.float32
+    expected = packed(hidden.bfloat16(), index, weights).float()
+    torch.testing.assert_close(result.bfloat16().float(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("double_quant, bits", [(True, 4.13), (False, 4.51)])
+def test_bits_a_parameter_at_the_true_shape(double_quant, bits):
+    stores = [
+        PackedExperts(shape, double_quant, torch.bfloat16, "meta")
+        for shape in [(8, 28672, 4096), (8, 4096, 14336)]
+    ]
+    held = sum(tensor.numel() * tensor.element_size() for store in stores for tensor in store.parameters())
+    assert 4 < 8 * held / (3 * 8 * 4096 * 14336) <= bits
+
+
+def test_nothing_that_distributed_training_would_send_each_step():
+    _, packed = dense_and_packed()
+    assert not list(packed.buffers())
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+@pytest.mark.parametrize(
+    "weight, told",
+    [
+        (torch.zeros(8, 64), "experts, rows, columns"),
+        (torch.zeros(2, 3, 10), "64n weights an expert"),
+        (torch.zeros(2, 64, 64, dtype=torch.float64), "float64, which NF4 cannot hold"),
+        (torch.zeros(2, 64, 64, dtype=torch.int8), "int8, which NF4 cannot hold"),
+    ],
+)
+def test_what_cannot_be_packed(weight, told):
+    with pytest.raises(ValueError, match=told):
+        PackedExperts.of(weight, True)
+
+
+def test_expert_parallelism_is_refused():
+    with pytest.raises(NotImplementedError, match="expert parallelism"):
+        packed_experts_forward(SimpleNamespace(_is_expert_parallel=True), None, torch.zeros(1, 2), None)
