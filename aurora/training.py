@@ -5,8 +5,10 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
+from aurora.allocator import keep_heap
 from aurora.errors import DataError, ModelError
 from aurora.params import Quantization, Sft
 from aurora.store import replacing, sha256_file, write_json, write_text
@@ -26,6 +28,7 @@ def train(base: Path, rows: Path, adapter: Path, sft: Sft, quantization: Quantiz
     import torch
     from transformers import set_seed
 
+    keep_heap()
     scratch = SCRATCH / fingerprint(base, rows, sft, quantization)
     torch.set_num_threads(sft.threads)
     if not torch.cuda.is_available():
@@ -36,8 +39,6 @@ def train(base: Path, rows: Path, adapter: Path, sft: Sft, quantization: Quantiz
     metrics = summary(trainer)
     save_adapter(trainer.model, adapter, base)
     text = curve(trainer.state.log_history)
-    import shutil
-
     shutil.rmtree(scratch, ignore_errors=True)
     return metrics, text
 
@@ -64,7 +65,7 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
     import torch
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     from aurora.model import load_model, load_tokenizer
 
@@ -107,7 +108,7 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
+    trainer = _trainer_class()(
         model=load_model(base, quantization),
         args=arguments,
         train_dataset=data["train"],
@@ -129,6 +130,40 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
         trainer.remove_callback(callback)
     trainer.add_callback(_progress(sft.stop_after_steps))
     return trainer
+
+
+def _trainer_class() -> type:
+    import torch
+    from trl import SFTTrainer
+
+    class LabelledPositionsTrainer(SFTTrainer):
+        """SFTTrainer whose loss forms logits only where some row has a label.
+
+        The value is TRL's: the sum of the labels' negative log-likelihoods over their number. TRL's own fused
+        head computes entropy and accuracy too, in some twenty passes over the vocabulary that dominate on CPU.
+        """
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs = dict(inputs, use_cache=False)
+            if self.aux_loss_enabled:
+                inputs["output_router_logits"] = True
+            targets = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
+            places = (targets != -100).any(dim=0).nonzero().flatten()
+            outputs = model(**inputs, logits_to_keep=places)
+            targets = targets[:, places]
+            keep = targets != -100
+            total = torch.nn.functional.cross_entropy(
+                outputs.logits[keep].float(), targets[keep], reduction="sum"
+            )
+            count = keep.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+            if self.aux_loss_enabled:
+                loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # DDP averages the gradients
+            return (loss, outputs) if return_outputs else loss
+
+    return LabelledPositionsTrainer
 
 
 def _dataset(path: Path, scratch: Path):
