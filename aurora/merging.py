@@ -130,7 +130,9 @@ def read_deltas(adapter: Path) -> dict[str, Delta]:
     deltas = {}
     for module, parts in pairs.items():
         if set(parts) != {"A", "B"}:
-            raise ModelError(f"{adapter}: {module} has only LoRA {''.join(parts)}; the file is damaged: train again")
+            raise ModelError(
+                f"{adapter}: {module} has only LoRA {''.join(parts)}; the file is damaged: train again"
+            )
         rank = _pattern(config.get("rank_pattern"), module, config["r"])
         alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
         scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
@@ -172,7 +174,9 @@ def _merge_shard(source: Path, target: Path, deltas: dict[str, Delta]) -> float:
                     )
                 update = (b @ a) * delta.scale
                 if not torch.isfinite(update).all():
-                    raise ModelError(f"{name}: the adapter's delta is not finite; train again with a lower rate")
+                    raise ModelError(
+                        f"{name}: the adapter's delta is not finite; train again with a lower rate"
+                    )
                 largest = max(largest, update.abs().max().item())
                 weight = (weight.float() + update).to(weight.dtype)
             merged[name] = weight
@@ -197,5 +201,3 @@ def _check_disk(base: Path, out: Path, changed: set[str]) -> None:
         raise ResourceError(
             f"{out}: needs {needed / 2**30:.1f} GiB but the disk has {free / 2**30:.1f} GiB free; make room first"
         )
-
-

@@ -74,7 +74,10 @@ def test_what_a_source_depends_on_imports_only_what_fetch_declares(path: str):
 def test_every_stage_is_described_and_its_command_names_declared_paths(stage: str):
     entry = body(stage)
     assert entry["desc"].strip()
-    listed = [next(iter(item)) if isinstance(item, dict) else item for item in entry.get("metrics", []) + entry.get("outs", [])]
+    listed = [
+        next(iter(item)) if isinstance(item, dict) else item
+        for item in entry.get("metrics", []) + entry.get("outs", [])
+    ]
     listed += entry["deps"]
     for word in entry["cmd"].split():
         if word.startswith(("data/", "models/", "metrics", "${item.model}")):
@@ -87,6 +90,8 @@ def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
         assert name.split(".")[0] in Params.model_fields
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=lambda p: p.name
+)
 def test_every_profile_fits_the_schema(path: Path):
     load_params(path)

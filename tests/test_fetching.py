@@ -57,7 +57,9 @@ def server(monkeypatch: pytest.MonkeyPatch):
             server.requests.append(self.path)
             path = self.path.split("?")[0]
             if path.startswith(("/api/models/", "/api/datasets/")):
-                names = [name.rsplit(f"/resolve/{REVISION}/", 1)[1] for name in server.files if "/resolve/" in name]
+                names = [
+                    name.rsplit(f"/resolve/{REVISION}/", 1)[1] for name in server.files if "/resolve/" in name
+                ]
                 content = json.dumps(
                     {"id": "o/n", "sha": REVISION, "siblings": [{"rfilename": name} for name in names]}
                 ).encode()
@@ -157,7 +159,9 @@ def test_a_hub_file_and_a_snapshot_come_by_huggingface_hub(server, tmp_path: Pat
     server.files.clear()
     for name in ("config.json", "model-00001-of-00001.safetensors", "tokenizer.model", "pytorch_model.bin"):
         server.files[f"/o/n/resolve/{REVISION}/{name}"] = name.encode()
-    manifest = fetch("base", source(f"hf://o/n@{REVISION}", kind="model", format="transformers"), Path("base"))
+    manifest = fetch(
+        "base", source(f"hf://o/n@{REVISION}", kind="model", format="transformers"), Path("base")
+    )
     assert [file["path"] for file in manifest["files"]] == [
         "config.json",
         "model-00001-of-00001.safetensors",

@@ -106,11 +106,18 @@ def test_an_adapter_that_does_not_fit_is_refused(folders, tmp_path: Path):
     bad[name] = torch.full((4, 64), float("nan"))
     save_file(bad, adapter / "adapter_model.safetensors")
     refused(base, adapter, tmp_path / "out", "not finite")
-    save_file({key.replace("layers.0", "layers.7"): value for key, value in weights.items()}, adapter / "adapter_model.safetensors")
+    save_file(
+        {key.replace("layers.0", "layers.7"): value for key, value in weights.items()},
+        adapter / "adapter_model.safetensors",
+    )
     refused(base, adapter, tmp_path / "out", r"layers\.7.* is not a tensor of")
-    save_file({key: value for key, value in weights.items() if key != name}, adapter / "adapter_model.safetensors")
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, adapter / "adapter_model.safetensors"
+    )
     refused(base, adapter, tmp_path / "out", "has only LoRA B")
-    save_file(weights | {"base_model.model.lm_head.weight": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    save_file(
+        weights | {"base_model.model.lm_head.weight": torch.zeros(1)}, adapter / "adapter_model.safetensors"
+    )
     refused(base, adapter, tmp_path / "out", "would be lost")
 
 

@@ -1,0 +1,88 @@
+"""Every stage's own command, in dvc.yaml's order, on real rows and on all subjects of the real benchmarks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+# The base as the small profile has it, but hardly trained: what is tested here is the way, not the model.
+FETCH = "import sys, aurora.small_base as base; base.TEXT_STEPS = base.CHAT_STEPS = 3; from stages.fetch import main; main()"
+
+
+def run(folder: Path, *command: str) -> str:
+    """Runs a stage in `folder` and returns what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def stages(folder: Path, *names: str) -> None:
+    """Runs these stages of dvc.yaml by the commands that it holds."""
+    content = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for name in names:
+        stage, _, key = name.partition("@")
+        entry = content[stage]
+        command = entry.get("do", entry)["cmd"]
+        if key:
+            model = entry["foreach"][key]["model"]
+            command = command.replace("${key}", key).replace("${item.model}", model)
+        run(folder, *command.split()[1:])
+
+
+@pytest.mark.minutes
+def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_path: Path):
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    instructions, benchmarks = real_data / "instructions", real_data / "benchmarks"
+    real = {
+        "alpaca_data_zh_51k": instructions / "alpaca_data_zh_51k/rows_1517.json",
+        "alpaca_gpt4_data_zh": instructions / "alpaca_gpt4_data_zh/rows_500_alpaca.json",
+        "sharegpt_70k": instructions / "sharegpt_70k/sharegpt_zh_500.jsonl",
+        "mmlu": benchmarks / "mmlu",
+        "ceval": benchmarks / "ceval",
+        "cmmlu": benchmarks / "cmmlu",
+    }
+    for name, path in real.items():
+        params["sources"][name] |= {"uri": str(path), "dep": str(path)}
+    params["sft"] |= {"stop_after_steps": 3, "per_device_train_batch_size": 2, "eval_steps": 1000}
+    params["eval"]["tasks"] = {name: {"num_fewshot": 5, "limit": 1} for name in ("ceval", "mmlu", "cmmlu")}
+    params["eval"] |= {"loss_rows": 8, "replies": {"prompts": 4, "max_new_tokens": 8, "batch_size": 4}}
+    with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(params, file)
+    for name, source in params["sources"].items():
+        run(tmp_path, "-c", FETCH, name, "--out", f"data/raw/{source['kind']}/{name}")
+    stages(tmp_path, "clean", "format", "sft", "merge", "eval@base", "eval@tuned", "report")
+
+    clean = json.loads((tmp_path / "metrics/clean.json").read_text())
+    read = {name: entry["read"] for name, entry in clean["sources"].items()}
+    assert read == {"alpaca_data_zh_51k": 1517, "alpaca_gpt4_data_zh": 500, "sharegpt_70k": 500}
+    for entry in clean["sources"].values():
+        assert entry["kept"] + sum(entry["dropped"].values()) == entry["read"]
+    kept = pyarrow.parquet.read_table(tmp_path / "data/clean/conversations.parquet").num_rows
+    assert kept == sum(entry["kept"] for entry in clean["sources"].values())
+    assert 2300 < kept < 2517
+    rows = sum(
+        pyarrow.parquet.read_table(tmp_path / f"data/format/{name}.parquet").num_rows
+        for name in ("train", "held_out")
+    )
+    form = json.loads((tmp_path / "metrics/format.json").read_text())
+    assert rows == form["train_rows"] + form["held_out_rows"]
+    assert json.loads((tmp_path / "metrics/sft.json").read_text())["steps"] == 3
+    scores = json.loads((tmp_path / "metrics/eval.json").read_text())
+    for model in ("base", "tuned"):
+        assert {name: scores[model][name]["n"] for name in ("ceval", "mmlu", "cmmlu")} == {
+            "ceval": 52,
+            "mmlu": 57,
+            "cmmlu": 67,
+        }
+        assert 0 <= scores[model]["zh_reply_rate"] <= 1
+    text = "".join(path.read_text() for path in (tmp_path / "metrics").iterdir())
+    assert str(tmp_path) not in text
