@@ -1,4 +1,17 @@
-# make repro: environment, then the small profile from fetch to report.  make test: environment
+# make repro: environment, then the small profile from fetch to report.  make test: environment, then the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
+PYTEST := $(IN_VENV) pytest
+
+.PHONY: repro test test-fast test-slow lint environment clean
+.DEFAULT_GOAL := repro
+
+repro: environment
+	@$(IN_VENV) dvc repro
+	@$(IN_VENV) dvc metrics show
+
+test: environment
 	@$(PYTEST) -m "not slow"
 
 test-fast: environment

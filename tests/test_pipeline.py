@@ -38,7 +38,7 @@ def stages(folder: Path, *names: str) -> None:
         run(folder, *command.split()[1:])
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_path: Path):
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     instructions, benchmarks = real_data / "instructions", real_data / "benchmarks"
