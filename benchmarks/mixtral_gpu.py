@@ -277,6 +277,8 @@ def main(tiny: bool, as_json: bool) -> None:
     from aurora.params import load_params
 
     begun = time.perf_counter()
+    if tiny:
+        say("tiny: the code path alone; none of the figures below says anything about Mixtral-8x7B or a card")
     if not tiny and not torch.cuda.is_available():
         raise click.ClickException("the true shape needs a CUDA card; --tiny runs the same code on a CPU")
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -301,7 +303,8 @@ def main(tiny: bool, as_json: bool) -> None:
         f"{found['prompt_tokens_per_second']:.0f} tokens/s ({found['prompt_share_of_limit']:.0%} of the limit), "
         f"new: {found['new_tokens_per_second']:.1f} tokens/s ({found['new_share_of_limit']:.0%} of the limit)"
     )
-    # Forward, recompute and input gradient: three products of two operations a weight.
+    # Forward, recompute and input gradient: three products of two operations a weight. The experts skip the
+    # recompute of down_proj, so that they could do a little better than this limit.
     limit = operations / (6 * active_parameters(config))
     say(
         f"training limit by arithmetic: {limit:.0f} tokens/s ({6 * active_parameters(config) / 1e9:.1f} GFLOP a token)"
