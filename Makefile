@@ -9,7 +9,7 @@ PYTEST := $(IN_VENV) pytest
 
 repro: environment
 	@$(IN_VENV) dvc repro
-	@$(IN_VENV) dvc metrics show
+	@$(IN_VENV) dvc metrics show --md metrics/eval.json
 
 test: environment
 	@$(PYTEST) -m "not slow"
