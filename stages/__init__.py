@@ -1,1 +1,23 @@
-"""One script for each stage of dvc.yaml: parameters and inputs in, one call, one write."""
+"""The stages of dvc.yaml, one script each. What holds for all of them stands here, and runs before any of their imports.
+
+The order in which a matrix product or a softmax adds up depends on the vector instructions that a library finds.
+MKL promises equal results on all x86-64 processors in its COMPATIBLE mode alone; ATen and oneDNN get a ceiling that
+every processor of the last decade has. So a stage that runs on CPU gives the same bytes on another machine.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from importlib.util import find_spec
+
+os.environ |= {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
+    sys.exit(
+        f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate"
+    )
+
+# What libraries say here about arguments that Aurora or TRL chose, and no user can act on.
+logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

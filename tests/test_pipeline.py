@@ -1,46 +1,16 @@
 """Every stage's own command, in dvc.yaml's order, on real rows and on all subjects of the real benchmarks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from ruamel.yaml import YAML
-
-ROOT = Path(__file__).parent.parent
-# The base as the small profile has it, but hardly trained: what is tested here is the way, not the model.
-FETCH = "import sys, aurora.small_base as base; base.TEXT_STEPS = base.CHAT_STEPS = 3; from stages.fetch import main; main()"
+from stage_runs import ROOT, fetch, read_yaml, stages, write_params
 
 
-def run(folder: Path, *command: str) -> str:
-    """Runs a stage in `folder` and returns what it printed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def stages(folder: Path, *names: str) -> None:
-    """Runs these stages of dvc.yaml by the commands that it holds."""
-    content = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for name in names:
-        stage, _, key = name.partition("@")
-        entry = content[stage]
-        command = entry.get("do", entry)["cmd"]
-        if key:
-            model = entry["foreach"][key]["model"]
-            command = command.replace("${key}", key).replace("${item.model}", model)
-        run(folder, *command.split()[1:])
-
-
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_path: Path):
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = read_yaml(ROOT / "params.yaml")
     instructions, benchmarks = real_data / "instructions", real_data / "benchmarks"
     real = {
         "alpaca_data_zh_51k": instructions / "alpaca_data_zh_51k/rows_1517.json",
@@ -55,10 +25,8 @@ def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_pa
     params["sft"] |= {"stop_after_steps": 3, "per_device_train_batch_size": 2, "eval_steps": 1000}
     params["eval"]["tasks"] = {name: {"num_fewshot": 5, "limit": 1} for name in ("ceval", "mmlu", "cmmlu")}
     params["eval"] |= {"loss_rows": 8, "replies": {"prompts": 4, "max_new_tokens": 8, "batch_size": 4}}
-    with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(params, file)
-    for name, source in params["sources"].items():
-        run(tmp_path, "-c", FETCH, name, "--out", f"data/raw/{source['kind']}/{name}")
+    write_params(tmp_path, params)
+    fetch(tmp_path, params, *params["sources"])
     stages(tmp_path, "clean", "format", "sft", "merge", "eval@base", "eval@tuned", "report")
 
     clean = json.loads((tmp_path / "metrics/clean.json").read_text())
