@@ -8,6 +8,7 @@ PYTEST := $(IN_VENV) pytest
 .DEFAULT_GOAL := repro
 
 repro: environment
+	@$(IN_VENV) aurora check
 	@$(IN_VENV) dvc repro
 	@$(IN_VENV) dvc metrics show --md metrics/eval.json
 

@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "check": ("aurora.checking", "check"),
     "compare": ("aurora.comparison", "compare"),
     "inspect": ("aurora.inspection", "inspect"),
     "preview": ("aurora.preview", "preview"),

@@ -1,6 +1,7 @@
 """Every knob of params.yaml: one frozen model a section, a unit under each field, unknown keys refused."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -196,8 +197,11 @@ class Sft(Section):
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
     warmup_steps: Annotated[int, Field(ge=0)]
     """Optimiser steps of linear warm-up."""
-    optim: Literal["adamw_torch", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"]
-    """transformers' optimiser name; the paper used a 4-bit optimiser."""
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"
+    ]
+    """transformers' optimiser name; the paper used a 4-bit optimiser. On CPU only the fused one gives the same bytes
+    on every processor."""
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     """Gradient norm beyond which gradients are scaled down."""
@@ -324,12 +328,20 @@ def _json(content: dict) -> str:
 
 
 def describe(error: ValidationError) -> str:
-    """First fault of a pydantic error in one line: key, rule, value."""
-    fault = error.errors(include_url=False)[0]
+    """One fault of a pydantic error in one line: key, rule, value; an unknown key before what it leaves missing."""
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in fault["loc"]) or "whole file"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; remove it or correct its spelling{more}"
+        missing = [
+            other["loc"][-1]
+            for other in faults
+            if other["type"] == "missing" and other["loc"][:-1] == fault["loc"][:-1]
+        ]
+        near = get_close_matches(str(fault["loc"][-1]), map(str, missing), n=1)
+        remedy = f"did you mean {near[0]}?" if near else "remove it or correct its spelling"
+        return f"{key}: unknown key; {remedy}{more}"
     if fault["type"] == "missing":
         return f"{key}: missing; add it (profiles/ has examples){more}"
     rule = fault["msg"].removeprefix("Value error, ")

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
+from aurora.cli import main
 from aurora.errors import ParamsError
 from aurora.params import load_params
 
@@ -51,6 +53,24 @@ def test_a_mistake_is_one_line(tmp_path: Path, key: str, value: object, message:
         load_params(changed(tmp_path, key, value))
     assert "\n" not in str(caught.value)
     assert "params.yaml: " in str(caught.value)
+
+
+def test_a_misspelt_key_is_named_with_its_right_spelling(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("learning_rate:", "lerning_rate:"))
+    with pytest.raises(
+        ParamsError, match=r"sft\.lerning_rate: unknown key; did you mean learning_rate\? \(and 1"
+    ):
+        load_params(path)
+
+
+def test_check_says_what_no_stage_would_notice(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("notes: 1\n" + (ROOT / "params.yaml").read_text())
+    done = CliRunner().invoke(main, ["check", str(path)])
+    assert done.exit_code == 1
+    assert done.stderr == f"error: {path}: notes: unknown key; remove it or correct its spelling\n"
+    assert CliRunner().invoke(main, ["check", str(ROOT / "params.yaml")]).exit_code == 0
 
 
 def test_one_e_minus_four_is_a_number(tmp_path: Path):

@@ -1,0 +1,106 @@
+"""What a fresh clone can do before it has fetched or pulled a byte, and what DVC would run after an edit."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.minutes
+DVC = str(Path(sys.executable).with_name("dvc"))
+
+
+def run(folder: Path, *command: str, returncode: int = 0) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the working tree's tracked files, committed on a branch `main`."""
+    folder = tmp_path_factory.mktemp("fresh") / "clone"
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+    run(folder, "git", "init", "--quiet", "--initial-branch=main")
+    run(folder, "git", "add", "--all")
+    user = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    run(folder, "git", *user, "commit", "--quiet", "--message=fresh")
+    return folder
+
+
+def would_run(folder: Path) -> list[str]:
+    """Stages that `dvc repro` would run with the artefacts of dvc.lock at hand."""
+    lines = run(folder, DVC, "repro", "--dry", "--allow-missing").splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def changed(folder: Path, file: str, before: str, after: str) -> list[str]:
+    """Stages that would run after this edit, which is taken back."""
+    path = folder / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    try:
+        return would_run(folder)
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def test_the_lock_file_is_that_of_this_code(clone: Path):
+    assert would_run(clone) == [], "run dvc repro and commit dvc.lock and metrics/"
+
+
+def test_a_new_learning_rate_runs_training_and_what_follows(clone: Path):
+    stages = changed(clone, "params.yaml", "learning_rate: 5e-3", "learning_rate: 4e-3")
+    assert stages == ["sft", "merge", "eval@tuned", "report"]
+
+
+def test_an_evaluation_setting_leaves_the_models_alone(clone: Path):
+    stages = changed(clone, "params.yaml", "    prompts: 48", "    prompts: 40")
+    assert stages == ["eval@base", "eval@tuned", "report"]
+
+
+def test_one_changed_source_is_fetched_alone(clone: Path):
+    file = "samples/mmlu/data/test/astronomy_test.csv"
+    first = (clone / file).read_text(encoding="utf-8").partition(",")[0]
+    stages = changed(clone, file, first, f"{first} ")
+    assert stages[0] == "fetch@mmlu"
+    assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@mmlu"]
+
+
+def test_metrics_and_plots_need_no_pull(clone: Path):
+    shown = json.loads(run(clone, DVC, "metrics", "show", "--json"))
+    scores = shown[""]["data"]["metrics/eval.json"]["data"]
+    tracked = json.loads((clone / "metrics/eval.json").read_text(encoding="utf-8"))
+    assert scores == tracked
+    metrics = clone / "metrics/eval.json"
+    text = metrics.read_text(encoding="utf-8")
+    metrics.write_text(text.replace('"zh_reply_rate": 1.0', '"zh_reply_rate": 0.5'), encoding="utf-8")
+    difference = json.loads(run(clone, DVC, "metrics", "diff", "main", "--json"))
+    metrics.write_text(text, encoding="utf-8")
+    assert difference["diff"]["metrics/eval.json"]["tuned.zh_reply_rate"]["diff"] == -0.5
+    run(clone, DVC, "plots", "show", "--out", "dvc_plots")
+    page = (clone / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "held_out_loss" in page
+    assert "ceval tuned" in page
+
+
+def test_the_story_is_told_by_the_tracked_numbers(root: Path):
+    scores = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
+    base, tuned = scores["base"], scores["tuned"]
+    assert tuned["loss"] <= 0.75 * base["loss"]
+    assert base["zh_reply_rate"] < 0.3
+    assert tuned["zh_reply_rate"] > 0.8
+    for model in (base, tuned):
+        for benchmark in ("ceval", "mmlu", "cmmlu"):
+            assert {"acc", "stderr", "n"} <= set(model[benchmark])
