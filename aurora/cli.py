@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": ("aurora.comparison", "compare"),
     "inspect": ("aurora.inspection", "inspect"),
     "preview": ("aurora.preview", "preview"),
+    "why": ("aurora.reasons", "why"),
 }
 
 

@@ -1,17 +1,16 @@
 """dvc.yaml says all: each stage lists every module it imports, no other, and every path and parameter it reads."""
 
-import ast
+import json
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from aurora.declarations import faults, imported
 from aurora.params import Params, load_params
 
 ROOT = Path(__file__).parent.parent
 MAP = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-# fetch reaches these through `dep` of a source, one of them an instance.
-BY_SOURCE = {"aurora/hub.py", "aurora/small_base"}
 
 
 def body(stage: str) -> dict:
@@ -19,54 +18,53 @@ def body(stage: str) -> dict:
     return entry.get("do", entry)
 
 
-def imported(path: Path) -> set[Path]:
-    """Files of this repository that a module imports, at its top or later, itself excluded."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] in ("aurora", "stages") and "." in name:
-                module = ROOT / Path(*name.split("."))
-                found |= {
-                    file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()
-                }
-    return found
+def test_every_imported_module_is_declared_and_no_other():
+    assert faults(ROOT) == []
 
 
-def reached(stage: str) -> set[str]:
-    """Every module of the repository that running the stage can import, as dvc.yaml would list it."""
-    start = ROOT / "stages" / f"{stage}.py"
-    todo, seen = [start], {start}
-    while todo:
-        for file in imported(todo.pop()) - seen:
-            name = file.relative_to(ROOT).as_posix().removesuffix("/__init__.py")
-            if stage == "fetch" and name in BY_SOURCE:
-                continue
-            seen.add(file)
-            todo.append(file)
-    names = {file.relative_to(ROOT).as_posix().removesuffix("/__init__.py") for file in seen}
-    packages = {"stages/__init__.py", "aurora/__init__.py"}  # Python runs them before any module of theirs
-    return names | packages
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository of one stage that imports aurora/one.py, which imports aurora/two.py, late."""
+    for name, text in {
+        "stages/__init__.py": "",
+        "aurora/__init__.py": "",
+        "stages/work.py": "from aurora.one import run\n",
+        "aurora/one.py": "def run():\n    import aurora.two\n",
+        "aurora/two.py": "",
+        "aurora/three.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
 
 
-@pytest.mark.parametrize("stage", MAP["stages"])
-def test_every_imported_module_is_declared_and_no_other(stage: str):
-    declared = {dep for dep in body(stage)["deps"] if dep.startswith(("stages/", "aurora/"))}
-    # Data files of the package count as code of the module that reads them.
-    code = {dep for dep in declared if dep.endswith(".py") or (ROOT / dep).is_dir()}
-    assert code == reached(stage)
+@pytest.mark.parametrize(
+    ("left_out", "added", "message"),
+    [
+        (None, None, None),
+        ("aurora/two.py", None, "work: aurora/two.py is missing, imported by aurora/one.py; add it to deps"),
+        ("stages/__init__.py", None, "work: stages/__init__.py is missing, imported by python -m; add it"),
+        (
+            None,
+            "aurora/three.py",
+            "work: aurora/three.py is listed, but nothing there imports it; take it out",
+        ),
+    ],
+)
+def test_a_wrong_list_of_modules_is_said(small: Path, left_out: str, added: str, message: str):
+    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
+    deps = [dep for dep in [*deps, added] if dep and dep != left_out]
+    (small / "dvc.yaml").write_text(json.dumps({"stages": {"work": {"cmd": "true", "deps": deps}}}))
+    found = faults(small)
+    assert len(found) == (message is not None)
+    assert not found or message in found[0]
 
 
 @pytest.mark.parametrize("path", ["aurora/hub.py", "aurora/small_base/__init__.py"])
 def test_what_a_source_depends_on_imports_only_what_fetch_declares(path: str):
     allowed = {*body("fetch")["deps"], "aurora/small_base"}
     names = set()
-    for file in imported(ROOT / path):
+    for file in imported(ROOT / path, ROOT):
         name = file.relative_to(ROOT).as_posix()
         names.add("aurora/small_base" if name.startswith("aurora/small_base/") else name)
     assert names <= allowed

@@ -1,0 +1,94 @@
+"""What dvc.yaml says of the code, held against what the stages import.
+
+DVC believes dvc.yaml: a stage with a module that is not listed there shows "up to date" after an edit of it
+(treeverse/dvc#9195).
+"""
+
+import ast
+from pathlib import Path
+
+from aurora.errors import ParamsError
+
+MAP = Path("dvc.yaml")
+PACKAGES = ("aurora", "stages")
+BY_SOURCE = frozenset(
+    {"aurora/hub.py", "aurora/small_base"}
+)  # an instance of fetch has one of them as `item.dep`
+
+
+def read_stages(root: Path) -> dict[str, dict]:
+    """Each stage of dvc.yaml by its name, without instances: cmd, deps, params, outs as they stand there."""
+    from ruamel.yaml import YAML
+
+    content = YAML(typ="safe").load((root / MAP).read_text(encoding="utf-8"))
+    return {name: entry.get("do", entry) for name, entry in content["stages"].items()}
+
+
+def imported(path: Path, root: Path) -> set[Path]:
+    """Modules of this repository that a module imports, at its top or later, as paths below `root`."""
+    found = set()
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ParamsError(f"{path} line {error.lineno}: not Python ({error.msg}); correct it") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "import_module":
+            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in PACKAGES and "." in name:
+                module = root / Path(*name.split("."))
+                candidates = (module.with_suffix(".py"), module / "__init__.py")
+                found |= {file for file in candidates if file.is_file()}
+    return found
+
+
+def reached(stage: str, root: Path) -> dict[str, str]:
+    """Every module that running a stage can import, as dvc.yaml lists it, with the module that imports it.
+
+    A package is listed as its folder; what an instance of fetch watches by its source's `dep` is left out.
+    """
+    start = root / "stages" / f"{stage}.py"
+    todo, seen = [start], {start: "python -m"}
+    while todo:
+        importer = todo.pop()
+        for file in sorted(imported(importer, root) - set(seen)):
+            if stage == "fetch" and _name(file, root) in BY_SOURCE:
+                continue
+            seen[file] = _name(importer, root)
+            todo.append(file)
+    modules = {_name(file, root): importer for file, importer in seen.items()}
+    return modules | {f"{package}/__init__.py": "python -m" for package in PACKAGES}
+
+
+def _name(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix().removesuffix("/__init__.py")
+
+
+def faults(root: Path) -> list[str]:
+    """One line for each module that a stage imports and dvc.yaml misses, or that it lists in vain."""
+    lines = []
+    for stage, entry in read_stages(root).items():
+        modules = reached(stage, root)
+        code = {dep for dep in entry["deps"] if _is_code(dep, root)}
+        lines += [
+            f"{MAP}: {stage}: {name} is missing, imported by {modules[name]}; add it to deps"
+            for name in sorted(set(modules) - code)
+        ]
+        lines += [
+            f"{MAP}: {stage}: {name} is listed, but nothing there imports it; take it out of deps"
+            for name in sorted(code - set(modules))
+        ]
+    return lines
+
+
+def _is_code(dep: str, root: Path) -> bool:
+    # Data files within a package belong to the module that reads them; a test run traces those.
+    return dep.startswith(tuple(f"{package}/" for package in PACKAGES)) and (
+        dep.endswith(".py") or (root / dep).is_dir()
+    )

@@ -1,0 +1,150 @@
+"""`aurora why STAGE`: in words, why `dvc repro` would run a stage now."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aurora.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+WORDS = {
+    "modified": "was edited",
+    "new": "is new",
+    "deleted": "is gone",
+    "not in cache": "is not in the cache",
+}
+
+
+def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
+    """Why stages and those before them would run: lines by stage, in the order in which they would run.
+
+    A name is a stage of dvc.yaml, an instance (`eval@tuned`) or a stage with instances (`eval`); no name means all.
+    A stage that is up to date is left out. Raises DataError for a name that dvc.yaml does not have.
+    """
+    found: dict[str, list[str]] = {}
+    for stage in _in_order(repo, names):
+        status = stage.status(check_updates=True).get(stage.addressing, [])
+        lines = [line for entry in status for line in _lines(repo, stage, entry)]
+        outs = {out.fs_path: before.addressing for before in _before(repo, stage) for out in before.outs}
+        for dep in stage.deps:
+            makers = {outs[path] for path in outs if _overlap(path, dep.fs_path)}
+            lines += [
+                f"{dep.def_path} may change, since {maker} runs before"
+                for maker in sorted(makers & set(found))
+            ]
+        if lines:
+            found[stage.addressing] = lines
+    return found
+
+
+def _in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
+    import networkx
+    from dvc.exceptions import DvcException
+
+    wanted = set() if names else set(repo.index.stages)
+    for name in names:
+        try:
+            wanted |= {stage for stage, _ in repo.stage.collect_granular(name)}
+        except DvcException:
+            stages = sorted(stage.addressing for stage in repo.index.stages)
+            raise DataError(f"dvc.yaml: no stage is named {name}; there are {', '.join(stages)}") from None
+    graph = repo.index.graph  # an edge leads from a stage to one that it needs
+    needed = wanted.union(*(networkx.descendants(graph, stage) for stage in wanted))
+    order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
+    return [stage for stage in order if stage in needed]
+
+
+def _before(repo: "Repo", stage: "PipelineStage") -> list["PipelineStage"]:
+    return list(repo.index.graph.successors(stage))
+
+
+def _overlap(one: str, other: str) -> bool:
+    one_path, other_path = Path(one), Path(other)
+    return one_path == other_path or one_path in other_path.parents or other_path in one_path.parents
+
+
+def _lines(repo: "Repo", stage: "PipelineStage", entry: str | Mapping) -> Iterator[str]:
+    if isinstance(entry, str):
+        yield {"changed command": "its command in dvc.yaml was edited"}.get(entry, entry)
+        return
+    for kind, changes in entry.items():
+        for path, change in changes.items():
+            if isinstance(change, Mapping):
+                yield from _params(repo, stage, path, list(change))
+            elif kind == "changed outs":
+                yield f"its output {path} {WORDS.get(change, change)}"
+            else:
+                files = _files(repo, stage, path) if change == "modified" else []
+                yield f"{path} {WORDS.get(change, change)}" + (f": {_listed(files)}" if files else "")
+
+
+def _listed(files: list[str]) -> str:
+    return ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+
+
+def _params(repo: "Repo", stage: "PipelineStage", path: str, keys: list[str]) -> Iterator[str]:
+    (dep,) = (dep for dep in stage.params if dep.def_path == path)
+    now = dep.read_params()
+    before = dep.hash_info.value if dep.hash_info else {}
+    for key in sorted(keys):
+        old, new = dict(_flat(key, (before or {}).get(key))), dict(_flat(key, now.get(key)))
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old:
+                yield f"{path}: {name} is new: {new[name]}"
+            elif name not in new:
+                yield f"{path}: {name} is gone, was {old[name]}"
+            elif old[name] != new[name]:
+                yield f"{path}: {name} from {old[name]} to {new[name]}"
+
+
+def _flat(key: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(f"{key}.{name}", item)
+    elif value is not None or "." in key:
+        yield key, "null" if value is None else str(value)
+
+
+def _files(repo: "Repo", stage: "PipelineStage", path: str) -> list[str]:
+    """Files of a changed folder that differ from those of the last run, where the cache still lists these."""
+    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    (dep,) = (dep for dep in stage.deps if dep.def_path == path)
+    if not dep.hash_info or not dep.hash_info.isdir:
+        return []
+    try:
+        before = Tree.load(dep.cache, dep.hash_info)
+    except (FileNotFoundError, ObjectFormatError):
+        return []
+    _, _, now = build(dep.cache, dep.fs_path, dep.fs, dep.hash_name, ignore=repo.dvcignore, dry_run=True)
+    old, new = ({"/".join(key): hash_info.value for key, _, hash_info in tree} for tree in (before, now))
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+@click.command()
+@click.argument("stages", nargs=-1, metavar="[STAGE]...")
+@one_line
+def why(stages: tuple[str, ...]) -> None:
+    """Say why STAGE, or every stage, would run now: which parameter, file or module changed, from what to what."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo()
+    except NotDvcRepoError:
+        raise DataError("no .dvc folder here or above; run this in the repository") from None
+    with repo.lock:
+        found = reasons(repo, stages)
+    for stage, lines in found.items():
+        click.echo(f"{stage} would run:")
+        for line in lines:
+            click.echo(f"  {line}")
+    if not found:
+        click.echo(f"{', '.join(stages) or 'every stage'}: up to date")

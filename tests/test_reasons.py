@@ -1,0 +1,120 @@
+"""`aurora why` on a project of two stages: each kind of change is said in words, and nothing else is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aurora.cli import main
+
+MAP = """
+stages:
+  first:
+    cmd: mkdir -p made && cp -r given made/copy
+    deps: [given]
+    params: [first]
+    outs: [made]
+  second:
+    cmd: cp made/copy/a.txt result.txt
+    deps: [made]
+    outs: [result.txt]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "given").mkdir()
+    for name in ("a", "b"):
+        (folder / f"given/{name}.txt").write_text(name)
+    (folder / "params.yaml").write_text("first: {rate: 1e-4, inner: {deep: x}}\nother: 1\n")
+    (folder / "dvc.yaml").write_text(MAP)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    subprocess.run([dvc, "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run([dvc, "repro", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def why(project: Path, monkeypatch: pytest.MonkeyPatch, *stages: str) -> list[str]:
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(main, ["why", *stages])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
+
+
+def test_nothing_changed(project: Path, monkeypatch: pytest.MonkeyPatch):
+    assert why(project, monkeypatch) == ["every stage: up to date"]
+    assert why(project, monkeypatch, "second") == ["second: up to date"]
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "line"),
+    [
+        ("params.yaml", "1e-4", "2e-4", "params.yaml: first.rate from 0.0001 to 0.0002"),
+        ("params.yaml", "deep: x", "deep: null", "params.yaml: first.inner.deep from x to null"),
+        ("params.yaml", "deep: x", "deep: x, more: 2", "params.yaml: first.inner.more is new: 2"),
+        ("params.yaml", "rate: 1e-4, ", "", "params.yaml: first.rate is gone, was 0.0001"),
+        ("given/b.txt", "b", "c", "given was edited"),
+        ("dvc.yaml", "mkdir -p made", "mkdir made", "its command in dvc.yaml was edited"),
+        ("result.txt", "a", "z", "its output result.txt was edited"),
+    ],
+)
+def test_a_change_is_said_in_words(
+    project: Path, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str, line: str
+):
+    path = project / file
+    text = path.read_text()
+    path.unlink()  # a link into DVC's cache, perhaps
+    path.write_text(text.replace(before, after))
+    try:
+        lines = why(project, monkeypatch)
+    finally:
+        path.write_text(text)
+    if file == "result.txt":
+        assert lines == ["second would run:", f"  {line}"]
+    else:
+        assert lines == [
+            "first would run:",
+            f"  {line}",
+            "second would run:",
+            "  made may change, since first runs before",
+        ]
+
+
+def test_the_files_of_a_changed_folder_are_named(project: Path, monkeypatch: pytest.MonkeyPatch):
+    path = project / "made/copy/b.txt"
+    path.unlink()
+    path.write_text("z")
+    assert why(project, monkeypatch) == [
+        "first would run:",
+        "  its output made was edited",
+        "second would run:",
+        "  made was edited: copy/b.txt",
+        "  made may change, since first runs before",
+    ]
+    path.write_text("b")
+
+
+def test_a_parameter_that_no_stage_reads_is_no_reason(project: Path, monkeypatch: pytest.MonkeyPatch):
+    path = project / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("other: 1", "other: 2"))
+    assert why(project, monkeypatch) == ["every stage: up to date"]
+    path.write_text(text)
+
+
+def test_an_unknown_stage_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(main, ["why", "third"])
+    assert done.exit_code == 1
+    assert done.stderr == "error: dvc.yaml: no stage is named third; there are first, second\n"
+
+
+def test_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["why"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: no .dvc folder here")
