@@ -1,203 +1,259 @@
 """LoRA into a sharded safetensors checkpoint, one tensor at a time: W + (alpha / r) * B A, rounded once.
 
-The base's sharding, names, dtype, index, configuration and tokeniser are kept, so that whatever loads the base
-loads the merged folder. A shard without an adapted tensor is linked, not copied, where the file system allows.
+A merged shard is the base's shard with other bytes in the places of the adapted tensors: header, order, names and
+types stay, so that whatever loads the base loads the merged folder. What does not change is shared with the base
+where the file system can (reflink, else hard link of whole shards), and copied by the kernel where it cannot.
 """
 
-import os
+import errno
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
+from aurora.adapter import Delta, read_deltas
+from aurora.checkpoint import METHOD, read_config, refuse_foreign_quantization
 from aurora.errors import ModelError, ResourceError
-from aurora.store import read_json, replacing
+from aurora.provenance import check_base
+from aurora.resumption import resuming, whole
+from aurora.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
+from aurora.store import remove, sha256_file, write_text
+from aurora.transfer import copy_range, hard_link, reflink, write_all
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-# LoraConfig fields that change the arithmetic or the tensors; any other value than these is refused by name.
-PLAIN = {
-    "use_dora": (False,),
-    "bias": ("none",),
-    "modules_to_save": (None, []),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    "layers_to_transform": (None,),
-    "alora_invocation_tokens": (None,),
-}
+if TYPE_CHECKING:
+    import torch
+
+CARD = "README.md"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
+OWN = ("manifest.json", CARD)  # of the base's folder; the merged one is another model
 
 
-@dataclass(frozen=True)
-class Delta:
-    """What is added to one tensor of the base: scale * B @ A."""
+@dataclass
+class Counts:
+    """What the log says about the way the bytes took; it depends on the file system and is no metric."""
 
-    a: Callable  # () -> (r, in) tensor
-    b: Callable  # () -> (out, r) tensor
-    scale: float
+    merged: int = 0
+    reflinked: int = 0
+    linked: int = 0
+    copied: int = 0
+    kept: int = 0
+    written: int = 0  # bytes
 
 
-def merge(base: Path, adapter: Path, out: Path) -> dict:
+def merge(base: Path, adapter: Path, out: Path, card: str | None = None) -> dict:
     """Writes `base` with `adapter` added as a Hugging Face folder and returns counts for the metrics.
 
-    Sums in float32 and rounds once to the base's dtype; holds one tensor and its delta at a time, and the
-    adapted tensors of one shard until it is written. Raises ModelError for an adapter or base that do not fit,
-    ResourceError for a disk that is too small; then nothing is left behind.
+    Sums in float32 and rounds once to the base's dtype; holds one tensor and its delta at a time. A run that was
+    interrupted goes on from the shards that are whole. Raises ModelError for an adapter or base that do not fit,
+    ResourceError for a disk that is too small; then nothing is left behind. `card` becomes README.md.
     """
-    shards = shards_of(base)
+    shards = _mergeable(base)
     deltas = read_deltas(adapter)
-    unknown = sorted(set(deltas) - {name for names in shards.values() for name in names})
-    if unknown:
-        raise ModelError(f"{adapter}: {unknown[0]} is not a tensor of {base}; was the adapter trained on it?")
-    changed = {shard for shard, names in shards.items() if any(name in deltas for name in names)}
-    _check_disk(base, out, changed)
-    linked = largest = 0
-    with replacing(out) as partial:
-        partial.mkdir()
-        for shard in tqdm(sorted(shards), desc="merge", unit="shard"):
-            if shard in changed:
-                largest = max(largest, _merge_shard(base / shard, partial / shard, deltas))
-            else:
-                linked += _link_or_copy(base / shard, partial / shard)
-        for path in sorted(base.iterdir()):
-            if path.is_file() and path.name not in shards and path.name != "manifest.json":
-                shutil.copyfile(path, partial / path.name)
+    if not check_base(adapter, base):
+        print("merge: no hash of the adapter's base to compare; names and shapes are", file=sys.stderr)
+    _check_fit(base, adapter, shards, deltas)
+    changed = {shard for shard, places in shards.items() if any(name in deltas for name in places)}
+    counts, largest = Counts(), 0.0
+    with resuming(out, _inputs(base, adapter, shards, card)) as scratch, _disk_errors(out):
+        _check_disk(base, scratch, shards, changed, deltas)
+        total = sum((base / shard).stat().st_size for shard in shards)
+        with tqdm(total=total, desc="merge", unit="B", unit_scale=True) as bar:
+            for shard, places in shards.items():
+                largest = max(
+                    largest, _take(base / shard, scratch / shard, places, deltas, counts, bar.update)
+                )
+        for path in _companions(base):
+            target = scratch / path.relative_to(base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        if card is not None:
+            write_text(scratch / CARD, card)
+    print(
+        f"merge: {counts.written:,} bytes written; shards: {counts.merged} merged"
+        f" ({counts.reflinked} of them as reflinks), {counts.linked} shared with the base,"
+        f" {counts.copied} copied, {counts.kept} found whole",
+        file=sys.stderr,
+    )
     return {
         "shards": len(shards),
         "shards_changed": len(changed),
-        "tensors": sum(len(names) for names in shards.values()),
+        "tensors": sum(len(places) for places in shards.values()),
         "tensors_changed": len(deltas),
         "largest_delta": largest,
     }
 
 
-def shards_of(base: Path) -> dict[str, list[str]]:
-    """Tensor names of each shard, from the shards' own headers.
-
-    Raises ModelError for a missing or truncated shard and where index and shards disagree.
-    """
-    if (base / INDEX).is_file():
-        index = read_json(base / INDEX, "fetch@base")
-        files = sorted(set(index["weight_map"].values()))
-    else:
-        index, files = None, sorted(path.name for path in base.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{base}: no safetensors file; fetch it again: dvc repro -f fetch@base")
-    shards = {}
-    for file in files:
-        if not (base / file).is_file():
-            raise ModelError(f"{base}/{file}: missing, though {INDEX} names it; fetch the base again")
-        try:
-            with safe_open(base / file, "pt") as tensors:
-                shards[file] = list(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{base}/{file}: truncated or damaged ({error}); fetch the base again") from None
-    if index is not None:
-        held = {name: file for file, names in shards.items() for name in names}
-        for name, file in index["weight_map"].items():
-            if held.get(name) != file:
-                raise ModelError(f"{base}/{INDEX}: {name} is not in {file}; fetch the base again")
-    return shards
+def _mergeable(base: Path) -> dict[str, dict[str, Place]]:
+    if (base / "config.json").is_file():
+        config = read_config(base)
+        refuse_foreign_quantization(base, config)
+        if (config.get("quantization_config") or {}).get("quant_method") == METHOD:
+            raise ModelError(f"{base}: packed in 4 bits; merge into the 16-bit model it was packed from")
+    return read_shards(base)
 
 
-def read_deltas(adapter: Path) -> dict[str, Delta]:
-    """The delta of each adapted tensor by its name in the base.
-
-    Honours r, lora_alpha, rsLoRA and the rank and alpha patterns; raises ModelError for anything else that
-    changes the sum, and for a tensor of the adapter that is no LoRA A or B.
-    """
-    config = read_json(adapter / "adapter_config.json", "sft")
-    for field, plain in PLAIN.items():
-        if config.get(field) not in plain and config.get(field, plain[0]) not in plain:
-            raise ModelError(f"{adapter}: {field}={config[field]} cannot be merged; train without it")
-    path = adapter / WEIGHTS
-    if config.get("peft_type") != "LORA" or not path.is_file():
-        raise ModelError(f"{adapter}: no LoRA adapter with {WEIGHTS}; it is written by: dvc repro sft")
-    with safe_open(path, "pt") as tensors:
-        names = list(tensors.keys())
-    pairs: dict[str, dict[str, str]] = {}
-    for name in names:
-        module, found, part = name.removeprefix(PREFIX).rpartition(".lora_")
-        if not found or part not in ("A.weight", "B.weight"):
-            raise ModelError(f"{adapter}: {name} is not a LoRA A or B; it would be lost in a merge")
-        pairs.setdefault(module, {})[part[0]] = name
-    deltas = {}
-    for module, parts in pairs.items():
-        if set(parts) != {"A", "B"}:
+def _check_fit(
+    base: Path, adapter: Path, shards: dict[str, dict[str, Place]], deltas: dict[str, Delta]
+) -> None:
+    places = {name: place for shard in shards.values() for name, place in shard.items()}
+    for name, delta in deltas.items():
+        if name not in places:
+            raise ModelError(f"{adapter}: {name} is not a tensor of {base}; was the adapter trained on it?")
+        place = places[name]
+        if delta.shape != place.shape:
             raise ModelError(
-                f"{adapter}: {module} has only LoRA {''.join(parts)}; the file is damaged: train again"
+                f"{adapter}: adds {delta.shape} to {name}, which is {place.shape}; it was trained on another base"
             )
-        rank = _pattern(config.get("rank_pattern"), module, config["r"])
-        alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-        scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-        deltas[f"{module}.weight"] = Delta(_reader(path, parts["A"]), _reader(path, parts["B"]), scale)
-    return deltas
+        if place.dtype not in FLOATS:
+            raise ModelError(
+                f"{base}: {name} is {place.dtype}, to which nothing can be added; take the 16-bit model"
+            )
 
 
-def _reader(path: Path, name: str) -> Callable:
-    def read():
-        with safe_open(path, "pt") as tensors:
-            return tensors.get_tensor(name)
-
-    return read
-
-
-def _pattern(patterns: dict | None, module: str, default: float) -> float:
-    from peft.utils.other import get_pattern_key
-
-    key = get_pattern_key((patterns or {}).keys(), module)
-    return (patterns or {}).get(key, default)
-
-
-def _merge_shard(source: Path, target: Path, deltas: dict[str, Delta]) -> float:
-    """Writes one shard with its deltas added; returns the largest absolute element of a delta."""
+def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]], card: str | None) -> list:
+    """All that the merged bytes depend on, as JSON: what an interrupted run may be finished by."""
     import torch
 
-    largest, merged = 0.0, {}
-    with safe_open(source, "pt") as tensors:
-        metadata = tensors.metadata()
-        for name in tensors.keys():  # noqa: SIM118 (no mapping)
-            weight = tensors.get_tensor(name)
-            if name in deltas:
-                delta = deltas[name]
-                a, b = delta.a().float(), delta.b().float()
-                if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-                    raise ModelError(
-                        f"{name}: the adapter adds {b.shape[0]} x {a.shape[1]} to {tuple(weight.shape)}; "
-                        "it was trained on another base"
-                    )
-                update = (b @ a) * delta.scale
-                if not torch.isfinite(update).all():
-                    raise ModelError(
-                        f"{name}: the adapter's delta is not finite; train again with a lower rate"
-                    )
-                largest = max(largest, update.abs().max().item())
-                weight = (weight.float() + update).to(weight.dtype)
-            merged[name] = weight
-        save_file(merged, target, metadata=metadata)
+    stats = [(path, path.stat()) for path in sorted(base.rglob("*")) if path.is_file()]
+    names = ("adapter", "merging", "resumption", "shards", "transfer")
+    return [
+        [(path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+        [sha256_file(path) for path in sorted(adapter.iterdir()) if path.is_file()],
+        [sha256_file(Path(__file__).with_name(f"{name}.py")) for name in names],
+        [torch.__version__, torch.get_num_threads(), sorted(shards), card],
+    ]
+
+
+def _companions(base: Path) -> Iterator[Path]:
+    """Configuration, tokeniser, licence and whatever else is no weight; other weights are the unmerged model."""
+    for path in sorted(base.rglob("*")):
+        relative = path.relative_to(base)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and relative.as_posix() not in OWN and path.suffix not in WEIGHTS:
+            yield path
+
+
+def _take(
+    source: Path,
+    target: Path,
+    places: dict[str, Place],
+    deltas: dict[str, Delta],
+    counts: Counts,
+    advance: Callable,
+) -> float:
+    """Brings one shard to `target`; returns the largest absolute element of its deltas."""
+    size = source.stat().st_size
+    adapted = [name for name in places if name in deltas]
+    if target.is_file() and target.stat().st_size == size:
+        counts.kept += 1
+        advance(size)
+        return max((_update(name, deltas[name])[1] for name in adapted), default=0.0)
+    if adapted:
+        with whole(target) as partial:
+            largest = _merge_shard(
+                source, partial, {name: places[name] for name in adapted}, deltas, counts, advance
+            )
+        counts.merged += 1
+        return largest
+    with whole(target) as partial:
+        if reflink(source, partial) or hard_link(source, partial):
+            counts.linked += 1
+            advance(size)
+        else:
+            counts.copied += 1
+            counts.written += size
+            with source.open("rb", 0) as reader, partial.open("wb", 0) as writer:
+                copy_range(reader, writer, 0, size, advance)
+    return 0.0
+
+
+def _merge_shard(
+    source: Path,
+    target: Path,
+    adapted: dict[str, Place],
+    deltas: dict[str, Delta],
+    counts: Counts,
+    advance: Callable,
+) -> float:
+    largest, size = 0.0, source.stat().st_size
+    shared = reflink(source, target)
+    counts.reflinked += shared
+    with source.open("rb", 0) as reader, target.open("r+b" if shared else "wb", 0) as writer:
+        done = 0
+        for name, place in adapted.items():  # in the order of their bytes
+            if not shared:
+                copy_range(reader, writer, done, place.begin, advance)
+            weight = read_tensor(reader, place)
+            largest = max(largest, _add(name, weight, deltas[name]))
+            write_all(writer, as_bytes(weight), place.begin)
+            done = place.end
+            advance(place.end - place.begin)
+        if not shared:
+            copy_range(reader, writer, done, size, advance)
+    counts.written += sum(place.end - place.begin for place in adapted.values()) if shared else size
     return largest
 
 
-def _link_or_copy(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        return False
-    return True
+def _update(name: str, delta: Delta) -> tuple["torch.Tensor", float]:
+    """scale * B @ A in float32 (out, in), and its largest absolute element."""
+    import torch
+
+    update = (delta.b() @ delta.a()).mul_(delta.scale)
+    low, high = (value.item() for value in torch.aminmax(update))
+    largest = max(-low, high)
+    if not largest < float("inf"):  # NaN too
+        raise ModelError(f"{name}: the adapter's delta is not finite; train again with a lower rate")
+    return update, largest
 
 
-def _check_disk(base: Path, out: Path, changed: set[str]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum((base / shard).stat().st_size for shard in changed)
-    free = shutil.disk_usage(out.parent).free
+def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
+    """Adds to `weight` in place; one copy of it and the float32 delta are all that is held."""
+    import torch
+
+    update, largest = _update(name, delta)
+    weight.copy_(update.add_(weight))  # rounds here, and nowhere else
+    low, high = (abs(value.item()) for value in torch.aminmax(weight))
+    if not max(low, high) < float("inf"):
+        raise ModelError(
+            f"{name}: base and delta together are not finite in {weight.dtype}; the base is damaged or the rate too high"
+        )
+    return largest
+
+
+def _check_disk(base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Delta]) -> None:
+    """Raises ResourceError, before anything is written, where the disk will not hold what cannot be shared."""
+    smallest = min((base / shard for shard in shards), key=lambda path: path.stat().st_size)
+    probe = scratch / "probe.partial"
+    remove(probe)
+    clones = reflink(smallest, probe)
+    remove(probe)
+    links = clones or hard_link(smallest, probe)
+    remove(probe)
+    needed = sum(path.stat().st_size for path in _companions(base))
+    for shard, places in shards.items():
+        size = (base / shard).stat().st_size
+        if (scratch / shard).is_file() or (links and shard not in changed):
+            continue
+        adapted = sum(place.end - place.begin for name, place in places.items() if name in deltas)
+        needed += adapted if clones else size
+    free = shutil.disk_usage(scratch).free
     if needed > free:
         raise ResourceError(
-            f"{out}: needs {needed / 2**30:.1f} GiB but the disk has {free / 2**30:.1f} GiB free; make room first"
+            f"{scratch.parent}: the merge needs {needed / 2**30:.2f} GiB but the disk has {free / 2**30:.2f} GiB free;"
+            " make room first"
         )
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room and run again" if full else "see to the disk and run again"
+        raise ResourceError(f"{error.filename or out}: {error.strerror or error}; {remedy}") from None

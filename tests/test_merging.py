@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.errors import ModelError
-from aurora.merging import merge, read_deltas, shards_of
+from aurora.adapter import read_deltas
+from aurora.merging import merge
+from aurora.shards import read_shards
 
 CONFIG = {
     "vocab_size": 320,
@@ -69,8 +71,8 @@ def test_every_tensor_equals_peft_s_merge_bit_for_bit(folders, tmp_path: Path):
 def test_the_folder_has_the_base_s_form_and_loads(folders, tmp_path: Path):
     base, adapter = folders
     merge(base, adapter, tmp_path / "merged")
-    assert shards_of(tmp_path / "merged") == shards_of(base)
-    for shard in shards_of(base):
+    assert read_shards(tmp_path / "merged") == read_shards(base)
+    for shard in read_shards(base):
         with safe_open(base / shard, "pt") as a, safe_open(tmp_path / "merged" / shard, "pt") as b:
             assert a.metadata() == b.metadata()
     tokens = torch.arange(1, 60).view(1, -1)

@@ -1,0 +1,86 @@
+"""What a model was made from, by hashes of content that DVC and the fetch manifests know too."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from aurora.errors import ModelError
+from aurora.params import Quantization, Sft
+from aurora.store import read_json, read_parquet
+
+RECORD = "training.json"  # in the adapter folder
+LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest that fetch wrote beside the files, or None for a folder that it did not write."""
+    path = folder / "manifest.json"
+    return read_json(path, f"fetch@{folder.name}") if path.is_file() else None
+
+
+def weights_hash(base: Path) -> str | None:
+    """SHA-256 over name and SHA-256 of each safetensors file in the base's manifest, in hex; None without one.
+
+    Licence, URI and tokeniser are left out: the same weights fetched from elsewhere are the same base.
+    """
+    manifest = read_manifest(base)
+    if manifest is None:
+        return None
+    lines = [f"{file['sha256']}  {file['path']}\n" for file in manifest["files"]]
+    weights = sorted(line for line in lines if line.endswith(".safetensors\n"))
+    return hashlib.sha256("".join(weights).encode()).hexdigest()
+
+
+def dvc_hash(path: Path) -> str:
+    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        names = [(file.relative_to(path).as_posix(), file) for file in files]
+        entries = [{"md5": dvc_hash(file), "relpath": name} for name, file in sorted(names)]
+        text = json.dumps(entries, sort_keys=True)
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization) -> dict:
+    """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
+    from importlib.metadata import version
+
+    manifest = read_manifest(base) or {}
+    counts: dict[str, int] = {}
+    for source in read_parquet(rows / "train.parquet", "format")["source"].to_pylist():
+        counts[source] = counts.get(source, 0) + 1
+    return {
+        "base": {name: manifest.get(name) for name in ("uri", "revision", "licence")}
+        | {"weights_sha256": weights_hash(base)},
+        "rows": {
+            "train": dvc_hash(rows / "train.parquet"),
+            "held_out": dvc_hash(rows / "held_out.parquet"),
+            "sources": dict(sorted(counts.items())),
+        },
+        "sft": sft.model_dump(mode="json"),
+        "quantization": quantization.model_dump(mode="json"),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def read_record(adapter: Path) -> dict:
+    """The record of a training of this project; empty for an adapter from elsewhere."""
+    path = adapter / RECORD
+    return read_json(path, "sft") if path.is_file() else {}
+
+
+def check_base(adapter: Path, base: Path) -> bool:
+    """Whether the adapter's record names these weights; False where either has no hash to compare.
+
+    Raises ModelError for another base.
+    """
+    trained = read_record(adapter).get("base", {}).get("weights_sha256")
+    found = weights_hash(base)
+    if trained and found and trained != found:
+        raise ModelError(
+            f"{adapter}: trained on a base with weights {trained[:16]}…, but {base} has {found[:16]}…; "
+            "merge it into the base it was trained on, or train again: dvc repro sft"
+        )
+    return bool(trained and found)
