@@ -45,12 +45,19 @@ class Counts:
     written: int = 0  # bytes
 
 
-def merge(base: Path, adapter: Path, out: Path, card: str | None = None) -> dict:
+def merge(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    card: str | None = None,
+    measure: Callable[[Path], dict] = lambda folder: {},
+) -> dict:
     """Writes `base` with `adapter` added as a Hugging Face folder and returns counts for the metrics.
 
     Sums in float32 and rounds once to the base's dtype; holds one tensor and its delta at a time. A run that was
     interrupted goes on from the shards that are whole. Raises ModelError for an adapter or base that do not fit,
-    ResourceError for a disk that is too small; then nothing is left behind. `card` becomes README.md.
+    ResourceError for a disk that is too small; then nothing is left behind. `card` becomes README.md; what
+    `measure` finds about the whole folder, before it gets its name, joins the metrics.
     """
     shards = _mergeable(base)
     deltas = read_deltas(adapter)
@@ -73,6 +80,7 @@ def merge(base: Path, adapter: Path, out: Path, card: str | None = None) -> dict
             shutil.copyfile(path, target)
         if card is not None:
             write_text(scratch / CARD, card)
+        measured = measure(scratch)
     print(
         f"merge: {counts.written:,} bytes written; shards: {counts.merged} merged"
         f" ({counts.reflinked} of them as reflinks), {counts.linked} shared with the base,"
@@ -85,6 +93,7 @@ def merge(base: Path, adapter: Path, out: Path, card: str | None = None) -> dict
         "tensors": sum(len(places) for places in shards.values()),
         "tensors_changed": len(deltas),
         "largest_delta": largest,
+        **measured,
     }
 
 

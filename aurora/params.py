@@ -227,6 +227,26 @@ class Sft(Section):
     lora: Lora
 
 
+class Drift(Section):
+    """Logits of the merged model beside those of the adapter on the base that it was trained on."""
+
+    rows: Count
+    """Held-out rows, the first of the file."""
+    positions: Count
+    """Positions of each row, the first of its answers; float32 logits of all of them are held in memory."""
+    merged_bits: Annotated[tuple[Literal[16, 4], ...], Field(min_length=1)]
+    """Forms of the merged model to compare: 16 is bfloat16 and takes 2 bytes a parameter, 4 is NF4."""
+
+
+class Merge(Section):
+    """The adapter added to the base, and what that changes."""
+
+    threads: Count
+    """CPU threads of torch."""
+    drift: Drift | None
+    """null skips the measurement: where the models do not fit, merging itself needs the memory of one tensor."""
+
+
 class BenchmarkParams(Section):
     """One benchmark under lm-eval."""
 
@@ -275,6 +295,7 @@ class Params(Section):
     clean: Clean
     format: Format
     sft: Sft
+    merge: Merge
     eval: Eval
 
     @model_validator(mode="after")

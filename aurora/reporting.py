@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from aurora.errors import DataError
+from aurora.model_card import with_scores
 from aurora.store import read_json, read_parquet, write_json, write_text
 
 MODELS = ("base", "tuned")
@@ -86,14 +87,27 @@ def _one_line(text: str) -> str:
 
 
 def write_report(
-    clean: Path, format_: Path, sft: Path, merge: Path, folders: dict[str, Path], out: Path
+    clean: Path,
+    format_: Path,
+    sft: Path,
+    merge: Path,
+    folders: dict[str, Path],
+    cards: dict[str, Path],
+    out: Path,
 ) -> dict:
-    """Writes every tracked file into `out` and returns the content of eval.json."""
+    """Writes every tracked file into `out` and returns the content of eval.json.
+
+    `cards` are the model cards by the name of the file that each becomes, with the scores.
+    """
     results = {model: read_json(folders[model] / "results.json", f"eval@{model}") for model in MODELS}
     page = replies_page(folders)
     curve = sft / "curve.csv"
     if not curve.is_file():
         raise DataError(f"{curve}: not found; it is written by: dvc repro sft")
+    for path in cards.values():
+        if not path.is_file():
+            raise DataError(f"{path}: not found; it is written by: dvc repro merge")
+    pages = {name: path.read_text(encoding="utf-8") for name, path in cards.items()}
     metrics = {
         "clean": read_json(clean, "clean"),
         "format": read_json(format_, "format"),
@@ -107,4 +121,6 @@ def write_report(
     write_text(out / "accuracy.csv", accuracy_table(results))
     write_text(out / "subjects.csv", subject_table(results))
     write_text(out / "replies.md", page)
+    for name, text in pages.items():
+        write_text(out / name, with_scores(text, metrics["eval"]))
     return metrics["eval"]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from aurora.allocator import keep_heap
 from aurora.errors import DataError, ModelError
+from aurora.model_card import adapter_card
 from aurora.params import Quantization, Sft
+from aurora.provenance import RECORD, training_record
 from aurora.store import replacing, sha256_file, write_json, write_text
 
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; holds checkpoints of an unfinished run
@@ -37,7 +39,7 @@ def train(base: Path, rows: Path, adapter: Path, sft: Sft, quantization: Quantiz
     trainer = build_trainer(base, rows, sft, quantization, scratch)
     trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
     metrics = summary(trainer)
-    save_adapter(trainer.model, adapter, base)
+    save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, quantization))
     text = curve(trainer.state.log_history)
     shutil.rmtree(scratch, ignore_errors=True)
     return metrics, text
@@ -225,11 +227,13 @@ def _last_checkpoint(scratch: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def save_adapter(model, folder: Path, base: Path) -> None:
-    """Writes the adapter as PEFT does, without what varies: set order, absolute paths, generated cards."""
+def save_adapter(model, folder: Path, base: Path, record: dict) -> None:
+    """Writes the adapter as PEFT does, without what varies: set order, absolute paths, generated cards.
+
+    `record`, what it was trained from, goes beside it, so that merge knows the base again, and into the card.
+    """
     with replacing(folder) as partial:
         model.save_pretrained(partial)
-        (partial / "README.md").unlink(missing_ok=True)
         path = partial / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base.as_posix()
@@ -237,6 +241,8 @@ def save_adapter(model, folder: Path, base: Path) -> None:
         write_json(path, dict(sorted(config.items())))
         if not (partial / "adapter_model.safetensors").is_file():
             raise ModelError(f"{folder}: PEFT wrote no adapter_model.safetensors")
+        write_json(partial / RECORD, record)
+        write_text(partial / "README.md", adapter_card(base, partial))
 
 
 def summary(trainer) -> dict:

@@ -33,17 +33,28 @@ CONFIG = {
     "dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
-PROJECTIONS = {"q_proj": (HIDDEN, HIDDEN), "k_proj": (KEYS, HIDDEN), "v_proj": (KEYS, HIDDEN), "o_proj": (HIDDEN, HIDDEN)}
+PROJECTIONS = {
+    "q_proj": (HIDDEN, HIDDEN),
+    "k_proj": (KEYS, HIDDEN),
+    "v_proj": (KEYS, HIDDEN),
+    "o_proj": (HIDDEN, HIDDEN),
+}
 PEAK = "print('peak', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
-OURS = "import sys; from pathlib import Path; from aurora.merging import merge; merge(*map(Path, sys.argv[1:])); " + PEAK
-PEFT = """
+OURS = (
+    "import sys; from pathlib import Path; from aurora.merging import merge; merge(*map(Path, sys.argv[1:])); "
+    + PEAK
+)
+PEFT = (
+    """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 base, adapter, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(base, dtype='auto')
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
-""" + PEAK
+"""
+    + PEAK
+)
 
 
 def random_tensor(*shape: int):
@@ -65,7 +76,9 @@ def write_base(folder: Path, layers: int) -> None:
     for layer in range(layers):
         name = f"model.layers.{layer}"
         tensors = {f"{name}.self_attn.{part}.weight": shape for part, shape in PROJECTIONS.items()}
-        tensors |= {f"{name}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        tensors |= {
+            f"{name}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")
+        }
         tensors[f"{name}.block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
         for expert in range(EXPERTS):
             place = f"{name}.block_sparse_moe.experts.{expert}"
@@ -75,9 +88,13 @@ def write_base(folder: Path, layers: int) -> None:
     weight_map = {}
     for number, tensors in enumerate(files.values(), start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        save_file({name: random_tensor(*shape) for name, shape in tensors.items()}, folder / file, {"format": "pt"})
+        save_file(
+            {name: random_tensor(*shape) for name, shape in tensors.items()}, folder / file, {"format": "pt"}
+        )
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
 
 
@@ -111,7 +128,12 @@ def measure(command: list[str], out: Path) -> dict:
     peak = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak")]
     own = sum(path.stat().st_size for path in out.iterdir() if path.stat().st_nlink == 1)
     shutil.rmtree(out)
-    return {"seconds": ended - start, "written": written - start, "peak": peak[0] * 1024 / 1e6 if peak else 0, "own": own}
+    return {
+        "seconds": ended - start,
+        "written": written - start,
+        "peak": peak[0] * 1024 / 1e6 if peak else 0,
+        "own": own,
+    }
 
 
 def size(folder: Path) -> int:
@@ -124,7 +146,15 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
     shutil.rmtree(folder, ignore_errors=True)
     write_base(base, layers)
     write_adapter(adapter, layers)
-    interpreter = int(subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout.split()[1]) * 1024 / 1e6
+    interpreter = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
+            ).stdout.split()[1]
+        )
+        * 1024
+        / 1e6
+    )
     total = size(base)
     for path in base.iterdir():
         with path.open("rb") as file:
@@ -134,15 +164,26 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
     for _ in range(rounds):
         for name, command in ways.items():
             out = folder / "out"
-            runs[name].append(measure([*command[:-1], *(str(p) for p in ((base, adapter, out) if command[-1] == "all" else (base, out)))], out))
+            runs[name].append(
+                measure(
+                    [
+                        *command[:-1],
+                        *(str(p) for p in ((base, adapter, out) if command[-1] == "all" else (base, out))),
+                    ],
+                    out,
+                )
+            )
     shutil.rmtree(folder)
     print(f"{total / 1e9:.2f} GB in {layers + 1} shards, {rounds} rounds in turn, medians")
-    print(f"{'':<24}{'seconds':>9}{'written':>9}{'MB/s':>8}{'of cp':>8}{'written':>9}{'GB own':>8}{'peak MB over interpreter':>26}")
+    print(
+        f"{'':<24}{'seconds':>9}{'written':>9}{'MB/s':>8}{'of cp':>8}{'written':>9}{'GB own':>8}{'peak MB over interpreter':>26}"
+    )
     cp = runs[next(iter(ways))]
     for name, found in runs.items():
         middle = {key: statistics.median(run[key] for run in found) for key in found[0]}
         ratio, ratio_written = (
-            statistics.median(a[key] / b[key] for a, b in zip(cp, found, strict=True)) for key in ("seconds", "written")
+            statistics.median(a[key] / b[key] for a, b in zip(cp, found, strict=True))
+            for key in ("seconds", "written")
         )
         peak = f"{middle['peak'] - interpreter:.0f}" if middle["peak"] else ""
         print(
@@ -155,14 +196,18 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where to write; is emptied.")
 @click.option("--layers", default=3, show_default=True, help="Of the checkpoint beside cp.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--peft-layers", default=1, show_default=True, help="Of the checkpoint beside PEFT; 0 leaves it out.")
+@click.option(
+    "--peft-layers", default=1, show_default=True, help="Of the checkpoint beside PEFT; 0 leaves it out."
+)
 def main(folder: Path, layers: int, rounds: int, peft_layers: int) -> None:
     python = [sys.executable, "-c"]
     ways = {"cp -r": ["cp", "-r", "two"], "aurora": [*python, OURS, "all"]}
     folder = folder / "merge_benchmark"
     compare(folder, layers, ways, rounds)
     pair = HIDDEN * HIDDEN * (2 + 4) / 1e6
-    print(f"largest adapted tensor in bfloat16 and its delta in float32: {pair:.0f} MB; 1.3 x that + 400 MB = {1.3 * pair + 400:.0f} MB\n")
+    print(
+        f"largest adapted tensor in bfloat16 and its delta in float32: {pair:.0f} MB; 1.3 x that + 400 MB = {1.3 * pair + 400:.0f} MB\n"
+    )
     if peft_layers:
         compare(folder, peft_layers, ways | {"PEFT merge_and_unload": [*python, PEFT, "all"]}, 1)
 

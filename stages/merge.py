@@ -1,4 +1,4 @@
-"""merge: the adapter added to the base, as a standard Hugging Face folder."""
+"""merge: the adapter added to the base, as a standard Hugging Face folder, and what that changes."""
 
 from pathlib import Path
 
@@ -6,22 +6,44 @@ import click
 
 from aurora.errors import one_line
 from aurora.merging import merge
+from aurora.model_card import merged_card
+from aurora.params import load_params
 from aurora.store import replacing, write_json
 
 
 @click.command()
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="Base model folder.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder of sft.")
+@click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
+@click.option("--instructions", type=click.Path(path_type=Path), required=True, help="Fetched instructions.")
 @click.option("--merged", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics.")
 @one_line
-def main(base: Path, adapter: Path, merged: Path, out: Path) -> None:
+def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path, out: Path) -> None:
     """Merge the adapter into the base."""
-    metrics = merge(base, adapter, merged)
+    import torch
+
+    from aurora.drift import drift, require_room
+
+    params = load_params()
+    settings = params.merge.drift
+    torch.set_num_threads(params.merge.threads)
+    if settings:
+        require_room(base, settings, params.quantization)
+
+    def measure(folder: Path) -> dict:
+        if settings is None:
+            return {}
+        return {"drift": drift(base, adapter, folder, rows, settings, params.quantization)}
+
+    metrics = merge(base, adapter, merged, merged_card(base, adapter, instructions), measure)
     with replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)
-    print(f"merge: {metrics['tensors_changed']} of {metrics['tensors']} tensors changed")
+    line = f"merge: {metrics['tensors_changed']} of {metrics['tensors']} tensors changed"
+    for bits in settings.merged_bits if settings else ():
+        line += f"; top-1 agreement in {bits} bits {metrics['drift'][f'merged_{bits}_bits']['top1_agreement']:.1%}"
+    print(line)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,24 @@ PATH = click.Path(path_type=Path)
 @click.option("--merge", type=PATH, required=True, help="metrics.json of merge.")
 @click.option("--base", type=PATH, required=True, help="Folder of eval of the base.")
 @click.option("--tuned", type=PATH, required=True, help="Folder of eval of the tuned model.")
+@click.option("--adapter-card", type=PATH, required=True, help="README.md of the adapter.")
+@click.option("--model-card", type=PATH, required=True, help="README.md of the merged model.")
 @click.option("--out", type=PATH, required=True, help="Folder to write into.")
 @one_line
-def main(clean: Path, format_: Path, sft: Path, merge: Path, base: Path, tuned: Path, out: Path) -> None:
+def main(
+    clean: Path,
+    format_: Path,
+    sft: Path,
+    merge: Path,
+    base: Path,
+    tuned: Path,
+    adapter_card: Path,
+    model_card: Path,
+    out: Path,
+) -> None:
     """Gather what git tracks."""
-    scores = write_report(clean, format_, sft, merge, {"base": base, "tuned": tuned}, out)
+    cards = {"adapter_card.md": adapter_card, "model_card.md": model_card}
+    scores = write_report(clean, format_, sft, merge, {"base": base, "tuned": tuned}, cards, out)
     change = ", ".join(f"{model} {scores[model]['zh_reply_rate']:.2f}" for model in MODELS)
     print(
         f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}"

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora.errors import ModelError
 from aurora.adapter import read_deltas
+from aurora.errors import ModelError
 from aurora.merging import merge
 from aurora.shards import read_shards
 

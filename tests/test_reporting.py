@@ -28,13 +28,18 @@ def outputs(tmp_path: Path) -> dict[str, Path]:
         (folder / "results.json").write_text(json.dumps(results))
         table = pyarrow.table({"id": ["a"], "prompt": ["你好"], "reply": [reply], "language": ["x"]})
         pyarrow.parquet.write_table(table, folder / "replies.parquet")
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card/README.md").write_text("---\ntags: []\n---\n# Tuned\n\n## Scores\n\nLater.\n")
     return {path.name: path for path in tmp_path.iterdir()}
 
 
 def gather(outputs: dict[str, Path], out: Path) -> dict:
     metrics = {name: outputs[name] / "metrics.json" for name in ("clean", "format", "merge")}
     folders = {model: outputs[model] for model in ("base", "tuned")}
-    return write_report(metrics["clean"], metrics["format"], outputs["sft"], metrics["merge"], folders, out)
+    cards = {"model_card.md": outputs["card"] / "README.md"}
+    return write_report(
+        metrics["clean"], metrics["format"], outputs["sft"], metrics["merge"], folders, cards, out
+    )
 
 
 def test_the_tables_hold_what_the_stages_measured(outputs, tmp_path: Path):
