@@ -5,11 +5,9 @@ types stay, so that whatever loads the base loads the merged folder. What does n
 where the file system can (reflink, else hard link of whole shards), and copied by the kernel where it cannot.
 """
 
-import errno
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +20,8 @@ from aurora.errors import ModelError, ResourceError
 from aurora.provenance import check_base
 from aurora.resumption import resuming, whole
 from aurora.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
-from aurora.store import remove, sha256_file, write_text
-from aurora.transfer import copy_range, hard_link, reflink, write_all
+from aurora.store import sha256_file, write_text
+from aurora.transfer import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +64,7 @@ def merge(
     _check_fit(base, adapter, shards, deltas)
     changed = {shard for shard, places in shards.items() if any(name in deltas for name in places)}
     counts, largest = Counts(), 0.0
-    with resuming(out, _inputs(base, adapter, shards, card)) as scratch, _disk_errors(out):
+    with resuming(out, _inputs(base, adapter, shards, card)) as scratch, disk_errors(out):
         _check_disk(base, scratch, shards, changed, deltas)
         total = sum((base / shard).stat().st_size for shard in shards)
         with tqdm(total=total, desc="merge", unit="B", unit_scale=True) as bar:
@@ -202,7 +200,9 @@ def _merge_shard(
             write_all(writer, as_bytes(weight), place.begin)
             done = place.end
             advance(place.end - place.begin)
-        if not shared:
+        if shared:
+            advance(size - sum(place.end - place.begin for place in adapted.values()))
+        else:
             copy_range(reader, writer, done, size, advance)
     counts.written += sum(place.end - place.begin for place in adapted.values()) if shared else size
     return largest
@@ -237,12 +237,7 @@ def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
 def _check_disk(base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Delta]) -> None:
     """Raises ResourceError, before anything is written, where the disk will not hold what cannot be shared."""
     smallest = min((base / shard for shard in shards), key=lambda path: path.stat().st_size)
-    probe = scratch / "probe.partial"
-    remove(probe)
-    clones = reflink(smallest, probe)
-    remove(probe)
-    links = clones or hard_link(smallest, probe)
-    remove(probe)
+    clones, links = ways_to_share(smallest, scratch / "probe.partial")
     needed = sum(path.stat().st_size for path in _companions(base))
     for shard, places in shards.items():
         size = (base / shard).stat().st_size
@@ -256,13 +251,3 @@ def _check_disk(base: Path, scratch: Path, shards: dict, changed: set[str], delt
             f"{scratch.parent}: the merge needs {needed / 2**30:.2f} GiB but the disk has {free / 2**30:.2f} GiB free;"
             " make room first"
         )
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room and run again" if full else "see to the disk and run again"
-        raise ResourceError(f"{error.filename or out}: {error.strerror or error}; {remedy}") from None

@@ -23,11 +23,12 @@ def weights_hash(base: Path) -> str | None:
 
     Licence, URI and tokeniser are left out: the same weights fetched from elsewhere are the same base.
     """
-    manifest = read_manifest(base)
-    if manifest is None:
+    files = (read_manifest(base) or {}).get("files", ())
+    weights = sorted(
+        f"{file['sha256']}  {file['path']}\n" for file in files if file["path"].endswith(".safetensors")
+    )
+    if not weights:
         return None
-    lines = [f"{file['sha256']}  {file['path']}\n" for file in manifest["files"]]
-    weights = sorted(line for line in lines if line.endswith(".safetensors\n"))
     return hashlib.sha256("".join(weights).encode()).hexdigest()
 
 

@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from aurora.errors import ModelError
+from aurora.errors import ModelError, ResourceError
+from aurora.store import remove
 
 FICLONE = 0x40049409  # ioctl of Linux: the target shares the source's blocks until either is written
 BLOCK = 32 * 2**20  # bytes at a time, so that progress is seen
@@ -46,6 +48,17 @@ def hard_link(source: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def ways_to_share(source: Path, probe: Path) -> tuple[bool, bool]:
+    """Whether files like `source` can be reflinked, and whether they can be shared at all; tried out at `probe`."""
+    try:
+        remove(probe)
+        if reflink(source, probe):
+            return True, True
+        return False, hard_link(source, probe)
+    finally:
+        remove(probe)
 
 
 def copy_range(
@@ -87,3 +100,14 @@ def write_all(writer: FileIO, content: memoryview | bytes, at: int) -> None:
     while len(content):
         written = os.pwrite(writer.fileno(), content, at)
         content, at = content[written:], at + written
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turns an OSError, a full disk above all, into a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room and run again" if full else "see to the disk and run again"
+        raise ResourceError(f"{error.filename or out}: {error.strerror or error}; {remedy}") from None
