@@ -1,0 +1,156 @@
+"""Drift against an independent computation, one model at a time, and what cannot be measured."""
+
+import gc
+import json
+import weakref
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
+
+import aurora.model
+from aurora.drift import compare, drift, read_samples, require_room
+from aurora.errors import DataError, ResourceError
+from aurora.merging import merge
+from aurora.params import Drift, Quantization
+
+SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
+PACKED = Quantization(bits=4, double_quant=True, compute_dtype="float32")
+DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
+ROWS = [
+    ([1, 5, 6, 7, 8, 9, 10, 2], [-100, -100, -100, 7, 8, 9, 10, 2]),
+    ([1, 40, 41, 42, 43, 44, 45, 46, 47, 2], [-100, 40, 41, 42, 43, 44, 45, 46, 47, 2]),
+    ([1, 2, 3], [-100, -100, -100]),
+    ([1, 2, 3], [1, 2, 3]),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Base, adapter, merged model and held-out rows."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("drift")
+    config = MixtralConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.2,
+    )
+    model = MixtralForCausalLM(config)
+    model.save_pretrained(path / "base")
+    tuned = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    )
+    for name, weight in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    tuned.save_pretrained(path / "adapter")
+    merge(path / "base", path / "adapter", path / "merged")
+    ids, labels = zip(*ROWS, strict=True)
+    table = pyarrow.table({"input_ids": list(ids), "labels": list(labels)})
+    pyarrow.parquet.write_table(table, path / "held_out.parquet")
+    return {name: path / name for name in ("base", "adapter", "merged", "held_out.parquet")}
+
+
+def measure(folders: dict[str, Path], settings: Drift, quantization: Quantization) -> dict:
+    places = (folders[name] for name in ("base", "adapter", "merged", "held_out.parquet"))
+    return drift(*places, settings, quantization)
+
+
+def test_positions_are_those_that_foresee_an_answer(folders):
+    samples = read_samples(folders["held_out.parquet"], SETTINGS)
+    assert samples == [([1, 5, 6, 7, 8, 9, 10], [2, 3, 4, 5, 6]), ([1, 40, 41, 42, 43], [0, 1, 2, 3, 4])]
+    everything = Drift(rows=4, positions=100, merged_bits=(16,))
+    assert read_samples(folders["held_out.parquet"], everything)[2] == ([1, 2], [0, 1])
+
+
+def test_the_measures_are_torch_s_own():
+    torch.manual_seed(0)
+    wanted, found = torch.randn(2, 7, 50) * 3, torch.randn(2, 7, 50) * 3
+    result = compare(list(wanted), iter(found))
+    kl = torch.nn.functional.kl_div(
+        found.view(-1, 50).log_softmax(-1),
+        wanted.view(-1, 50).log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    assert result["kl_divergence"] == pytest.approx(kl.item(), rel=1e-5)
+    assert result["greatest"] == pytest.approx((wanted - found).abs().max().item())
+    assert result["mean"] == pytest.approx((wanted - found).abs().mean().item(), rel=1e-5)
+    assert result["top1_agreement"] == (wanted.argmax(-1) == found.argmax(-1)).float().mean().item()
+    assert compare(list(wanted), iter(wanted))["top1_agreement"] == 1
+
+
+def test_drift_is_what_peft_and_stock_transformers_find(folders):
+    found = measure(folders, SETTINGS, DENSE)
+    base = MixtralForCausalLM.from_pretrained(folders["base"])
+    merged = MixtralForCausalLM.from_pretrained(folders["merged"], dtype="bfloat16")
+    tuned = PeftModel.from_pretrained(MixtralForCausalLM.from_pretrained(folders["base"]), folders["adapter"])
+    differences, effects = [], []
+    with torch.no_grad():
+        for tokens, places in read_samples(folders["held_out.parquet"], SETTINGS):
+            ids = torch.tensor([tokens])
+            wanted = tuned(ids).logits[0, places]
+            differences.append((wanted - merged(ids).logits[0, places].float()).abs())
+            effects.append((wanted - base(ids).logits[0, places]).abs())
+    assert (found["rows"], found["positions"]) == (2, 10)
+    for name, values, tolerance in (("adapter_itself", effects, 1e-4), ("merged_16_bits", differences, 0.1)):
+        expected = torch.cat(values)
+        # bfloat16 sums in another order move single logits by a unit in the last place.
+        assert found[name]["greatest"] == pytest.approx(expected.max().item(), rel=tolerance)
+        assert found[name]["mean"] == pytest.approx(expected.mean().item(), rel=tolerance)
+    assert found["merged_16_bits"]["kl_divergence"] < 0.1 * found["adapter_itself"]["kl_divergence"]
+
+
+def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders, tmp_path: Path):
+    weights = load_file(folders["adapter"] / "adapter_model.safetensors")
+    zero = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
+    (tmp_path / "adapter").mkdir()
+    save_file(zero, tmp_path / "adapter/adapter_model.safetensors")
+    config = json.loads((folders["adapter"] / "adapter_config.json").read_text())
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    merge(folders["base"], tmp_path / "adapter", tmp_path / "merged")
+    places = folders | {name: tmp_path / name for name in ("adapter", "merged")}
+    found = measure(places, SETTINGS, PACKED)
+    nothing = {"greatest": 0, "mean": 0, "kl_divergence": 0, "top1_agreement": 1}
+    assert found["adapter_itself"] == found["merged_4_bits"] == nothing
+    assert found["merged_16_bits"]["greatest"] > 0  # the base in 4 bits is not the base in 16
+
+
+def test_one_model_is_in_memory_at_a_time(folders, monkeypatch):
+    loaded, load = [], aurora.model.load_model
+
+    def watched(folder: Path, quantization: Quantization):
+        gc.collect()
+        assert [model for model in loaded if model() is not None] == []
+        model = load(folder, quantization)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(aurora.model, "load_model", watched)
+    assert measure(folders, SETTINGS, PACKED) == measure(folders, SETTINGS, PACKED)
+    assert len(loaded) == 6
+
+
+def test_a_machine_too_small_is_told_before_the_merge(folders, monkeypatch):
+    monkeypatch.setattr(aurora.model, "free_memory", lambda device: 260_000)
+    require_room(folders["base"], Drift(rows=1, positions=1, merged_bits=(4,)), PACKED)
+    with pytest.raises(ResourceError, match="loading in 16 bits takes"):
+        require_room(folders["base"], SETTINGS, PACKED)
+
+
+def test_rows_without_answers_are_refused(tmp_path: Path):
+    table = pyarrow.table({"input_ids": [[1, 2, 3]], "labels": [[-100, -100, -100]]})
+    pyarrow.parquet.write_table(table, tmp_path / "held_out.parquet")
+    with pytest.raises(DataError, match="no row has a trained token, so there is no drift"):
+        read_samples(tmp_path / "held_out.parquet", SETTINGS)
