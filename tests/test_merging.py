@@ -180,15 +180,15 @@ def test_the_folder_has_the_base_s_form(folders, tmp_path: Path):
 
 
 def test_another_reader_of_safetensors_finds_the_same(small, tmp_path: Path):
-    gguf = pytest.importorskip("gguf.utility", reason="the gguf package is not installed")
+    gguf = pytest.importorskip("gguf.utility", reason="llama.cpp's library gguf is not installed")
     merge(*small, tmp_path / "merged")
     expected, count = tensors(tmp_path / "merged"), 0
     for file in sorted((tmp_path / "merged").glob("*.safetensors")):
-        for name, found in gguf.SafetensorsLocal(file).items():
-            assert (found.dtype, tuple(found.shape)) == ("BF16", tuple(expected[name].shape))
-            raw = bytes(found.mmap_bytes())
-            assert raw == expected[name].view(torch.uint8).numpy().tobytes(), name
-            count += 1
+        with gguf.SafetensorsLocal(file) as found:
+            for name, tensor in found.items():
+                assert (tensor.dtype, tensor.shape) == ("BF16", tuple(expected[name].shape))
+                assert bytes(tensor.mmap_bytes()) == expected[name].view(torch.uint8).numpy().tobytes(), name
+                count += 1
     assert count == len(expected)
 
 
