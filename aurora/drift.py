@@ -1,7 +1,7 @@
 """How far the merged model is from what was trained: the adapter on the quantised base, logit by logit."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ def drift(
     """Differences of logits to the adapter on the base, as `quantization` holds it in training.
 
     `adapter_itself` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
-    (bfloat16) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time, and float32 logits
-    of settings.rows x settings.positions x vocabulary. Raises DataError if there is no row to compare on.
+    (bfloat16, a layer at a time) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time,
+    and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no row to compare on.
     """
     from peft import PeftModel
 
@@ -32,24 +32,39 @@ def drift(
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
         result = {"adapter_itself": compare(wanted, logits(model, samples, "base"))}
+    del model
+    release()
     for bits in settings.merged_bits:
-        del model
+        result[f"merged_{bits}_bits"] = compare(wanted, merged_logits(merged, samples, bits, quantization))
         release()
-        model = load_model(merged, quantization.model_copy(update={"bits": bits}))
-        found = compare(wanted, logits(model, samples, f"merged in {bits} bits"))
-        result[f"merged_{bits}_bits"] = found
     return {"rows": len(samples), "positions": sum(len(places) for _, places in samples), **result}
 
 
 def require_room(base: Path, settings: Drift, quantization: Quantization) -> None:
-    """Raises ResourceError, before anything is merged, where one of the models to compare will not fit."""
+    """Raises ResourceError or ModelError, before anything is merged, where one of the models will not run here."""
     from aurora.checkpoint import meta_model
     from aurora.model import default_device, require_memory
+    from aurora.streaming import require_streamable
 
+    if 16 in settings.merged_bits:
+        require_streamable(base)
     skeleton = meta_model(base)
-    for bits in dict.fromkeys((quantization.bits, *settings.merged_bits)):
+    for bits in {quantization.bits} | ({4} & set(settings.merged_bits)):  # the whole models
         held = quantization.model_copy(update={"bits": bits})
         require_memory(base, skeleton, held, default_device())
+
+
+def merged_logits(
+    merged: Path, samples: list[tuple[list[int], list[int]]], bits: int, quantization: Quantization
+) -> list["torch.Tensor"]:
+    """Logits of the merged model: layer by layer in 16 bits, whole in 4."""
+    from aurora.model import default_device, load_model
+    from aurora.streaming import streamed_logits
+
+    if bits == 16:
+        return streamed_logits(merged, samples, default_device())
+    model = load_model(merged, quantization.model_copy(update={"bits": bits}))
+    return list(logits(model, samples, f"merged in {bits} bits"))
 
 
 def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]]]:
@@ -84,7 +99,7 @@ def logits(
             yield output.logits[0].float().cpu()
 
 
-def compare(wanted: list["torch.Tensor"], found: Iterator["torch.Tensor"]) -> dict:
+def compare(wanted: list["torch.Tensor"], found: Iterable["torch.Tensor"]) -> dict:
     """Greatest and mean absolute difference of logits, mean KL divergence in nats from `wanted`, top-1 agreement."""
     greatest, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
     for reference, other in zip(wanted, found, strict=True):

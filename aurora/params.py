@@ -233,9 +233,9 @@ class Drift(Section):
     rows: Count
     """Held-out rows, the first of the file."""
     positions: Count
-    """Positions of each row, the first of its answers; float32 logits of all of them are held in memory."""
+    """Positions of each row, the first of its answers; float32 logits of all of them are held in memory, twice."""
     merged_bits: Annotated[tuple[Literal[16, 4], ...], Field(min_length=1)]
-    """Forms of the merged model to compare: 16 is bfloat16 and takes 2 bytes a parameter, 4 is NF4."""
+    """Forms of the merged model to compare: 16 is bfloat16, run in the memory of one layer; 4 is NF4."""
 
 
 class Merge(Section):

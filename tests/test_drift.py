@@ -14,14 +14,27 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import aurora.model
-from aurora.drift import compare, drift, read_samples, require_room
-from aurora.errors import DataError, ResourceError
+import aurora.streaming
+from aurora.drift import compare, drift, logits, read_samples, require_room
+from aurora.errors import DataError, ModelError, ResourceError
 from aurora.merging import merge
 from aurora.params import Drift, Quantization
+from aurora.streaming import streamed_logits
 
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
 PACKED = Quantization(bits=4, double_quant=True, compute_dtype="float32")
 DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
+}
 ROWS = [
     ([1, 5, 6, 7, 8, 9, 10, 2], [-100, -100, -100, 7, 8, 9, 10, 2]),
     ([1, 40, 41, 42, 43, 44, 45, 46, 47, 2], [-100, 40, 41, 42, 43, 44, 45, 46, 47, 2]),
@@ -35,17 +48,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Base, adapter, merged model and held-out rows."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("drift")
-    config = MixtralConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        initializer_range=0.2,
-    )
+    config = MixtralConfig(**SMALL)
     model = MixtralForCausalLM(config)
     model.save_pretrained(path / "base")
     tuned = get_peft_model(
@@ -127,26 +130,47 @@ def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders
     assert found["merged_16_bits"]["greatest"] > 0  # the base in 4 bits is not the base in 16
 
 
-def test_one_model_is_in_memory_at_a_time(folders, monkeypatch):
-    loaded, load = [], aurora.model.load_model
+@pytest.mark.parametrize("tied", [False, True])
+def test_layer_by_layer_gives_the_bits_of_the_whole_model(tmp_path: Path, folders, tied: bool):
+    torch.manual_seed(0)
+    config = MixtralConfig(**SMALL | {"num_hidden_layers": 3, "tie_word_embeddings": tied})
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "model", max_shard_size="40KB")
+    samples = read_samples(folders["held_out.parquet"], SETTINGS)
+    model = aurora.model.load_model(
+        tmp_path / "model", Quantization(bits=16, double_quant=True, compute_dtype="float32")
+    )
+    found = streamed_logits(tmp_path / "model", samples, "cpu")
+    expected = list(logits(model, samples, "whole"))
+    assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True, True]
 
-    def watched(folder: Path, quantization: Quantization):
-        gc.collect()
-        assert [model for model in loaded if model() is not None] == []
-        model = load(folder, quantization)
-        loaded.append(weakref.ref(model))
-        return model
 
-    monkeypatch.setattr(aurora.model, "load_model", watched)
+def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
+    loaded = []
+
+    def watched(load):
+        def run(*arguments):
+            gc.collect()
+            assert [model for model in loaded if model() is not None] == []
+            model = load(*arguments)
+            loaded.append(weakref.ref(model))
+            return model
+
+        return run
+
+    monkeypatch.setattr(aurora.model, "load_model", watched(aurora.model.load_model))
+    monkeypatch.setattr(aurora.streaming, "_one_layer", watched(aurora.streaming._one_layer))
     assert measure(folders, SETTINGS, PACKED) == measure(folders, SETTINGS, PACKED)
-    assert len(loaded) == 6
+    assert len(loaded) == 2 * (1 + 2 + 1)  # base, two layers, merged in 4 bits
 
 
-def test_a_machine_too_small_is_told_before_the_merge(folders, monkeypatch):
-    monkeypatch.setattr(aurora.model, "free_memory", lambda device: 260_000)
-    require_room(folders["base"], Drift(rows=1, positions=1, merged_bits=(4,)), PACKED)
-    with pytest.raises(ResourceError, match="loading in 16 bits takes"):
-        require_room(folders["base"], SETTINGS, PACKED)
+def test_what_cannot_run_here_is_told_before_the_merge(folders, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(aurora.model, "free_memory", lambda device: 300_000)
+    require_room(folders["base"], SETTINGS, PACKED)
+    with pytest.raises(ResourceError, match="loading in 32 bits takes"):
+        require_room(folders["base"], SETTINGS, DENSE)
+    (tmp_path / "config.json").write_text('{"model_type": "gemma"}')
+    with pytest.raises(ModelError, match=r"is a gemma; .*set merge\.drift\.merged_bits: \[4\]"):
+        require_room(tmp_path, SETTINGS, PACKED)
 
 
 def test_rows_without_answers_are_refused(tmp_path: Path):
