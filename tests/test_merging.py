@@ -671,3 +671,33 @@ def test_memory_is_that_of_one_tensor_and_its_delta(tmp_path: Path):
     tensor = side * side * 2
     # 400 MB are for torch, which is imported by the merge; the shard is twelve times its tensor.
     assert int(done.stdout) < 1.3 * (tensor + 2 * tensor) + 400e6 < count * tensor + 400e6
+
+
+def test_the_stage_writes_card_and_metrics_and_can_skip_the_drift(pair, tmp_path: Path, monkeypatch):
+    from click.testing import CliRunner
+    from ruamel.yaml import YAML
+
+    from stages.merge import main
+
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["merge"]["drift"] = None
+    with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(params, file)
+    (tmp_path / "instructions").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = {"base": "base", "adapter": "adapter", "rows": "none.parquet", "instructions": "instructions"}
+    names |= {"merged": "merged", "out": "out"}
+    threads = torch.get_num_threads()
+    result = CliRunner().invoke(main, [word for name, path in names.items() for word in (f"--{name}", path)])
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert "merge: 4 of 41 tensors changed" in result.stdout
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics.keys() == {"shards", "shards_changed", "tensors", "tensors_changed", "largest_delta"}
+    assert (tmp_path / "merged/README.md").read_text().startswith("---\nbase_model_relation: ")
+    (tmp_path / "base/config.json").unlink()
+    shutil.rmtree(tmp_path / "adapter")
+    result = CliRunner().invoke(main, [word for name, path in names.items() for word in (f"--{name}", path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: adapter")
+    assert result.stderr.count("\n") == 1
