@@ -21,7 +21,8 @@ def drift(
 
     `adapter_itself` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
     (bfloat16, a layer at a time) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time,
-    and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no row to compare on.
+    and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no
+    row to compare on.
     """
     from peft import PeftModel
 

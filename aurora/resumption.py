@@ -31,13 +31,13 @@ def resuming(out: Path, inputs: object) -> Iterator[Path]:
                 remove(stale)
     scratch.mkdir(exist_ok=True)
     with _locked(scratch):
+        for half in scratch.glob("*.partial"):
+            remove(half)
         try:
             yield scratch
         except AuroraError:
             remove(scratch)
             raise
-        for left in scratch.glob("*.partial"):
-            remove(left)
         if out.is_symlink() or out.is_file():
             out.unlink()
         elif out.is_dir():

@@ -144,6 +144,7 @@ def test_layer_by_layer_gives_the_bits_of_the_whole_model(tmp_path: Path, folder
     assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True, True]
 
 
+@pytest.mark.minutes
 def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
     loaded = []
 

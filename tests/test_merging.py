@@ -149,6 +149,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.minutes
 def test_stock_transformers_loads_it_and_gives_the_adapted_logits(small, tmp_path: Path):
     base, adapter = small
     merge(base, adapter, tmp_path / "merged")
