@@ -2,6 +2,10 @@
 
 import gc
 import json
+import os
+import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from aurora.merging import merge
 from aurora.params import Drift, Quantization
 from aurora.streaming import streamed_logits
 
+ROOT = Path(__file__).parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
 PACKED = Quantization(bits=4, double_quant=True, compute_dtype="float32")
 DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
@@ -162,6 +167,37 @@ def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
     monkeypatch.setattr(aurora.streaming, "_one_layer", watched(aurora.streaming._one_layer))
     assert measure(folders, SETTINGS, PACKED) == measure(folders, SETTINGS, PACKED)
     assert len(loaded) == 2 * (1 + 2 + 1)  # base, two layers, merged in 4 bits
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from aurora.streaming import streamed_logits
+streamed_logits(Path(sys.argv[1]), [([1, 2, 3], [1, 2])], "cpu")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.minutes
+def test_twelve_layers_take_no_more_memory_than_three(tmp_path: Path):
+    peaks = []
+    for layers in (3, 12):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 512, "intermediate_size": 2560, "num_hidden_layers": layers}
+        model = MixtralForCausalLM(MixtralConfig(**SMALL | sizes)).to(torch.bfloat16)
+        model.save_pretrained(tmp_path / "model", max_shard_size="50MB")
+        layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters()) * 2
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, tmp_path / "model"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout) * 1024)
+        shutil.rmtree(tmp_path / "model")
+    assert layer > 30e6
+    assert peaks[1] - peaks[0] < layer  # though nine more went through
 
 
 def test_what_cannot_run_here_is_told_before_the_merge(folders, tmp_path: Path, monkeypatch):
