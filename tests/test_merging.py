@@ -126,6 +126,23 @@ def test_every_tensor_equals_peft_s_merge_bit_for_bit(folders, tmp_path: Path, r
     assert metrics["shards"] > metrics["shards_changed"]
 
 
+@pytest.mark.minutes
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mixtral_s_own_attention_shapes_equal_peft_s_too(tmp_path: Path, threads: int):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 1}
+    model = MixtralForCausalLM(MixtralConfig(**CONFIG | sizes)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base", max_shard_size="30MB")
+    adapter = write_adapter(tmp_path / "base", tmp_path / "adapter", r=8, lora_alpha=16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        merge(tmp_path / "base", adapter, tmp_path / "merged")
+        assert_equal_to_peft(tmp_path / "base", adapter, tmp_path / "merged", tmp_path / "peft")
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_sum_is_rounded_once(folders, tmp_path: Path):
     base, adapter = folders
     merge(base, adapter, tmp_path / "merged")
