@@ -50,7 +50,8 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
 
     manifest = read_manifest(base) or {}
     counts: dict[str, int] = {}
-    for source in read_parquet(rows / "train.parquet", "format")["source"].to_pylist():
+    table = read_parquet(rows / "train.parquet", "format")
+    for source in table["source"].to_pylist() if "source" in table.column_names else ():
         counts[source] = counts.get(source, 0) + 1
     return {
         "base": {name: manifest.get(name) for name in ("uri", "revision", "licence")}
