@@ -8,9 +8,9 @@ import math
 import shutil
 from pathlib import Path
 
+from aurora.adapter_card import adapter_card
 from aurora.allocator import keep_heap
 from aurora.errors import DataError, ModelError
-from aurora.model_card import adapter_card
 from aurora.params import Quantization, Sft
 from aurora.provenance import RECORD, training_record
 from aurora.store import replacing, sha256_file, write_json, write_text

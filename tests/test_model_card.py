@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from aurora.adapter_card import adapter_card, hub_id, licence_fields
 from aurora.errors import DataError
-from aurora.model_card import adapter_card, hub_id, licence_fields, merged_card, with_scores
+from aurora.model_card import merged_card, with_scores
 from aurora.params import load_params
 from aurora.provenance import check_base, dvc_hash, training_record, weights_hash
 
