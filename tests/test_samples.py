@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HEADERS = {
-    "ceval": ["id", "question", "A", "B", "C", "D", "answer", "explanation"],
+    "ceval": ["id", "question", "A", "B", "C", "D", "answer"],  # its dev files have an explanation too
     "cmmlu": ["", "Question", "A", "B", "C", "D", "Answer"],
 }
 QUESTIONS = {"ceval": "val/*.csv", "cmmlu": "test/*.csv", "mmlu": "data/test/*.csv"}
