@@ -15,6 +15,7 @@ from aurora.records import Message
 from aurora.tokenizer import BOS, EOS
 
 if TYPE_CHECKING:
+    import pyarrow
     from sentencepiece import SentencePieceProcessor
 
 Prompt = Literal["mistral", "bos_every_turn"]
@@ -27,10 +28,20 @@ def prompt_text(content: str) -> str:
     return f"{PROMPT_START}{content}{PROMPT_END}"
 
 
+def turn_texts(contents: "pyarrow.StringArray") -> list[bytes]:
+    """Alternating turns, the user's first, as the tokeniser reads them, in UTF-8."""
+    import pyarrow.compute
+
+    users = pyarrow.array(numpy.arange(len(contents)) % 2 == 0)
+    prompts = pyarrow.compute.binary_join_element_wise(PROMPT_START, contents, PROMPT_END, "")
+    texts = pyarrow.compute.if_else(users, prompts, contents).cast(pyarrow.binary())
+    return texts.to_numpy(zero_copy_only=False).tolist()
+
+
 def encode_texts(
-    processor: "SentencePieceProcessor", texts: list[str], threads: int = 1
+    processor: "SentencePieceProcessor", texts: list[str] | list[bytes], threads: int = 1
 ) -> list[numpy.ndarray]:
-    """Token ids (int32) of each text; no control token among them."""
+    """Token ids (int32) of each text, given as str or in UTF-8; no control token among them."""
     return processor.encode(texts, num_threads=threads, return_type="numpy") if texts else []
 
 
@@ -65,7 +76,7 @@ def join_rows(
     for control, place in zip((BOS, EOS), places, strict=True):
         ids[place] = control
         is_text[place] = False
-    ids[is_text] = numpy.concatenate(encoded)
+    ids[is_text] = numpy.concatenate([ids[:0], *encoded])  # of no rows too
     stretches = numpy.stack(
         [bos + texts[::2], texts[1::2] + 1], axis=1
     ).ravel()  # context, trained, context …

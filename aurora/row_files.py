@@ -2,67 +2,89 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from aurora.chat import check_messages
 from aurora.errors import DataError
 
-SCHEMA = pyarrow.schema(
+ROLES = pyarrow.array(["user", "assistant"])  # of the turns of a round
+MESSAGES = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+TRAIN = pyarrow.schema(
     [
         ("id", pyarrow.string()),  # content id; .1, .2 … behind it on rows that continue a conversation
         ("source", pyarrow.string()),
         ("input_ids", pyarrow.list_(pyarrow.int32())),
         ("labels", pyarrow.list_(pyarrow.int32())),
-        ("prompt", pyarrow.string()),  # text of the row's first user turn
-        ("reply", pyarrow.string()),  # text of its answer
     ]
 )
+# What eval asks and compares: the text of the row's first user turn, and of its answer.
+HELD_OUT = pyarrow.schema([*TRAIN, ("prompt", pyarrow.string()), ("reply", pyarrow.string())])
 BATCH = 1024  # conversations of a batch; bounds the memory
 ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.store
 
 
-def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
-    """Batches of conversations, each with the number of its first row.
+@contextmanager
+def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """The file of the clean stage, open.
 
-    Raises DataError if the file is missing or damaged, lacks a column, or is not sorted by a unique id.
+    Raises DataError if it is missing, lacks a column, or turns out to be damaged inside the block.
     """
     if not path.is_file():
         raise DataError(f"{path}: not found; it is written by: dvc repro clean")
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        columns = [
-            name for name in ("id", "source", "messages", "cluster") if name in file.schema_arrow.names
-        ]
-        kinds = {name: str(file.schema_arrow.field(name).type) for name in columns}
-        if not {"id", "source", "messages"} <= kinds.keys() or "role: " not in kinds["messages"]:
-            raise DataError(
-                f"{path}: columns are {file.schema_arrow.names}, not id, source, messages; run dvc repro clean"
-            )
-        first, last = 0, ""
-        for batch in file.iter_batches(batch_size=size, columns=columns):
-            ids = [last, *batch["id"].to_pylist()]
-            for index, (before, after) in enumerate(pairwise(ids)):
-                if not after or before >= after:
-                    raise DataError(
-                        f"{path} row {first + index}: id {after} does not come after {before or 'nothing'}; "
-                        "ids must be unique and sorted: run dvc repro clean"
-                    )
-            if "cluster" in columns and batch["cluster"].null_count:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = {"id", "source", "messages"}
+            if not names <= set(schema.names) or not schema.field("messages").type.equals(MESSAGES):
                 raise DataError(
-                    f"{path} rows {first} to {first + len(batch)}: a cluster is null; run dvc repro clean"
+                    f"{path}: columns are {schema.names}, not id, source, messages (of role, content); "
+                    "run dvc repro clean"
                 )
-            yield first, batch
-            first, last = first + len(batch), ids[-1]
+            yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); write it again by: dvc repro -f clean") from None
 
 
-def checked_messages(batch: pyarrow.RecordBatch, first: int, place: str) -> tuple[numpy.ndarray, list[str]]:
+def read_keys(path: Path) -> tuple[list[str], list[str]]:
+    """The id of every conversation, and the key of its cluster of near duplicates: its own id without one.
+
+    Raises DataError as `conversations_file` does, and if the ids are not sorted and unique.
+    """
+    with conversations_file(path) as file:
+        columns = [name for name in ("id", "cluster") if name in file.schema_arrow.names]
+        table = file.read(columns=columns)
+    ids = table["id"].to_pylist()
+    for row, (before, after) in enumerate(pairwise(["", *ids])):
+        if not after or before >= after:
+            raise DataError(
+                f"{path} row {row}: id {after} does not come after {before or 'nothing'}, but ids are unique and "
+                "sorted; set clean.exact_duplicates to true, or run dvc repro clean"
+            )
+    clusters = table["cluster"].to_pylist() if "cluster" in columns else ids
+    if None in clusters:
+        raise DataError(f"{path} row {clusters.index(None)}: its cluster is null; run dvc repro clean")
+    return ids, clusters
+
+
+def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """Batches of conversations, each with the number of its first row; raises as `conversations_file` does."""
+    first = 0
+    with conversations_file(path) as file:
+        for batch in file.iter_batches(size, columns=["id", "source", "messages"]):
+            yield first, batch
+            first += len(batch)
+
+
+def checked_messages(
+    batch: pyarrow.RecordBatch, first: int, place: str
+) -> tuple[numpy.ndarray, pyarrow.StringArray]:
     """(C + 1,) offsets of a batch's conversations, and the content of each turn, users' at even places.
 
     Raises DataError at the first conversation that is not made of whole rounds.
@@ -71,12 +93,15 @@ def checked_messages(batch: pyarrow.RecordBatch, first: int, place: str) -> tupl
     turns = messages.flatten()
     offsets = numpy.asarray(messages.offsets, dtype=numpy.int64)
     offsets = offsets - offsets[0]
-    roles, contents = turns.field("role").to_pylist(), turns.field("content").to_pylist()
+    roles, contents = turns.field("role"), turns.field("content")
+    alternating = ROLES.take(pyarrow.array(numpy.arange(len(roles)) % len(ROLES)))
     whole = messages.null_count == 0 and not (offsets % 2).any() and (numpy.diff(offsets) > 0).all()
-    if whole and all(contents) and set(roles[::2]) <= {"user"} and set(roles[1::2]) <= {"assistant"}:
+    filled = contents.null_count == 0 and pyarrow.compute.all(pyarrow.compute.not_equal(contents, "")).as_py()
+    if whole and filled and roles.equals(alternating):
         return offsets, contents
+    texts = contents.to_pylist()
     for index, (start, end) in enumerate(pairwise(offsets.tolist())):
-        pairs = list(zip(roles[start:end], contents[start:end], strict=True))
+        pairs = list(zip(roles[start:end].to_pylist(), texts[start:end], strict=True))
         check_messages(pairs, f"{place} row {first + index}")
     raise DataError(f"{place} rows {first} to {first + len(batch)}: broken messages; run dvc repro clean")
 
@@ -87,8 +112,18 @@ class RowWriter:
     Compression runs in `pool`, beside the caller.
     """
 
-    def __init__(self, path: Path, pool: ThreadPoolExecutor) -> None:
-        self.file = pyarrow.parquet.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=3)
+    def __init__(self, path: Path, schema: pyarrow.Schema, pool: ThreadPoolExecutor) -> None:
+        tokens = ("input_ids.list.element", "labels.list.element")
+        self.file = pyarrow.parquet.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            # Token ids in a dictionary take longer to write and more room than their bytes apart.
+            use_dictionary=["source"],
+            column_encoding=dict.fromkeys(tokens, "BYTE_STREAM_SPLIT"),
+            write_statistics=["id", "source"],
+        )
         self.pool = pool
         self.waiting: list[pyarrow.Table] = []
         self.writing: Future | None = None

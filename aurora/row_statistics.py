@@ -1,5 +1,6 @@
 """What the format stage counts: rows, tokens and losses by source, token lengths, packing, cost of Chinese."""
 
+import re
 import sys
 from bisect import bisect_left, insort
 from collections import Counter
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 LENGTH_BINS = 16  # bars of the length histogram, from 0 to max_length
 PACKED_TOGETHER = 1000  # rows that TRL packs at a time: the batch of datasets.Dataset.map
 UTF8_BYTES_PER_CHINESE_CHARACTER = 3
-
+CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 
 COUNTED = (
     "conversations",
@@ -25,13 +26,12 @@ COUNTED = (
     "rounds_kept",
     "rounds_dropped_too_long",
     "rounds_dropped_rest",
+    "rounds_dropped_near_held_out",
     "prompts_truncated",
     "trained_tokens",
     "tokens_dropped",
-    "chinese_characters",
-    "chinese_characters_in_bytes",
-    "chinese_pieces",
 )
+CHINESE = ("chinese_characters", "chinese_characters_in_bytes", "chinese_pieces")
 
 
 def new_counts(conversations: int) -> numpy.ndarray:
@@ -51,13 +51,19 @@ class Tally:
             tuple[str, bool], list[numpy.ndarray]
         ] = {}  # tokens of rows, by (source, held out)
 
-    def add(self, sources: Sequence[str], counts: numpy.ndarray) -> None:
-        """Adds the counts of conversations, given the source of each."""
-        sources = numpy.asarray(sources)
-        for source in numpy.unique(sources).tolist():
-            chosen = counts[sources == source]
+    def add(
+        self, names: Sequence[str], codes: numpy.ndarray, counts: numpy.ndarray, chinese: numpy.ndarray
+    ) -> None:
+        """Adds the counts of conversations.
+
+        names: the S sources; codes (C,): the source of each conversation, as its place among them;
+        counts (C,): records of `new_counts`; chinese (S, 3): as `ChineseCost.count` returns it.
+        """
+        self.shortest_round = min(self.shortest_round, int(counts["shortest_round"].min()))
+        for code, source in enumerate(names):
+            chosen = counts[codes == code]
             sums = {name: int(chosen[name].sum()) for name in COUNTED}
-            self.shortest_round = min(self.shortest_round, int(chosen["shortest_round"].min()))
+            sums |= zip(CHINESE, chinese[code].tolist(), strict=True)
             self.counts.setdefault(source, Counter()).update(sums)
 
     def add_rows(self, rows: "pyarrow.Table", held_out: bool) -> None:
@@ -73,7 +79,7 @@ class Tally:
 
     def total(self) -> Counter:
         """The counts of all sources together."""
-        total = Counter(dict.fromkeys(COUNTED, 0))
+        total = Counter(dict.fromkeys((*COUNTED, *CHINESE), 0))
         for counts in self.counts.values():
             total.update(counts)
         return total
@@ -113,6 +119,7 @@ class Tally:
             "rounds_kept": counts["rounds_kept"],
             "rounds_dropped_too_long": counts["rounds_dropped_too_long"],
             "rounds_dropped_rest": counts["rounds_dropped_rest"],
+            "rounds_dropped_near_held_out": counts["rounds_dropped_near_held_out"],
             "prompts_truncated": counts["prompts_truncated"],
             "tokens": int(lengths.sum()),
             "trained_tokens": counts["trained_tokens"],
@@ -199,30 +206,21 @@ class ChineseCost:
 
     def __init__(self, processor: "SentencePieceProcessor") -> None:
         pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-        held = numpy.array([sum("\u4e00" <= sign <= "\u9fff" for sign in piece) for piece in pieces])
-        first_byte = numpy.array([f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)])
-        spelled = numpy.isin(pieces, first_byte)
-        # (V,) int64: three counts in one number, of 20 bits each, so that one pass over the tokens sums them all.
-        self.table = (
-            (held + spelled) | (spelled.astype(numpy.int64) << 20) | ((held > 0).astype(numpy.int64) << 40)
-        )
+        held = numpy.array([len(CHINESE_CHARACTER.findall(piece)) for piece in pieces])
+        first_byte = [f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)]
+        spelled = numpy.zeros(len(pieces), dtype=numpy.int64)
+        spelled[[pieces.index(piece) for piece in first_byte]] = 1
+        self.table = numpy.stack([held + spelled, spelled, held > 0], axis=1)  # (V, 3): what one token adds
         self.e4, self.b8 = pieces.index("<0xE4>"), pieces.index("<0xB8>")
 
-    def count(self, encoded: list[numpy.ndarray], offsets: numpy.ndarray, counts: numpy.ndarray) -> None:
-        """Fills the three chinese fields of `counts`, (C,) records as `new_counts` makes them.
-
-        `encoded` has the ids of each turn, and conversation c is made of turns offsets[c] to offsets[c + 1].
-        """
-        ids = numpy.concatenate(encoded)  # (T,)
-        values = self.table[ids]
+    def count(self, ids: numpy.ndarray, codes: numpy.ndarray, sources: int) -> numpy.ndarray:
+        """(S, 3) int64: the CHINESE counts of each source, in (T,) tokens whose source is codes (T,)."""
+        size = len(self.table)
+        seen = numpy.bincount(ids + codes * numpy.int32(size), minlength=sources * size).reshape(
+            sources, size
+        )
         # E4 80 to E4 B7 begins rarer signs; <0xB8> and what follows it stand in the order of their values.
         e4 = numpy.flatnonzero(ids[:-1] == self.e4)
-        values[e4[ids[e4 + 1] < self.b8]] = 0
-        ends = numpy.cumsum([0, *map(len, encoded)])[offsets]  # first token of each conversation, and the end
-        sums = numpy.concatenate(([0], numpy.cumsum(values)))
-        # The running sum may overflow its fields and even wrap, but differences of up to 20 bits come out right.
-        fields = sums[ends[1:]] - sums[ends[:-1]]
-        mask = (1 << 20) - 1
-        counts["chinese_characters"] = fields & mask
-        counts["chinese_characters_in_bytes"] = (fields >> 20) & mask
-        counts["chinese_pieces"] = (fields >> 40) & mask
+        rarer = codes[e4[ids[e4 + 1] < self.b8]]
+        seen[:, self.e4] -= numpy.bincount(rarer, minlength=sources)
+        return seen @ self.table

@@ -10,6 +10,7 @@ from aurora.store import read_json
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+VOCABULARY = 32_000  # pieces
 UNK, BOS, EOS = 0, 1, 2  # ids of <unk>, <s>, </s>
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
 VOCABULARY_SHA256 = "35c28c8df590b200c16cf9ec7a4573b3230fed9cde1bbd8d9ea57e1c4ba796fd"  # of all pieces in order, each followed by a newline
@@ -47,6 +48,31 @@ def sentencepiece_processor(model_file: Path) -> "SentencePieceProcessor":
             "give the tokenizer.model of a Mixtral base"
         )
     return processor
+
+
+def check_model(folder: Path) -> None:
+    """Raises ModelError if the files of a base name another vocabulary size or other special tokens than Mixtral's.
+
+    `folder` holds config.json and tokenizer_config.json; a file or an entry that is not there is fine.
+    """
+    expected = {
+        "config.json": {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS},
+        "tokenizer_config.json": dict(
+            zip(("unk_token", "bos_token", "eos_token"), SPECIAL_PIECES, strict=True)
+        ),
+    }
+    for name, entries in expected.items():
+        file = folder / name
+        found = read_json(file, "fetch@base") if file.is_file() else {}
+        for entry, value in entries.items():
+            given = found.get(entry)
+            if isinstance(given, dict):  # as transformers writes an AddedToken
+                given = given.get("content")
+            if given is not None and given != value:
+                raise ModelError(
+                    f"{file}: {entry} is {given!r}, but that of the tokeniser is {value!r}; "
+                    "give a Mixtral base with its own tokenizer.model"
+                )
 
 
 def check_template(config_file: Path) -> None:

@@ -16,12 +16,13 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from aurora.chat import encode, trained_spans
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
-from aurora.formatting import CHECKED, format_rows, is_held_out
+from aurora.formatter import CHECKED
+from aurora.formatting import format_rows
 from aurora.params import Format
 from aurora.records import Message, content_id
 from aurora.rounds import cut_rounds, truncate_prompt
-from aurora.row_files import BATCH, ROW_GROUP, RowWriter
-from aurora.row_statistics import ChineseCost, new_counts, packed_rows, packing_efficiency
+from aurora.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
+from aurora.row_statistics import ChineseCost, packed_rows, packing_efficiency
 from aurora.store import rounded
 from aurora.tokenizer import sentencepiece_processor
 
@@ -71,6 +72,14 @@ def write(path: Path, rows: list[Row], clusters: dict[str, str] | None = None) -
     return path
 
 
+def first_round(ids: list[int], labels: list[int]) -> dict[str, str]:
+    """First prompt and its answer, read off the tokens of a row."""
+    start = next(index for index, label in enumerate(labels) if label != -100)
+    prompt = PROCESSOR.decode(ids[1:start])
+    assert prompt.startswith("[INST] ") and prompt.endswith(" [/INST]")
+    return {"prompt": prompt[7:-8], "reply": PROCESSOR.decode(ids[start : ids.index(2)])}
+
+
 def run(
     tmp_path: Path, rows: list[Row], rules: Format = PARAMS, **options: object
 ) -> tuple[list[dict], dict]:
@@ -81,7 +90,10 @@ def run(
     found = []
     for side in ("train", "held_out"):
         table = pyarrow.parquet.read_table(tmp_path / "out" / f"{side}.parquet")
-        found += [{**row, "side": side} for row in table.to_pylist()]
+        for row in table.to_pylist():
+            texts = first_round(row["input_ids"], row["labels"])
+            assert side == "train" or texts == {"prompt": row["prompt"], "reply": row["reply"]}
+            found.append({**row, **texts, "side": side})
     return found, metrics
 
 
@@ -219,23 +231,20 @@ def test_a_new_source_moves_no_row(tmp_path):
     assert 0.12 < share < 0.28
 
 
-def test_near_duplicates_never_straddle_the_split(tmp_path):
+def test_clusters_never_straddle_the_split_and_what_is_left_out_is_counted(tmp_path):
     rows = many(300)
     ids = sorted(content_id(messages) for _, messages in rows)
     clusters = {key: ids[index - index % 3] for index, key in enumerate(ids)}  # three to a cluster
-    found, _ = run(tmp_path, rows, clusters=clusters)
+    found, metrics = run(tmp_path, rows, params(max_length=4096), clusters=clusters)
     sides: dict[str, set] = {}
     for row in found:
-        sides.setdefault(clusters[row["id"].partition(".")[0]], set()).add(row["side"])
+        sides.setdefault(clusters[row["id"]], set()).add(row["side"])
     assert all(len(side) == 1 for side in sides.values())
     assert {side for (side,) in sides.values()} == {"train", "held_out"}
-
-
-def test_a_larger_share_only_adds_held_out_rows():
-    keys = [str(number) for number in range(2000)]
-    small, large = ({key for key in keys if is_held_out(key, share)} for share in (0.1, 0.3))
-    assert small < large
-    assert abs(len(large) - 600) < 70
+    lost = [messages for _, messages in rows if content_id(messages) not in {row["id"] for row in found}]
+    assert metrics["conversations_dropped"] == len(lost) > 50
+    assert metrics["rounds_dropped_near_held_out"] == sum(len(messages) // 2 for messages in lost)
+    assert metrics["tokens_dropped"] == sum(len(encode(PROCESSOR, messages)[0]) - 1 for messages in lost)
 
 
 def test_bytes_do_not_depend_on_threads_nor_on_the_run(tmp_path):
@@ -254,14 +263,12 @@ def test_bytes_do_not_depend_on_threads_nor_on_the_run(tmp_path):
 def test_row_groups_are_whole(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from aurora.row_files import SCHEMA
-
     def rows(start: int, count: int) -> pyarrow.Table:
         names = [str(number) for number in range(start, start + count)]
         ids = [[number] for number in range(count)]
-        return pyarrow.Table.from_arrays([names, names, ids, ids, names, names], schema=SCHEMA)
+        return pyarrow.Table.from_arrays([names, names, ids, ids], schema=TRAIN)
 
-    with ThreadPoolExecutor(1) as pool, RowWriter(tmp_path / "rows.parquet", pool) as writer:
+    with ThreadPoolExecutor(1) as pool, RowWriter(tmp_path / "rows.parquet", TRAIN, pool) as writer:
         for start in range(0, 3 * ROW_GROUP, 5000):
             writer.write(rows(start, 5000))
     file = pyarrow.parquet.ParquetFile(tmp_path / "rows.parquet")
@@ -309,20 +316,18 @@ def test_packing_equals_that_of_trl():
 
 
 def test_chinese_cost_is_counted_character_by_character():
-    texts = ["你好 world", "龘龘。", "🙂 ï 𠮷㐀䷀", "", "一鿿", "中 文  ▁字", "no"]
+    texts = ["你好 world", "龘龘。", "🙂 ï 𠮷㐀䷀", "一鿿", "中 文  ▁字", "no"]
     encoded = [numpy.array(PROCESSOR.encode(text), dtype=numpy.int32) for text in texts]
-    for offsets in ([0, 7], [0, 2, 2, 3, 7]):
-        counts = new_counts(len(offsets) - 1)
-        ChineseCost(PROCESSOR).count(encoded, numpy.array(offsets), counts)
-        for index, (start, end) in enumerate(pairwise(offsets)):
-            signs = [sign for text in texts[start:end] for sign in text if "\u4e00" <= sign <= "\u9fff"]
+    for sources in ([0] * 6, [0, 1, 0, 3, 1, 0]):
+        codes = numpy.repeat(sources, [len(ids) for ids in encoded]).astype(numpy.int32)
+        counts = ChineseCost(PROCESSOR).count(numpy.concatenate(encoded), codes, 4)
+        for source in range(4):
+            own = [text for text, code in zip(texts, sources, strict=True) if code == source]
+            signs = [sign for text in own for sign in text if "\u4e00" <= sign <= "\u9fff"]
             spelled = [sign for sign in signs if PROCESSOR.piece_to_id(sign) == 0]
-            pieces = [piece for text in texts[start:end] for piece in PROCESSOR.encode(text, out_type=str)]
-            assert counts["chinese_characters"][index] == len(signs)
-            assert counts["chinese_characters_in_bytes"][index] == len(spelled)
-            assert counts["chinese_pieces"][index] == sum(
-                any("\u4e00" <= c <= "\u9fff" for c in p) for p in pieces
-            )
+            pieces = [piece for text in own for piece in PROCESSOR.encode(text, out_type=str)]
+            held = sum(any("\u4e00" <= sign <= "\u9fff" for sign in piece) for piece in pieces)
+            assert counts[source].tolist() == [len(signs), len(spelled), held]
 
 
 def test_every_broken_file_gets_one_line(tmp_path):
@@ -353,7 +358,7 @@ def test_every_broken_file_gets_one_line(tmp_path):
     write(path, [*good, ("a", talk("q", ""))])
     assert "the assistant turn 1 is empty" in failure()
     write(path, [good[0], good[0]])
-    assert "ids must be unique and sorted" in failure()
+    assert "but ids are unique and sorted; set clean.exact_duplicates to true" in failure()
     write(path, good)
     assert "and of 30 conversations none is held out; raise it or add data" in failure(
         ParamsError, params(held_out=1e-9)
@@ -382,12 +387,15 @@ def test_the_row_of_a_broken_conversation_is_named(tmp_path):
 
 
 def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
-    import aurora.formatting
+    import aurora.formatter
 
     def losing(processor, texts, threads=1):
-        return [numpy.array(processor.encode(text.replace("你", "")), dtype=numpy.int32) for text in texts]
+        return [
+            numpy.array(processor.encode(text.replace("你".encode(), b"")), dtype=numpy.int32)
+            for text in texts
+        ]
 
-    monkeypatch.setattr(aurora.formatting, "encode_texts", losing)
+    monkeypatch.setattr(aurora.formatter, "encode_texts", losing)
     with pytest.raises(
         ModelError, match="the tokens trained in round 0 decode to '好', but the answer is '你好'"
     ):
@@ -441,12 +449,12 @@ def test_the_real_mix_packs_well(tmp_path, real_data):
 
 @pytest.mark.parametrize("prompt", ["mistral", "bos_every_turn"])
 def test_forged_control_tokens_would_stop_the_run(tmp_path, monkeypatch, prompt):
-    import aurora.formatting
+    import aurora.formatter
 
     def forging(processor, texts, threads=1):
         return [numpy.array([*processor.encode(text), 2], dtype=numpy.int32) for text in texts]
 
-    monkeypatch.setattr(aurora.formatting, "encode_texts", forging)
+    monkeypatch.setattr(aurora.formatter, "encode_texts", forging)
     with pytest.raises(ModelError, match="40 control tokens where 20 were placed; the text forged some"):
         run(tmp_path, [("a", talk(f"q{number}", "r")) for number in range(10)], params(prompt=prompt))
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from aurora.errors import ModelError
 from aurora.small_base.tokenizer_folder import merges, write_tokenizer
-from aurora.tokenizer import check_template, sentencepiece_processor
+from aurora.tokenizer import check_model, check_template, sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 FRAGMENTS = [
@@ -205,3 +206,21 @@ def test_template_of_another_family_is_refused(folder, tmp_path):
         ModelError, match=r"chatml.json: chat_template has no \[INST\] .* another model family"
     ):
         check_template(config)
+
+
+def test_a_base_with_other_special_tokens_or_more_of_them_is_refused(folder, tmp_path):
+    check_model(folder)
+    check_model(tmp_path)  # no files: nothing to refuse
+    wrong = {
+        "config.json": {"vocab_size": 32002, "bos_token_id": 0, "eos_token_id": 32000},
+        "tokenizer_config.json": {"bos_token": "<bos>", "eos_token": {"content": "<|im_end|>"}},
+    }
+    for name, entries in wrong.items():
+        for entry, value in entries.items():
+            (tmp_path / name).write_text(json.dumps({entry: value}))
+            given = value["content"] if isinstance(value, dict) else value
+            with pytest.raises(
+                ModelError, match=f"{name}: {entry} is {re.escape(repr(given))}, but that of the tokeniser is"
+            ):
+                check_model(tmp_path)
+        (tmp_path / name).unlink()
