@@ -18,7 +18,7 @@ from aurora.tokenizer import EOS
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-CHECKED = 64  # one row of so many is decoded and compared with its messages
+CHECKED = 128  # one row of so many is decoded and compared with its messages
 
 
 # Where a row comes from, within its batch: the conversation; 0 for its first row, 1, 2 … for those that continue it;

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy
 
+from aurora.tokenizer import all_pieces
+
 if TYPE_CHECKING:
     import pyarrow
     from sentencepiece import SentencePieceProcessor
@@ -205,8 +207,10 @@ class ChineseCost:
     """
 
     def __init__(self, processor: "SentencePieceProcessor") -> None:
-        pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
-        held = numpy.array([len(CHINESE_CHARACTER.findall(piece)) for piece in pieces])
+        pieces = all_pieces(processor)
+        held = numpy.array(
+            [0 if piece.isascii() else len(CHINESE_CHARACTER.findall(piece)) for piece in pieces]
+        )
         first_byte = [f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)]
         spelled = numpy.zeros(len(pieces), dtype=numpy.int64)
         spelled[[pieces.index(piece) for piece in first_byte]] = 1

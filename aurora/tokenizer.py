@@ -30,7 +30,7 @@ def sentencepiece_processor(model_file: Path) -> "SentencePieceProcessor":
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{model_file}: not a sentencepiece model ({error}); fetch the base again") from None
-    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    pieces = all_pieces(processor)
     if tuple(pieces[:3]) != SPECIAL_PIECES or (processor.bos_id(), processor.eos_id()) != (BOS, EOS):
         raise ModelError(
             f"{model_file}: ids 0, 1, 2 are {' '.join(pieces[:3])}, but Mixtral's are {' '.join(SPECIAL_PIECES)}; "
@@ -48,6 +48,11 @@ def sentencepiece_processor(model_file: Path) -> "SentencePieceProcessor":
             "give the tokenizer.model of a Mixtral base"
         )
     return processor
+
+
+def all_pieces(processor: "SentencePieceProcessor") -> list[str]:
+    """The pieces in the order of their ids."""
+    return processor.id_to_piece(list(range(processor.get_piece_size())))
 
 
 def check_model(folder: Path) -> None:

@@ -1,16 +1,18 @@
 """The claim: conversations become checked, counted rows at close to the speed of the bare tokeniser.
 
-    python benchmarks/format.py [--data ../shared/data] [--rows 10000] [--mix 176678] [--llamafactory VENV/bin/python]
+    python benchmarks/format.py [--data ../shared/data] [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
 
 The same conversations go through the whole format stage (Parquet in, checks, counts, Parquet out), through the bare
-batch encoders, through TRL's own dataset preparation (chat template, assistant mask) and, where a Python with
-LLaMA-Factory is given, through its preprocessing. Each leg is a process of its own, on one core and on two, started
+batch encoders (fastokens too, where it is installed), through TRL's own dataset preparation (chat template,
+assistant mask) and, where a Python with LLaMA-Factory is given, through its preprocessing. Each leg is a process of its own, on one core and on two, started
 in turn; the best of --repeat counts. Imports and, for TRL and LLaMA-Factory, the reading of the rows do not count.
 With --data the rows are real ones, repeated with a number in front so that no two are alike, single to multi
-round as in the paper (141,345 : 35,333); else the embedded samples.
+round as in the paper (141,345 : 35,333); else the embedded samples. The last lines are of --mix conversations: the
+stage on two cores, and TRL's packing of its rows, as the sft stage starts with it.
 """
 
 import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -108,7 +110,8 @@ def texts_of(path: Path) -> list[str]:
 
 
 def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    from tqdm import tqdm  # noqa: F401 (imports do not count)
+    import pandas  # noqa: F401 (pyarrow brings it in; imports do not count)
+    from tqdm import tqdm  # noqa: F401
 
     from aurora.formatting import format_rows
     from aurora.params import Format
@@ -137,6 +140,39 @@ def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) 
     return {**since(start), "tokens": tokens}
 
 
+def leg_sentencepiece_numpy(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    from aurora.chat import encode_texts
+    from aurora.tokenizer import sentencepiece_processor
+
+    processor, texts = sentencepiece_processor(model_file), texts_of(path)
+    start = clock()
+    tokens = 0
+    for first in range(0, len(texts), 4096):
+        tokens += sum(map(len, encode_texts(processor, texts[first : first + 4096], workers)))
+    return {**since(start), "tokens": tokens}
+
+
+def leg_fastokens(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    import fastokens
+    import numpy
+
+    from aurora.chat import encode_texts
+    from aurora.small_base.tokenizer_folder import fast_tokenizer
+    from aurora.tokenizer import sentencepiece_processor
+
+    texts = texts_of(path)
+    tokenizer = fastokens.Tokenizer.from_json_str(fast_tokenizer(model_file).to_str())
+    start = clock()
+    batches = [
+        tokenizer.encode_batch_flat(texts[first : first + 4096], False, True)[0]
+        for first in range(0, len(texts), 4096)
+    ]
+    measured = since(start)
+    found = numpy.frombuffer(b"".join(batches), numpy.uint32)
+    expected = numpy.concatenate(encode_texts(sentencepiece_processor(model_file), texts, workers))
+    return {**measured, "tokens": len(found), "same": bool(numpy.array_equal(found, expected))}
+
+
 def leg_tokenizers(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
     from aurora.small_base.tokenizer_folder import fast_tokenizer
 
@@ -149,8 +185,8 @@ def leg_tokenizers(path: Path, model_file: Path, workers: int, folder: Path) -> 
     return {**since(start), "tokens": tokens}
 
 
-def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    import datasets
+def trainer_preparation(rows: object, model_file: Path, folder: Path, **options: object) -> tuple[dict, dict]:
+    """Time that an SFTTrainer takes over its rows, and the number of prepared rows and their tokens."""
     import pyarrow.compute
     from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -159,10 +195,6 @@ def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
 
     write_tokenizer(model_file, folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    rows = datasets.load_dataset(
-        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
-    )
-    rows = rows.select_columns(["messages"])
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = MixtralForCausalLM(
         MixtralConfig(vocab_size=32000, num_key_value_heads=1, num_local_experts=2, **sizes)
@@ -178,25 +210,53 @@ def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
 
     SFTTrainer._prepare_dataset = timed
     arguments = SFTConfig(
-        output_dir=str(folder / "trl"),
-        max_length=MAX_LENGTH,
-        packing=False,
-        assistant_only_loss=True,
-        dataset_num_proc=workers if workers > 1 else None,
-        report_to="none",
-        use_cpu=True,
+        output_dir=str(folder / "trl"), max_length=MAX_LENGTH, report_to="none", use_cpu=True, **options
     )
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     lengths = pyarrow.compute.list_value_length(trainer.train_dataset.data.table["input_ids"])
-    return {**measured, "tokens": pyarrow.compute.sum(lengths).as_py()}
+    return measured, {"rows": len(lengths), "tokens": pyarrow.compute.sum(lengths).as_py()}
+
+
+def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    import datasets
+
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
+    )
+    processes = workers if workers > 1 else None
+    measured, prepared = trainer_preparation(
+        rows.select_columns(["messages"]),
+        model_file,
+        folder,
+        packing=False,
+        assistant_only_loss=True,
+        dataset_num_proc=processes,
+    )
+    return {**measured, "tokens": prepared["tokens"]}
+
+
+def leg_packing(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+    """What SFTTrainer does to the rows of the stage before its first step, when it packs them."""
+    import datasets
+
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
+    )
+    measured, packed = trainer_preparation(
+        rows.select_columns(["input_ids", "labels"]), model_file, folder, packing=True
+    )
+    return {**measured, "tokens": packed["tokens"], "packed": packed["rows"]}
 
 
 LEGS = {
     "aurora, whole stage": leg_ours,
-    "sentencepiece encode, bare": leg_sentencepiece,
     "tokenizers encode_batch, bare": leg_tokenizers,
+    "sentencepiece encode, bare": leg_sentencepiece,
+    "the same, to NumPy arrays": leg_sentencepiece_numpy,
     "TRL, dataset preparation": leg_trl,
 }
+if importlib.util.find_spec("fastokens"):
+    LEGS["fastokens encode_batch_flat, bare"] = leg_fastokens
 # Runs under the Python of LLaMA-Factory's own environment, which knows nothing of aurora.
 LLAMA_FACTORY = (
     "import json, resource, sys, time\n"
@@ -262,14 +322,14 @@ def run_leg(command: list[str], workers: int) -> dict:
 def show(results: dict[tuple[str, int], dict]) -> None:
     """A table; `aurora is` tells how many times its tokens a second, and a CPU second, are those of the leg."""
     click.echo(
-        f"{'':32} {'cores':>5} {'seconds':>8} {'CPU s':>7} {'M tokens':>9} {'M tokens/s':>10} "
+        f"{'':34} {'cores':>5} {'seconds':>8} {'CPU s':>7} {'M tokens':>9} {'M tokens/s':>10} "
         f"{'aurora is':>10} {'by CPU':>8} {'peak GiB':>9}"
     )
     for (name, workers), leg in results.items():
         ours = results["aurora, whole stage", workers]
         ratios = [ours["tokens"] / ours[unit] * leg[unit] / leg["tokens"] for unit in ("seconds", "cpu")]
         click.echo(
-            f"{name:32} {workers:5} {leg['seconds']:8.2f} {leg['cpu']:7.2f} {leg['tokens'] / 1e6:9.2f} "
+            f"{name:34} {workers:5} {leg['seconds']:8.2f} {leg['cpu']:7.2f} {leg['tokens'] / 1e6:9.2f} "
             f"{leg['tokens'] / leg['seconds'] / 1e6:10.2f} {ratios[0]:9.2f}x {ratios[1]:7.2f}x "
             f"{leg['peak'] / 2**30:9.2f}"
         )
@@ -279,7 +339,7 @@ def show(results: dict[tuple[str, int], dict]) -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path, exists=True), help="Folder of real data; samples without."
 )
-@click.option("--rows", default=10_000, show_default=True, help="Conversations of the comparison.")
+@click.option("--rows", default=20_000, show_default=True, help="Conversations of the comparison.")
 @click.option(
     "--mix", default=SINGLE + MULTI, show_default=True, help="Conversations of the last line; 0 omits it."
 )
@@ -307,7 +367,8 @@ def main(
 
     model_file = MistralTokenizer._data_path() / "tokenizer.model.v1"
     if leg:
-        click.echo(json.dumps(LEGS[leg](path, model_file, workers, folder)))
+        run = {**LEGS, "packing": leg_packing}[leg]
+        click.echo(json.dumps(run(path, model_file, workers, folder)))
         return
     talks = real_talks(data / "instructions" if data else ROOT / "samples")
     with tempfile.TemporaryDirectory() as name:
@@ -335,13 +396,20 @@ def main(
         show(dict(sorted(results.items(), key=lambda item: item[0][1])))
         if mix:
             write_conversations(talks, mix, path)
-            command = [sys.executable, __file__, "--leg", "aurora, whole stage", "--path", str(path)]
-            result = run_leg([*command, "--workers", "2", "--folder", name], 2)
+            command = [sys.executable, __file__, "--workers", "2", "--folder", name]
+            result = run_leg([*command, "--leg", "aurora, whole stage", "--path", str(path)], 2)
             click.echo(
                 f"{mix:,} conversations of the paper's mix, 2 cores: {result['seconds']:.1f} s, "
                 f"{result['tokens'] / 1e6:.1f} M tokens, peak {result['peak'] / 2**30:.2f} GiB, "
                 f"packing efficiency {result['packing_efficiency']:.4f}, "
                 f"{result['tokens_per_chinese_character']:.3f} tokens a Chinese character"
+            )
+            path = folder / "rows" / "train.parquet"
+            result = run_leg([*command, "--leg", "packing", "--path", str(path)], 2)
+            full = result["tokens"] / (result["packed"] * MAX_LENGTH)
+            click.echo(
+                f"TRL packs its training rows in {result['seconds']:.1f} s, peak {result['peak'] / 2**30:.2f} GiB, "
+                f"into {result['packed']:,} rows, {full:.4f} full"
             )
 
 
