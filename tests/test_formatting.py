@@ -423,6 +423,89 @@ def test_the_stage_writes_all_or_nothing(tmp_path, monkeypatch, root):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conversations.parquet", "format"]
 
 
+def another_vocabulary(base: Path) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString((base / "tokenizer.model").read_bytes())
+    model.pieces[31_999].piece = "一二三"
+    (base / "tokenizer.model").write_bytes(model.SerializeToString())
+
+
+def another_template(base: Path) -> None:
+    (base / "tokenizer_config.json").write_text('{"chat_template": "<|im_start|>{{ messages }}"}')
+
+
+def other_special_tokens(base: Path) -> None:
+    (base / "config.json").write_text('{"vocab_size": 32002, "eos_token_id": 32000}')
+
+
+def untouched(base: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "last", "max_length", "message"),
+    [
+        (another_vocabulary, talk("q", "r"), 256, "its 32,000 pieces (sha256 "),
+        (
+            other_special_tokens,
+            talk("q", "r"),
+            256,
+            "vocab_size is 32002, but that of the tokeniser is 32000; give",
+        ),
+        (
+            another_template,
+            talk("q", "r"),
+            256,
+            "chat_template has no [INST] … [/INST], so it is of another model",
+        ),
+        (
+            untouched,
+            (*talk("q", "r"), Message("assistant", "again")),
+            256,
+            "two assistant turns in a row (1, 2); run dvc repro clean",
+        ),
+        (untouched, (), 256, "an empty conversation; run dvc repro clean"),
+        (
+            untouched,
+            talk("q", "r"),
+            16,
+            "format.max_length is 16, but the shortest round has {shortest} tokens; raise it",
+        ),
+    ],
+)
+def test_bad_input_ends_the_stage_with_one_line(
+    tmp_path, monkeypatch, root, change, last, max_length, message
+):
+    from stages.format import main
+
+    text = (root / "params.yaml").read_text()
+    assert "\n  max_length: 512\n" in text
+    (tmp_path / "params.yaml").write_text(text.replace("max_length: 512", f"max_length: {max_length}", 1))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/tokenizer.model").write_bytes(MODEL_FILE.read_bytes())
+    change(tmp_path / "base")
+    long = [("a", talk(f"{number} " + "words " * 30, "more words " * 15)) for number in range(100, 140)]
+    conversations = write(
+        tmp_path / "conversations.parquet", long if max_length == 16 else [*long, ("a", last)]
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    arguments = [
+        "--conversations",
+        str(conversations),
+        "--tokenizer",
+        "base/tokenizer.model",
+        "--out",
+        "format",
+    ]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.format(shortest=len(encode(PROCESSOR, long[0][1])[0])) in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_a_template_of_another_family_is_a_params_error(tmp_path, root):
     from aurora.params import load_params
 
