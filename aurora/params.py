@@ -150,7 +150,8 @@ class Format(Section):
     long_round: Literal["drop", "truncate_prompt"]
     """A single round beyond max_length is dropped, or its prompt loses its beginning; both are counted."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of conversations kept from training, chosen by hash of the content id."""
+    """Share of conversations kept from training, chosen by hash of the content id. Of a cluster of near duplicates
+    (clean.near_duplicates) with a held-out member, the others are left out of training and counted."""
 
 
 class Quantization(Section):

@@ -576,7 +576,7 @@ def test_the_trainer_takes_the_rows_and_isolates_packed_ones(tmp_path):
         trainer = SFTTrainer(
             model=model,
             args=arguments,
-            train_dataset=rows.select_columns(["input_ids", "labels"]),
+            train_dataset=rows,
             processing_class=tokenizer,
         )
         total, count = 0.0, 0
