@@ -154,6 +154,22 @@ def test_metrics_are_true(tmp_path):
     assert sum(int(line.split(",")[2]) for line in table[1:]) == len(found)
 
 
+def test_the_plot_of_lengths_draws_columns_of_the_table(tmp_path, root):
+    import yaml
+
+    run(tmp_path, many(60))
+    header = (tmp_path / "out" / "lengths.csv").read_text().splitlines()[0].split(",")
+    plots = {
+        name: plot
+        for entry in yaml.safe_load((root / "dvc.yaml").read_text())["plots"]
+        for name, plot in entry.items()
+    }
+    (plot,) = [plot for plot in plots.values() if "data/format/lengths.csv" in plot["y"]]
+    template = json.loads((root / ".dvc" / "plots" / f"{plot['template']}.json").read_text())
+    assert {plot["x"]["data/format/lengths.csv"], plot["y"]["data/format/lengths.csv"]} == {"tokens", "rows"}
+    assert {"tokens", "rows", template["facet"]["row"]["field"]} == set(header)
+
+
 def test_tokens_dropped_are_those_of_dropped_rounds(tmp_path):
     rows = [("a", talk("q", "x", "long " * 400, "y", "r", "z")), ("a", talk("other", "answer"))]
     found, metrics = run(tmp_path, rows, params(held_out=0.5))
