@@ -1,6 +1,6 @@
 """The 32,000 pieces of Mistral v1, by sentencepiece, the reference implementation of this vocabulary.
 
-It reads tokenizer.model itself, never turns text into a control token, and takes an eighth of the time of the
+It reads tokenizer.model itself, never turns text into a control token, and takes a quarter of the CPU time of the
 tokenizers library. benchmarks/format.py compares it with what is faster still.
 """
 
