@@ -1,40 +1,40 @@
 """The topic of a conversation, by the words of aurora/topics.yaml: Figure 1 of the paper, with open rules."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 WORDS = Path(__file__).with_name("topics.yaml")
-PROMPT, ANSWER = 300, 400  # characters that are looked at
-TASK = 4  # weight of a word that says what is asked for
+LINE, PROMPT, ANSWER = 100, 300, 400  # characters that are looked at: of the first line, the prompt, the answer
+FIRST, REST, REPLY = 4, 2, 1  # weight of a word by where it stands
+TASK, STRONG, WORD = 4, 2, 1  # and by its kind
 WITHOUT = "daily life"  # topic of a conversation in which no word speaks
+NONE = "none"  # key of the words that speak for no topic
 
 
 class Word(NamedTuple):
-    """A word and the topic that it speaks for."""
+    """A word and what it says."""
 
     text: str
-    topic: int
-    weight: int
+    votes: tuple[tuple[int, int], ...]  # (topic, weight); empty for a word that only hides others
 
 
 @cache
 def _words() -> tuple[tuple[str, ...], dict[str, tuple[Word, ...]]]:
-    """Names of the topics in order, and all words by their first two characters."""
+    """Names of the topics in order, and all words by their first two characters, the longest first."""
     from ruamel.yaml import YAML
 
     content = YAML(typ="safe").load(WORDS.read_text(encoding="utf-8"))
+    votes: dict[str, dict[int, int]] = {str(text).lower(): {} for text in content.pop(NONE)}
+    for number, topic in enumerate(content.values()):
+        for key, weight in (("task", TASK), ("strong", STRONG), ("words", WORD)):
+            for text in topic.get(key, ()):
+                votes.setdefault(str(text).lower(), {}).setdefault(number, weight)
     words: dict[str, list[Word]] = {}
-    for word in (
-        Word(str(text).lower(), number, weight)
-        for number, topic in enumerate(content.values())
-        for key, weight in (("task", TASK), ("strong", 2), ("words", 1))
-        for text in topic.get(key, ())
-    ):
-        words.setdefault(word.text[:2], []).append(word)
+    for text in sorted(votes, key=lambda text: (-len(text), text)):
+        words.setdefault(text[:2], []).append(Word(text, tuple(votes[text].items())))
     return tuple(content), {start: tuple(found) for start, found in words.items()}
 
 
@@ -45,33 +45,48 @@ def names() -> tuple[str, ...]:
 
 def topic(prompt: str, answer: str) -> str:
     """Topic of a conversation, by its first round."""
-    topics, words = _words()
-    prompt, answer = prompt[:PROMPT].lower(), answer[:ANSWER].lower()
+    topics, _ = _words()
+    prompt = prompt[:PROMPT].lower()
+    end = prompt.find("\n")
+    end = min(LINE, len(prompt)) if end < 0 else min(LINE, end)
     sums = [0] * len(topics)
-    text = f"{prompt}\n{answer}"
-    starts = set(text)  # words of one character
-    starts.update(map("".join, pairwise(text)))
-    for start in starts & words.keys():
-        for word in words[start]:
-            if word.text in prompt and _apart(word.text, prompt):
-                sums[word.topic] += 3 * word.weight
-            elif word.weight < TASK and word.text in answer and _apart(word.text, answer):
-                sums[word.topic] += word.weight
+    seen: set[str] = set()
+    for text, place in ((prompt[:end], FIRST), (prompt[end:], REST), (answer[:ANSWER].lower(), REPLY)):
+        for word in _found(text):
+            if word.text not in seen:
+                seen.add(word.text)
+                for number, weight in word.votes:
+                    if weight < TASK or place > REPLY:
+                        sums[number] += place * weight
     best = max(range(len(sums)), key=lambda number: (sums[number], -number))
     return topics[best] if sums[best] else WITHOUT
 
 
-def _apart(word: str, text: str) -> bool:
-    """Whether a Latin word stands alone somewhere: `ai` is not in `said`. Chinese needs no blanks."""
-    if not word.isascii() or not word.isalpha():
+def _found(text: str) -> Iterator[Word]:
+    """Words of the file in `text` from left to right, each the longest that begins there."""
+    _, words = _words()
+    at = 0
+    while at < len(text):
+        start = text[at : at + 2]
+        word = next(
+            (word for word in words.get(start, ()) if text.startswith(word.text, at) and _apart(word.text, text, at)),
+            None,
+        ) or next(iter(words.get(start[0], ())), None)
+        if word:
+            yield word
+            at += len(word.text)
+        else:
+            at += 1
+
+
+def _apart(word: str, text: str, at: int) -> bool:
+    """Whether a Latin word stands alone: `ai` is not in `said`. Chinese needs no blanks."""
+    if not word[0].isascii():
         return True
-    at = text.find(word)
-    while at >= 0:
-        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
-        if not (before.isascii() and before.isalpha()) and not (after.isascii() and after.isalpha()):
-            return True
-        at = text.find(word, at + 1)
-    return False
+    before, after = text[at - 1 : at] if at else "", text[at + len(word) : at + len(word) + 1]
+    return not (word[0].isalpha() and before.isascii() and before.isalpha()) and not (
+        word[-1].isascii() and word[-1].isalpha() and after.isascii() and after.isalpha()
+    )
 
 
 def table(topics: Iterable[str]) -> str:
