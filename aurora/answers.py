@@ -27,6 +27,26 @@ PLACEHOLDERS = {
     "没有输出", "无需输出", "无内容", "无回答", "无答案", "暂无", "暂无内容", "略", "n/a", "nan", "null", "undefined", "todo",
     "placeholder", "输出", "回答", "答案", "output", "answer", "response", "your answer here", "在此输入", "待补充",
 }  # fmt: skip
+# Answers that a question about words, signs or code can have.
+WORDS_ALONE = {
+    "输出",
+    "回答",
+    "答案",
+    "output",
+    "answer",
+    "response",
+    "nan",
+    "null",
+    "undefined",
+    "todo",
+    "placeholder",
+    "略",
+}
+ABOUT_WORDS = re.compile(
+    r"翻译|译成|译为|译文|词|英文|中文|拼写|代码|程序|返回|print|\bnull\b|\bnan\b|undefined|打印",
+    re.IGNORECASE,
+)
+ABOUT_MARKS = re.compile(r"标点|符号|表情|括号|引号|句号|问号|省略号|emoji", re.IGNORECASE)
 OPERATOR = re.compile(r"[+\-*/=<>]")
 MARKER = re.compile(
     r"<\s*(?:no\s?input|no\s?output|nooutput|无输入|无输出|输出|placeholder)\s*>", re.IGNORECASE
@@ -65,6 +85,8 @@ NAMED = (  # a first look, in small letters: most answers name no one
 )  # fmt: skip
 
 ABLE = r"(?:无法|無法|不能|没有能力|沒有能力|没法|不便|不会|不可以|没有办法|不具备|沒有辦法)"
+# 我不会像人一样学习 says what a machine is; 我不会提供 declines.
+MACHINE_ABLE = ABLE.replace("|不会", "|不会(?=提供|回答|协助|生成|参与|讨论|支持|给出|创作|编写|透露)")
 TASK = (
     r"(?:回答|回复|提供|完成|满足|滿足|协助|帮助|帮您|帮你|为您|为你|執行|执行|生成|访问|查看|处理|分析|总结|预测|给出|转录|显示|顯示|"
     r"创建|创作|编写|写|渲染|浏览|打开|判断|确定|讨论|参与|支持|接受|拥抱|理解|识别|翻译|实现|接收|描述|直接|阅读|查找|继续|讨论|透露|"
@@ -72,7 +94,7 @@ TASK = (
 )
 MACHINE = r"(?:语言模型|語言模型|AI|人工智能|人工智慧|机器人|聊天助手|智能助手|文本模型|虚拟助手)"
 REFUSAL_OF_MACHINE = re.compile(
-    rf"(?:作为|作為|我是|我只是|身为|因为我是)[^。！!\n]{{0,14}}{MACHINE}(?!\s*，?[您你])[^。！!\n]{{0,24}}(?:{ABLE}|没有.{{0,12}}(?:能力|权限|信息|功能))"
+    rf"(?:作为|作為|我是|我只是|身为|因为我是)[^。！!\n]{{0,14}}{MACHINE}(?!\s*，?[您你])[^。！!\n]{{0,24}}(?:{MACHINE_ABLE}|没有.{{0,12}}(?:能力|权限|信息|功能))"
     rf"|(?:As an?|I am an?|I'm an?|I’m an?|I'm just an?) (?:AI|language model|artificial)[^.!\n]{{0,60}}(?:can't|cannot|can not|unable|not able|don't have|do not have|not capable|need you to)",
     re.IGNORECASE,
 )
@@ -93,10 +115,11 @@ REFUSAL_LENGTH = 260  # characters; a longer answer apologises and then helps
 
 def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer that stands in for one: `<noinput>`, 无输入, punctuation alone."""
-    for index, (_prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer) in enumerate(rounds):
         inner = answer.strip(EDGE).lower()
         # Marks alone are no answer, but an operator can be one.
-        if inner in PLACEHOLDERS or (not inner and not OPERATOR.search(answer)):
+        marks = not inner and not OPERATOR.search(answer) and not ABOUT_MARKS.search(prompt)
+        if marks or (inner in PLACEHOLDERS and not (inner in WORDS_ALONE and ABOUT_WORDS.search(prompt))):
             return Fault(index, "placeholder_answer", answer[:EVIDENCE])
         if "<" in answer and (found := MARKER.search(answer)) and "`" not in answer:
             return Fault(index, "placeholder_answer", around(answer, found))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from aurora.accounting import Outcome, account
 from aurora.errors import DataError
-from aurora.filters import traditional_share
+from aurora.filters import TRADITIONAL, traditional_share
 from aurora.judgement import judge
 from aurora.params import Clean
 from aurora.records import Conversation, content_id
@@ -21,7 +21,6 @@ from aurora.sources import Drop, parse
 from aurora.topics import names, topic
 
 CHUNK = 2000  # rows given to a process at a time
-TRADITIONAL = 0.1  # share of characters that exist in traditional script alone, from which a row counts so
 
 
 @dataclass(frozen=True, slots=True)

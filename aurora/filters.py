@@ -20,12 +20,13 @@ FOREIGN_WORD = re.compile(
     "[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*|[\u0370-\u052f\u0590-\u06ff]+|[\u0900-\u0dff\u0e00-\u0eff]+"
     "|[\u1100-\u11ff\uac00-\ud7af]+|[\u3041-\u30ff]"
 )
+TRADITIONAL = 0.1  # share of characters that exist in traditional script alone, from which a text counts so
 CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 
 URL = re.compile(r"https?://\S+|www\.\S+")
 PICTURE_MARKUP = re.compile(r"!\[[^\]\n]*\]\s*[(\[]")
 PICTURE_SLOT = re.compile(
-    r"[(（\[<【《][^)）\]>】》\n]{0,10}(?:图片|圖片|图像|照片|截图|插图|附图|图表|链接|网址|视频|音频|录音|image|photo|picture|link|url|video|audio)[^)）\]>】》\n]{0,6}[)）\]>】》]",
+    r"[(（\[<【《][^)）\]>】》\n]{0,10}(?:图片|圖片|图像|照片|截图|插图|附图|图表|图示|链接|网址|视频|音频|录音|image|photo|picture|link|url|video|audio)[^)）\]>】》\n]{0,6}[)）\]>】》]",
     re.IGNORECASE,
 )
 PICTURE = re.compile(
@@ -33,8 +34,10 @@ PICTURE = re.compile(
     r"(?:这|那|该|此|下|上|附|所附|给定的?|提供的?|以下|下列|下面的?|上面的?|上述|上传的?|附上的?|附带的?|附件中的?)(?:一)?(?:张|幅|段|个|的)?"
     r"(?:图片|圖片|图像|照片|截图|插图|画作|画|附图|漫画|视频|音频|录音|图)(?!书|像处理|形|表示|灵|论|案|谱|纸|层|块|标|画|片格式|片大小)"
     r"|^[^。\n，,]{0,6}(?:看图|见图|如图所示|由图可知)|[这该此](?:图片|图像|照片|截图|图示|幅图|张图|张照片|张图片)(?:中|里|上)?(?:是|有|显示|描绘|表现|展示)?(?:什么|谁|哪)"
+    r"|(?:根据|依据|按照|结合|观察)(?:图片|图像|照片|上图|下图|附图|插图)(?!格式|大小|处理)"
     r"|把[^。\n]{0,16}录音[^。\n]{0,6}转"
 )
+DESCRIBED = re.compile(r"《|[：:\n]\s*[^\s(（\[<【!][^\n]{6,}")  # a title, or the picture in words
 NEEDS_PAGE = re.compile(
     r"总结|總結|概括|概述|摘要|归纳|阅读|打开|访问|查看|浏览|提取|主题|分析|识别|描述|标题|观点|欣赏|看看|翻译|改写|文章|帖子|新闻|这篇|旗帜|照片|视频|解释|评论|(?:给定的?|这个|该|此|以下|下面的?|下列)(?:网站|网页|链接)"
 )
@@ -80,7 +83,14 @@ def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
             continue
         found = PICTURE_MARKUP.search(prompt)
         if not found and len(text) <= 120:
-            found = PICTURE_SLOT.search(text) or (PICTURE.search(text) if len(text) <= 70 else None)
+            found = PICTURE_SLOT.search(text)
+            if (
+                not found
+                and len(text) <= 70
+                and (found := PICTURE.search(text))
+                and DESCRIBED.search(text, found.end())
+            ):
+                found = None
             if not found and text is not prompt and NEEDS_PAGE.search(text):
                 found = URL.search(prompt)
         if found:

@@ -1,15 +1,17 @@
 """One conversation under all rules that look at it alone: what is mended, what is cut, why it goes."""
 
+import re
 from collections.abc import Iterator
+from functools import cache
 
 from aurora.answers import Fault, storable
-from aurora.errors import DataError
-from aurora.filters import RULES, traditional_share
+from aurora.filters import KANA, RULES, TRADITIONAL, traditional_share
 from aurora.mending import CODE, MOJIBAKE, reread, visible, without_html
 from aurora.params import Clean
 from aurora.records import Message
 from aurora.sources import Drop, Turns
 
+SCRIPTS = re.compile("繁[体體]|[简簡][体體]|正[体體]字")  # a conversation about the scripts themselves
 PASSES = 12  # a repair may lay another fault open; no real row needs more than three
 
 
@@ -73,27 +75,19 @@ def _mend(messages: tuple[Message, ...], mended: list[str], params: Clean) -> It
         if (inner := text.strip()) != text:
             text = inner
             mended.append("blanks_trimmed")
-        if params.traditional == "convert" and traditional_share((text,)) > 0:
-            text, before = _simplified(text), text
-            if text != before:
+        if params.traditional == "convert" and traditional_share((text,)) >= TRADITIONAL:
+            scripts = any(SCRIPTS.search(other.content) for other in messages)
+            if not scripts and not KANA.search(text) and (simplified := _converter().convert(text)) != text:
+                text = simplified
                 mended.append("traditional_converted")
         yield Message(message.role, text) if text is not message.content else message
 
 
-def _simplified(text: str) -> str:
-    try:
-        from opencc import OpenCC
-    except ImportError:
-        raise DataError(
-            "params.yaml: clean.traditional: convert needs OpenCC, which is not installed; "
-            "run: .venv/bin/pip install opencc-python-reimplemented==0.1.7, or set it to keep"
-        ) from None
-    if "t2s" not in _CONVERTERS:
-        _CONVERTERS["t2s"] = OpenCC("t2s")
-    return _CONVERTERS["t2s"].convert(text)
+@cache
+def _converter():
+    from opencc import OpenCC
 
-
-_CONVERTERS: dict = {}
+    return OpenCC("t2s")
 
 
 def whole_rounds(

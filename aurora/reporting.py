@@ -52,6 +52,12 @@ def subject_table(results: dict[str, dict]) -> str:
     return text.getvalue()
 
 
+def topic_table(counts: dict[str, int]) -> str:
+    """CSV topic,rows of the kept conversations, the largest topic first: Figure 1 of the paper."""
+    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return "topic,rows\n" + "".join(f'"{name}",{count}\n' for name, count in rows)
+
+
 def replies_page(folders: dict[str, Path]) -> str:
     """Markdown: each held-out prompt with the greedy replies of both models.
 
@@ -120,6 +126,7 @@ def write_report(
     write_text(out / "loss.csv", curve.read_text(encoding="utf-8"))
     write_text(out / "accuracy.csv", accuracy_table(results))
     write_text(out / "subjects.csv", subject_table(results))
+    write_text(out / "topics.csv", topic_table(metrics["clean"]["topics"]))
     write_text(out / "replies.md", page)
     for name, text in pages.items():
         write_text(out / name, with_scores(text, metrics["eval"]))

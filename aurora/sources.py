@@ -1,6 +1,7 @@
 """Rows of the published instruction formats, as messages or as the reason why a row has none."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def _text(value: object, mended: list[str]) -> str:
         return ""  # JSON null is no text, least of all "None"
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
         mended.append("number_to_text")
         return str(value)
     raise NotText(f"{type(value).__name__} instead of text: {str(value)[:120]}")

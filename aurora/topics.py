@@ -1,13 +1,16 @@
 """The topic of a conversation, by the words of aurora/topics.yaml: Figure 1 of the paper, with open rules."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 WORDS = Path(__file__).with_name("topics.yaml")
-LINE, PROMPT, ANSWER = 100, 300, 400  # characters that are looked at: of the first line, the prompt, the answer
+LINE, PROMPT, ANSWER = (
+    100,
+    300,
+    400,
+)  # characters that are looked at: of the first line, the prompt, the answer
 FIRST, REST, REPLY = 4, 2, 1  # weight of a word by where it stands
 TASK, STRONG, WORD = 4, 2, 1  # and by its kind
 WITHOUT = "daily life"  # topic of a conversation in which no word speaks
@@ -69,7 +72,11 @@ def _found(text: str) -> Iterator[Word]:
     while at < len(text):
         start = text[at : at + 2]
         word = next(
-            (word for word in words.get(start, ()) if text.startswith(word.text, at) and _apart(word.text, text, at)),
+            (
+                word
+                for word in words.get(start, ())
+                if text.startswith(word.text, at) and _apart(word.text, text, at)
+            ),
             None,
         ) or next(iter(words.get(start[0], ())), None)
         if word:
@@ -87,10 +94,3 @@ def _apart(word: str, text: str, at: int) -> bool:
     return not (word[0].isalpha() and before.isascii() and before.isalpha()) and not (
         word[-1].isascii() and word[-1].isalpha() and after.isascii() and after.isalpha()
     )
-
-
-def table(topics: Iterable[str]) -> str:
-    """CSV topic,rows of all topics, the largest first."""
-    counts = Counter(topics)
-    order = sorted(names(), key=lambda name: (-counts[name], names().index(name)))
-    return "topic,rows\n" + "".join(f'"{name}",{counts[name]}\n' for name in order)

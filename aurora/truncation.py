@@ -19,6 +19,7 @@ UNMARKED_END = re.compile(
     r"https?://\S+$|\S+@\S+$|[#＃][^\s#，。]{1,30}$|[\"”』》」]\s*(?:-|—|–)+\s*[^\s，。][^，。]{0,24}$|^#"
 )
 SUMMING_UP = re.compile(r"以上|总之|总的来说|总而言之|综上|因此|所以|这些|希望|此外|另外|最后")
+OPTION = re.compile(r"(?:^|[\s。！？!?：:；;])\d{1,2}\s?[.、)）．]\s?\D")  # one of several in a line
 CODE = re.compile(
     r"[=;{}<>≈^]|\d\s*[-+*/×÷]\s*\d|^(?:return|print|def|for|if|else|import|var|let|const|public|int|end|pass)\b|\w\(|\)$"
 )
@@ -27,14 +28,14 @@ DANGLING = re.compile(
     r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
 )
 GO_ON = re.compile(
-    r"^\W*(?:请|请你|您|你)?\W*(?:继续|繼續|接着|接著|往下|接下去|写完|说完|go on|continue|next|keep going|more|还有呢?|然后呢?|然後|后面呢|下一?段)",
+    r"^\W*(?:请|请你|您|你)?\W*(?:继续|繼續|接着|接著|往下|接下去|写完|说完|接$|续$|連$|连$|go on|continue|next|keep going|more|还有呢?|然后呢?|然後|后面呢|下一?段)",
     re.IGNORECASE,
 )
 
 
 def asks_to_go_on(prompt: str) -> bool:
     """Whether a prompt such as `继续` asks for the rest of the answer before it."""
-    return len(prompt) <= 40 and GO_ON.match(prompt) is not None
+    return len(prompt) <= 40 and GO_ON.match(prompt.rstrip("。.！! ")) is not None
 
 
 def cut_off(answer: str, shortest: int) -> str | None:
@@ -78,6 +79,8 @@ def _mid_sentence(line: str, lines: list[str]) -> bool:
         return False
     if CODE.search(line) and 3 * len(HAN.findall(line)) < len(line):
         return False  # a formula or a statement has no end mark
+    if len(OPTION.findall(line)) > 1:
+        return False  # choices in one line, after a question
     before = lines[:-1][-12:]
     if LIST_MARK.match(line):  # items are like items, not like the text before them
         start = len(before)

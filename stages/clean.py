@@ -10,8 +10,7 @@ from aurora.cleaning import clean
 from aurora.errors import DataError, one_line
 from aurora.params import load_params
 from aurora.row_tables import write_tables
-from aurora.store import remove, replacing, write_json, write_text
-from aurora.topics import table
+from aurora.store import remove, replacing, write_json
 
 
 @click.command()
@@ -24,7 +23,7 @@ from aurora.topics import table
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @one_line
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
-    """Writes conversations.parquet, dropped.parquet, topics.csv, metrics.json and report.html into OUT."""
+    """Writes conversations.parquet, dropped.parquet, metrics.json and report.html into OUT."""
     params = load_params()
     folders = _folders(instructions, params.sources, "instructions")
     cleaned = clean(folders, _folders(benchmarks, params.sources, "benchmark").values(), params.clean)
@@ -35,7 +34,6 @@ def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     with replacing(out) as partial:
         partial.mkdir()
         write_tables(partial, cleaned)
-        write_text(partial / "topics.csv", table(cleaned.topics))
         write_json(partial / "metrics.json", cleaned.metrics)
         write_page(partial / "report.html", cleaned)
     for note in cleaned.metrics["notes"]:

@@ -106,6 +106,28 @@ def test_a_fault_cuts_or_drops_as_the_params_say():
     assert judge(Turns(messages), off)[0] == messages
 
 
+def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
+    rows = [
+        row(
+            "這個問題與國際貿易有關嗎？請說明。",
+            "是的，這個問題與國際貿易關係密切，關稅會影響進口商品的價格。",
+        ),
+        row("写出“後”的简体字。", "“後”的簡體字是“后”，這兩個字的讀音與聲調都相同，請記住這個區別。"),
+        row("用日语说“东京很大”。", "東京はとても大きいです。"),
+    ]
+    folder = put(tmp_path, "own", rows)
+    off = CLEAN.model_copy(update={"contamination": None})
+    kept = clean({"own": folder}, [], off)
+    assert kept.metrics["total"]["traditional"] == 2
+    dropped = clean({"own": folder}, [], off.model_copy(update={"traditional": "drop"}))
+    assert dropped.metrics["total"]["dropped"] == {"traditional": 2}
+    converted = clean({"own": folder}, [], off.model_copy(update={"traditional": "convert"}))
+    assert converted.metrics["total"]["mended"] == {"traditional_converted": 1}
+    answers = {c.position: c.messages[1].content for c, _ in converted.kept}
+    assert answers[0] == "是的，这个问题与国际贸易关系密切，关税会影响进口商品的价格。"
+    assert (answers[1], answers[2]) == (rows[1]["output"], rows[2]["output"])  # of the scripts, and Japanese
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, Path]:
     shared = row(
@@ -369,7 +391,7 @@ def test_the_stage_on_the_embedded_sources(raw: Path):
 
 
 def test_the_same_inputs_give_the_same_bytes(raw: Path):
-    names = ("conversations.parquet", "dropped.parquet", "metrics.json", "report.html", "topics.csv")
+    names = ("conversations.parquet", "dropped.parquet", "metrics.json", "report.html")
     assert stage().exit_code == 0
     first = [(raw / "clean" / name).read_bytes() for name in names]
     assert stage().exit_code == 0

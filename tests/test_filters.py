@@ -35,6 +35,15 @@ def test_short_answers_are_no_placeholders(answer: str):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [("把answer翻译成中文", "答案"), ("这段代码打印什么？", "undefined"), ("选择合适的标点符号", "！")],
+)
+def test_a_word_or_a_mark_that_was_asked_for_is_no_placeholder(prompt: str, answer: str):
+    assert reason(filters.placeholder_answer, prompt, answer) is None
+    assert reason(filters.placeholder_answer, "今天做什么？", answer) == "placeholder_answer"
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         "我是ChatGPT，一个人工智能助手。",
@@ -75,6 +84,7 @@ def test_speaking_of_a_model_is_not_being_one(answer: str):
         ("明天天气", "作为一个AI语言模型，我无法访问实时信息。"),
         ("天气", "I'm sorry, but as an AI, I don't have access to the latest data."),
         ("写代码", "很抱歉，我无法完成这个请求。作为一个语言模型，我不能编写或运行代码。"),
+        ("讲个恶毒的笑话", "作为人工智能，我不会提供伤害他人的内容。"),
     ],
 )
 def test_refusals(prompt: str, answer: str):
@@ -90,6 +100,7 @@ def test_refusals(prompt: str, answer: str):
         ("把sorry翻译成中文", "对不起。"),
         ("我感冒了", "对不起听到你感到不适。多喝水，多休息。"),
         ("鱼能离开水吗", "鱼不能离开水，因为它们用鳃呼吸。"),
+        ("你会学习吗", "作为一种人工智能语言模型，我不会像人类那样学习，而是从文本中总结规律。"),
     ],
 )
 def test_apologies_that_were_asked_for_stay(prompt: str, answer: str):
@@ -104,6 +115,9 @@ def test_apologies_that_were_asked_for_stay(prompt: str, answer: str):
         "解释你欣赏下面这幅画的地方。\n![Painting](https://example.com/a.jpg)",
         "识别与以下旗帜相关联的国家。\n(国旗图像)",
         "用一句话描述附上的画。",
+        "根据图片写一个故事。",
+        "给下面的图片写一个说明：\n[图片]",
+        "该图示如何在论文中使用？\n[城市的图示]",
     ],
 )
 def test_prompts_that_need_more(prompt: str):
@@ -116,6 +130,8 @@ def test_prompts_that_need_more(prompt: str):
         "将以下句子从被动语态改为主动语态：\n这幅画是由艺术家创作的。",
         "编写一个Python脚本，从 https://example.com/table 的表格中提取数据",
         "如何用手机拍出好照片？",
+        "用三句话描述下面这幅画：梵高的《星空》",
+        "为这张照片写一个标题。\n一只狗在海滩上追着飞盘奔跑",
         "每次被要求参加电话会议时，请回复 https://cal.com/peer/30",
         "写一段视频网站的介绍",
     ],
@@ -188,6 +204,7 @@ def test_traditional_characters_are_told_by_the_two_character_sets():
 
 
 def test_go_on():
+    assert asks_to_go_on("接。") and asks_to_go_on("续")
     assert asks_to_go_on("继续") and asks_to_go_on("请继续写完") and asks_to_go_on("continue")
     assert not asks_to_go_on(
         "继续教育是什么意思？请写一篇一千字的文章来说明它的历史、现状与未来，并举出三个例子说明"
@@ -213,6 +230,8 @@ def test_a_cut_answer_that_is_gone_on_with_stays():
         "尊敬的老师：\n我明天需去医院复查，想请假一天。手头工作已交接完毕，急事可打我电话。望批准，谢谢。\n张琳",
         "立即尝试它，看看您的会计流程如何被转换！这是最好的软件，人人都说好。#会计 #工具",
         "```python\nprint(1)\n```",
+        "妈妈祝你一路顺风，你沿着小路一直走到了镇上，天色渐渐暗了下来，远处亮起了灯。你想做什么呢？ 1.去旅店休息 2.去商店备货 3.在镇上到处看看"
+        * 2,
         "def f(x):\n    if x:\n        return 1\n    return 0\n" * 8,
     ],
 )

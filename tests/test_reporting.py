@@ -19,6 +19,8 @@ def outputs(tmp_path: Path) -> dict[str, Path]:
     for name in ("clean", "format", "merge", "sft"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text('{"rows": 1}')
+    topics = {"food": 2, "society, law and politics": 5, "health": 2}
+    (tmp_path / "clean/metrics.json").write_text(json.dumps({"rows": 1, "topics": topics}))
     (tmp_path / "sft/curve.csv").write_text("step,loss\n1,2.0\n")
     for model, reply in (("base", "Hello | *there*"), ("tuned", "你好\n# 标题")):
         folder = tmp_path / model
@@ -50,6 +52,8 @@ def test_the_tables_hold_what_the_stages_measured(outputs, tmp_path: Path):
     assert "subjects" not in scores["base"]
     assert "ceval_law,tuned,0.5000,8" in (out / "subjects.csv").read_text()
     assert (out / "accuracy.csv").read_text().splitlines()[1] == "ceval base,base,0.5000,0.1000,8"
+    table = ["topic,rows", '"society, law and politics",5', '"food",2', '"health",2']
+    assert (out / "topics.csv").read_text().splitlines() == table
     assert (out / "loss.csv").read_text() == "step,loss\n1,2.0\n"
 
 

@@ -8,8 +8,12 @@ import pyarrow.parquet
 import pytest
 
 from aurora.errors import DataError
+from aurora.judgement import judge
+from aurora.params import load_params
 from aurora.source_files import read_items
 from aurora.sources import Drop, parse
+
+CLEAN = load_params(Path(__file__).parent.parent / "profiles/paper.yaml").clean
 
 
 def contents(item: object, format_: str = "alpaca") -> list[tuple[str, str]]:
@@ -62,6 +66,7 @@ def test_what_is_not_certain_is_dropped_with_its_reason():
     assert reason({"instruction": "写"}) == "missing_key"
     assert reason(row | {"output": ["好"]}) == "wrong_type"
     assert reason(row | {"output": True}) == "wrong_type"
+    assert reason(row | {"output": float("inf")}) == reason(row | {"output": float("nan")}) == "wrong_type"
     assert reason(["写", "好"]) == "not_an_object"
     assert reason({"messages": [{"role": "tool", "content": "x"}]}, "messages") == "unknown_role"
     assert reason({"messages": "x"}, "messages") == "missing_key"
@@ -101,6 +106,44 @@ def test_list_lines_and_parquet_give_the_same_rows(tmp_path: Path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "parquet")
     for name in ("list", "lines", "parquet"):
         assert list(read_items(tmp_path / name)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("row", "format_"),
+    [
+        ({"instruction": "翻译", "input": "hello", "output": "你好", "history": [["问", "答"]]}, "alpaca"),
+        ({"conversation_id": "1", "conversation": [{"human": "问", "assistant": "答"}, {"human": "问", "assistant": None}]}, "sharegpt"),
+        ({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]}, "sharegpt"),
+        ({"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}, "messages"),
+    ],
+)  # fmt: skip
+def test_each_format_in_parquet_is_what_it_is_in_json(row: dict, format_: str, tmp_path: Path):
+    """Parquet gives every row all columns and every turn all fields, empty ones as null."""
+    other = {"instruction": None, "note": "x", "messages": None} | dict.fromkeys(row)
+    for name, writer in (("plain", {}), ("large", {"row_group_size": 1, "compression": "gzip"})):
+        table = pyarrow.Table.from_pylist([{**other, **row}, other])
+        pyarrow.parquet.write_table(table, tmp_path / name, **writer)
+        first, second = read_items(tmp_path / name)
+        assert parse(first, format_) == parse(row, format_)
+        assert judge(parse(second, format_), CLEAN)[2].reason in (
+            "missing_key",
+            "empty_answer",
+            "empty_prompt",
+        )
+
+
+def test_parquet_of_other_types_loses_no_row(tmp_path: Path):
+    table = pyarrow.table(
+        {
+            "instruction": pyarrow.array([b"\xff\xfe", b"x"]),
+            "output": pyarrow.array([1.5, None]),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "f")
+    assert [reason(item) for item in read_items(tmp_path / "f")] == ["wrong_type", "wrong_type"]
+    (tmp_path / "cut").write_bytes((tmp_path / "f").read_bytes()[:-20])
+    with pytest.raises(DataError, match="damaged Parquet"):
+        list(read_items(tmp_path / "cut"))
 
 
 def test_repeated_keys_are_dropped_if_they_differ(tmp_path: Path):
