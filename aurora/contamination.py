@@ -147,11 +147,12 @@ class Questions:
             grams = ngrams(flat, n)
             places = np.flatnonzero(flags[grams >> np.uint64(64 - BITS)])
             grams = grams[places]
-            left, right = np.searchsorted(keys, grams, "left"), np.searchsorted(keys, grams, "right")
-            hit = right > left
+            left = np.searchsorted(keys, grams)
+            hit = keys[np.minimum(left, len(keys) - 1)] == grams
+            left, right = left[hit], np.searchsorted(keys, grams[hit], "right")
             rows = owner_of_turn[np.searchsorted(starts, places[hit], "right") - 1]
             hits: dict[int, set[tuple[int, int]]] = {}
-            for row, start, end in zip(rows.tolist(), left[hit].tolist(), right[hit].tolist(), strict=True):
+            for row, start, end in zip(rows.tolist(), left.tolist(), right.tolist(), strict=True):
                 hits.setdefault(row, set()).add((start, end))
             for row, spans in hits.items():
                 counts = Counter(owner for start, end in spans for owner in owners[start:end].tolist())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,22 +69,15 @@ def topic(prompt: str, answer: str) -> str:
 def _found(text: str) -> Iterator[Word]:
     """Words of the file in `text` from left to right, each the longest that begins there."""
     _, words = _words()
-    at = 0
-    while at < len(text):
-        start = text[at : at + 2]
-        word = next(
-            (
-                word
-                for word in words.get(start, ())
-                if text.startswith(word.text, at) and _apart(word.text, text, at)
-            ),
-            None,
-        ) or next(iter(words.get(start[0], ())), None)
-        if word:
-            yield word
-            at += len(word.text)
-        else:
-            at += 1
+    end = 0  # of the word before
+    for at, start in enumerate(map("".join, pairwise(f"{text} "))):
+        if at < end or not (start in words or start[0] in words):
+            continue
+        for word in (*words.get(start, ()), *words.get(start[0], ())):
+            if text.startswith(word.text, at) and _apart(word.text, text, at):
+                yield word
+                end = at + len(word.text)
+                break
 
 
 def _apart(word: str, text: str, at: int) -> bool:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from aurora.records import Message, content_id
-from aurora.topics import names, table, topic
+from aurora.topics import names, topic
 
 HERE = Path(__file__).parent
 
