@@ -4,50 +4,78 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+from ruamel.yaml import YAML
+
 from aurora.records import Message, content_id
-from aurora.topics import names, topic
+from aurora.topics import WORDS, names, topic
 
 HERE = Path(__file__).parent
+UNSEEN = "7"
 
 
-def test_about_twenty_topics_and_a_table_of_all():
-    assert 18 <= len(names()) <= 24
-    lines = table(["computer", "computer", "food"]).splitlines()
-    assert lines[:3] == ["topic,rows", '"computer",2', '"food",1']
-    assert len(lines) == 1 + len(names())
+def test_twenty_topics_of_distinct_words():
+    content = YAML(typ="safe").load(WORDS.read_text(encoding="utf-8"))
+    assert names() == tuple(name for name in content if name != "none") and len(names()) == 20
+    for name, kinds in content.items():
+        assert name == "none" or set(kinds) <= {"task", "strong", "words"}
+        for words in [kinds] if name == "none" else kinds.values():
+            assert len(words) == len(set(map(str, words))) and all(str(word).strip() for word in words)
 
 
-def test_plain_cases_are_deterministic():
-    assert topic("写一个Python函数来反转链表", "def reverse(): ...") == "computer"
-    assert topic("番茄炒蛋的食谱", "先炒鸡蛋") == "food"
-    assert topic("", "") == "daily life"
-    assert topic("he said", "pain") == "daily life"  # `ai` is not a word in these
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("写一个Python函数来反转链表", "def reverse(): ...", "computer"),
+        ("番茄炒蛋的食谱", "先炒鸡蛋", "food"),
+        ("", "", "daily life"),
+        ("he said", "pain", "daily life"),  # `ai` is not a word in these
+        ("写一个故事", "", "literature and writing"),
+        ("写一个用户故事", "", "computer"),  # the longer word hides 故事
+        ("讲讲这支球队", "", "games and sport"),
+        ("写一首诗\n关于代码和程序", "", "literature and writing"),  # the first line weighs most
+    ],
+)
+def test_plain_cases(prompt: str, answer: str, expected: str):
+    assert topic(prompt, answer) == expected
 
 
 def test_accuracy_on_labelled_real_rows(real_data: Path):
-    """520 labels over three samples. The words were chosen with samples 1 and 2 in view; on sample 3 the classifier of
-    that moment had 0.745, before words were added for it, which is the honest figure for unseen rows."""
+    """1,480 labels, each set by reading the row before the classifier was asked. The words of topics.yaml were chosen
+    with samples 1 to 6 in view and not changed after sample 7 was drawn: its figure is the one for unseen rows.
+    `also` names a second topic that fits a row as well; it counts apart."""
     with open(HERE / "topic_labels.csv", encoding="utf-8") as file:
         labels = {row["first_round_id"]: row for row in csv.DictReader(file)}
     right: dict[str, list[bool]] = {}
-    for prompt, answer in first_rounds(real_data / "instructions"):
-        label = labels.get(content_id((Message("user", prompt), Message("assistant", answer))))
-        if label:
-            right.setdefault(label["sample"], []).append(topic(prompt, answer) == label["topic"])
-    hits = [hit for sample in right.values() for hit in sample]
-    assert len(hits) >= 500
-    for sample, found in right.items():
-        print(f"sample {sample}: {sum(found)} of {len(found)} = {sum(found) / len(found):.3f}")
-        assert sum(found) >= 0.75 * len(found)
-    assert sum(hits) >= 0.8 * len(hits)
+    either: list[bool] = []
+    for id_, prompt, answer in first_rounds(real_data / "instructions"):
+        if label := labels.pop(id_, None):
+            found = topic(prompt, answer)
+            right.setdefault(label["sample"], []).append(found == label["topic"])
+            if label["sample"] == UNSEEN:
+                either.append(found in (label["topic"], label["also"]))
+    assert not labels
+    for sample, hits in sorted(right.items()):
+        print(f"sample {sample}: {sum(hits)} of {len(hits)} = {sum(hits) / len(hits):.3f}")
+    print(f"sample {UNSEEN}, either topic: {sum(either)} of {len(either)} = {sum(either) / len(either):.3f}")
+    unseen = right.pop(UNSEEN)
+    assert len(unseen) >= 200 and sum(unseen) >= 0.75 * len(unseen)
+    chosen = [hit for hits in right.values() for hit in hits]
+    assert len(chosen) > 1200 and sum(chosen) >= 0.85 * len(chosen)
 
 
 def first_rounds(folder: Path):
+    """(content id of the first round, prompt, answer) of all real rows."""
+    rounds = []
     for name in ("alpaca_data_zh_51k/rows_1517.json", "alpaca_gpt4_data_zh/rows_500_alpaca.json"):
         for row in json.loads((folder / name).read_text(encoding="utf-8")):
             if row.get("instruction") and row.get("output"):
-                yield row["instruction"] + (f"\n{row['input']}" if row["input"] else ""), row["output"]
+                rounds.append(
+                    (row["instruction"] + (f"\n{row['input']}" if row["input"] else ""), row["output"])
+                )
     for line in (folder / "sharegpt_70k/sharegpt_zh_500.jsonl").read_text(encoding="utf-8").splitlines():
         first = json.loads(line)["conversation"][0]
         if first["human"] and first["assistant"]:
-            yield first["human"], first["assistant"]
+            rounds.append((first["human"], first["assistant"]))
+    for prompt, answer in rounds:
+        yield content_id((Message("user", prompt), Message("assistant", answer))), prompt, answer
