@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aurora.accounting import PAPER
+from aurora.clean_page import write_page
 from aurora.cleaning import clean
 from aurora.errors import DataError
 from aurora.judgement import judge, whole_rounds
 from aurora.params import load_params
 from aurora.records import Message
-from aurora.sources import Turns, parse
+from aurora.row_tables import write_tables
+from aurora.sources import Turns
 from stages.clean import main
 
 ROOT = Path(__file__).parent.parent
@@ -276,37 +278,53 @@ def mutated(chance: random.Random, value: object, depth: int = 0) -> object:
     )
 
 
-def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason():
+def written(chance: random.Random, item: object) -> str:
+    """A row as one line of JSON, at times with a key that stands twice, raw depth, or blanks of any kind."""
+    line = json.dumps(item, ensure_ascii=chance.random() < 0.5)
+    if line.startswith('{"') and chance.random() < 0.05:
+        line = chance.choice(['{"output": 1, ', '{"instruction": "a", "instruction": "b", ']) + line[1:]
+    if chance.random() < 0.01:
+        line = '{"messages": ' + "[" * 20000 + "]" * 20000 + "}"
+    return chance.choice(["", "", " ", "\t"]) + line + chance.choice(["\n", "\r\n", "\n\n"])
+
+
+def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason(tmp_path: Path):
+    """Through files and all rules, with benchmarks and near duplicates: every row is found again, once."""
     chance = random.Random(17)
-    base: list[tuple[dict, str]] = []
+    put_benchmarks(tmp_path / "benchmark")
+    folders = {}
+    rows = 5250
     for name, format_ in (("alpaca_data_zh_51k.json", "alpaca"), ("sharegpt_70k.jsonl", "sharegpt")):
         text = (ROOT / "samples" / name).read_text(encoding="utf-8")
-        items = (
+        base = (
             json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
         )
-        base += [(item, format_) for item in items]
-    reasons: Counter[str] = Counter()
-    for _ in range(10500):
-        item, format_ = chance.choice(base)
-        for _ in range(chance.randrange(1, 4)):
-            item = mutated(chance, item)
-        read = parse(item, format_)
-        messages, _mended, drop = judge(read, CLEAN)
-        assert bool(messages) is (drop is None)
-        if drop:
-            assert drop.reason and isinstance(drop.evidence, str)
-            drop.evidence.encode("utf-8")
-            reasons[drop.reason] += 1
-        else:
-            assert all(
-                message.content == message.content.strip() and message.content.encode()
-                for message in messages
-            )
-            reasons["kept"] += 1
-    print(dict(reasons))
-    assert {"kept", "wrong_type", "not_an_object", "missing_key", "lone_surrogate", "mojibake"} <= set(
-        reasons
-    )
+        lines = ["{}\n"]  # tells that these are JSON lines
+        for _ in range(rows - 1):
+            item = chance.choice(base)
+            for _ in range(chance.randrange(1, 4)):
+                item = mutated(chance, item)
+            lines.append(written(chance, item))
+        content = b"\xef\xbb\xbf" + "".join(lines).encode("utf-8", "backslashreplace")
+        folders[format_] = put(tmp_path, format_, content, format_, expected=rows)
+    cleaned = clean(folders, [tmp_path / "benchmark" / name for name in BENCHMARKS], CLEAN)
+    places = [(row.source, row.position) for row, _ in cleaned.kept]
+    places += [(outcome.source, outcome.position) for outcome in cleaned.dropped]
+    assert sorted(places) == [(name, position) for name in ("alpaca", "sharegpt") for position in range(rows)]
+    assert cleaned.metrics["total"]["read"] == 2 * rows and not cleaned.metrics["notes"]
+    for row, _ in cleaned.kept:
+        assert [message.role for message in row.messages] == ["user", "assistant"] * row.rounds
+        assert all(message.content.strip() == message.content != "" for message in row.messages)
+        assert all(message.content.encode() for message in row.messages)
+    for outcome in cleaned.dropped:
+        assert outcome.drop.reason and outcome.drop.evidence.encode() is not None
+    reasons = cleaned.metrics["total"]["dropped"]
+    print({"kept": len(cleaned.kept)} | reasons)
+    wanted = "wrong_type not_an_object missing_key lone_surrogate mojibake repeated_key nested_too_deeply"
+    assert {*wanted.split(), "exact_duplicate", "near_duplicate"} <= set(reasons)
+    (tmp_path / "out").mkdir()
+    write_tables(tmp_path / "out", cleaned)
+    write_page(tmp_path / "out/report.html", cleaned)
 
 
 def test_mutated_files_end_in_an_account_or_in_one_clear_error(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,52 @@ def test_a_short_question_counts_as_a_whole_prompt():
         ("cmmlu/x:0", 1.0),
         None,
     ]
+
+
+def plain(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).lower()))
+
+
+def test_shares_are_those_of_plain_python_sets():
+    """500 conversations that hold whole questions, parts of them, or nothing, against sets of Python's strings."""
+    chance = random.Random(11)
+
+    def made(chinese: bool, length: int) -> str:
+        letters = range(0x4E00, 0x5200) if chinese else range(ord("a"), ord("z") + 1)
+        text = [chr(chance.choice(letters)) for _ in range(length)]
+        for _ in range(length // 6):
+            text.insert(chance.randrange(len(text)), chance.choice("，。 ？"))
+        return "".join(text)
+
+    questions = [
+        Question(f"own/test:{n}", made(n % 2 == 0, chance.randrange(41, 90)), ("1", "2", "3", "4"))
+        for n in range(80)
+    ]
+    sets = []
+    for question in questions:
+        stem = plain(question.text)
+        n = 32 if stem.isascii() else 8
+        sets.append((question.place, n, {stem[at : at + n] for at in range(len(stem) - n + 1)}))
+    index = Questions(questions, 0.6)
+    conversations = []
+    for _ in range(500):
+        turns = []
+        for _ in range(chance.randrange(1, 5)):
+            text = chance.choice(questions).text
+            start, end = sorted(chance.sample(range(len(text) + 1), 2))
+            part = chance.choice([text, text[start:end], text[: end + 1].upper(), ""])
+            turns.append(made(True, chance.randrange(9)) + part + made(False, chance.randrange(9)))
+        conversations.append(turns)
+    for turns, found in zip(conversations, index.find(conversations), strict=True):
+        texts = [plain(turn) for turn in turns]
+        shares = {
+            place: sum(any(gram in text for text in texts) for gram in grams) / len(grams)
+            for place, n, grams in sets
+        }
+        best = max(shares.values())
+        assert (found is not None) is (best >= 0.6)
+        if found:
+            assert found[1] == pytest.approx(best) and shares[found[0]] == pytest.approx(best)
 
 
 def folder(tmp_path: Path, format_: str, files: dict[str, str]) -> Path:
