@@ -107,6 +107,14 @@ REFUSAL = re.compile(
     rf"|^\W*(?:I'm sorry|I’m sorry|I am sorry|Sorry|I apologi[sz]e|Unfortunately)\b[^.!\n]{{0,60}}\b(?:can't|cannot|can not|can’t|unable|not able|don't have|do not have|didn't provide|need more)",
     re.IGNORECASE,
 )
+ASKS = re.compile(  # for the text that the prompt forgot, and says no more
+    r"^\W*(?:您好|你好)?\W*(?:请(?:问)?(?:您|你)?(?:能否|可以|能|能不能)?(?:先)?(?:给我|向我)?(?:提供|给出|告诉我|输入|粘贴|发送)"
+    r"|(?:To provide|Please provide|Could you (?:please )?provide|Can you (?:please )?provide|I need more|I would need|I'd need)\b)",
+    re.IGNORECASE,
+)
+PROMISES = re.compile(
+    r"我(?:会|将|要|想|来|给|希望|需要)|\bI(?:'ll| will| want)\b"
+)  # a prompt that says more will come
 WROTE_FOR_SOMEONE = re.compile(
     r"信|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
 )
@@ -147,6 +155,8 @@ def refusal(rounds: Rounds, params: Clean) -> Fault | None:
             found = None  # the help came first
         if not found and (found := REFUSAL.search(answer, 0, 160)) and WROTE_FOR_SOMEONE.search(prompt):
             found = None  # the apology is what was asked for
+        if not found and not index and not PROMISES.search(prompt) and not WROTE_FOR_SOMEONE.search(prompt):
+            found = ASKS.search(answer)
         if found:
             return Fault(index, "refusal", around(answer, found))
     return None

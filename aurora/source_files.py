@@ -133,4 +133,5 @@ def _parquet(path: Path) -> Iterator[object]:
             for batch in file.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged Parquet ({error}); fetch the source again") from None
+        why = " ".join(str(error).split())  # pyarrow's own has several lines
+        raise DataError(f"{path}: damaged Parquet ({why}); fetch the source again") from None
