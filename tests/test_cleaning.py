@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aurora.accounting import PAPER
 from aurora.clean_page import write_page
 from aurora.cleaning import clean
+from aurora.contamination import read_questions
 from aurora.errors import DataError
 from aurora.judgement import judge, whole_rounds
 from aurora.params import load_params
@@ -107,6 +108,28 @@ def test_a_fault_cuts_or_drops_as_the_params_say():
     assert judge(Turns(messages), strict)[2].reason == "other_model"
     off = CLEAN.model_copy(update={"other_models": False})
     assert judge(Turns(messages), off)[0] == messages
+
+
+def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Path):
+    put_benchmarks(tmp_path / "benchmark")
+    benchmarks = [tmp_path / "benchmark" / name for name in BENCHMARKS]
+    chinese = next(q for q in read_questions(benchmarks[1]) if len(q.text) > 20)
+    english = next(q for q in read_questions(benchmarks[0]) if len(q.text) > 60)
+    rows = [
+        row(f"请选出正确答案。\n{chinese.text}", "选B。"),
+        row("出一道题", f"好的。{english.text.upper()}"),
+        row("出一道关于天气的题", "明天会不会下雨？"),
+    ]
+    cleaned = clean({"own": put(tmp_path, "own", rows)}, benchmarks, CLEAN)
+    evidence = {outcome.position: outcome.drop for outcome in cleaned.dropped}
+    assert {position: drop.reason for position, drop in evidence.items()} == dict.fromkeys(
+        (0, 1), "contaminated"
+    )
+    assert evidence[0].evidence.startswith(f"{chinese.place} (1.00): 请选出正确答案。")
+    assert evidence[1].evidence.startswith(f"{english.place} (1.00): 出一道题")
+    counts = cleaned.metrics["contamination"]
+    assert (counts["rows"], counts["ceval"], counts["mmlu"]) == (2, 1, 1)
+    assert cleaned.metrics["total"]["dropped"] == {"contaminated": 2}
 
 
 def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
