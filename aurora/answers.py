@@ -29,19 +29,8 @@ PLACEHOLDERS = {
 }  # fmt: skip
 # Answers that a question about words, signs or code can have.
 WORDS_ALONE = {
-    "输出",
-    "回答",
-    "答案",
-    "output",
-    "answer",
-    "response",
-    "nan",
-    "null",
-    "undefined",
-    "todo",
-    "placeholder",
-    "略",
-}
+    "输出", "回答", "答案", "output", "answer", "response", "nan", "null", "undefined", "todo", "placeholder", "略",
+}  # fmt: skip
 ABOUT_WORDS = re.compile(
     r"翻译|译成|译为|译文|词|英文|中文|拼写|代码|程序|返回|print|\bnull\b|\bnan\b|undefined|打印",
     re.IGNORECASE,
@@ -112,9 +101,8 @@ ASKS = re.compile(  # for the text that the prompt forgot, and says no more
     r"|(?:To provide|Please provide|Could you (?:please )?provide|Can you (?:please )?provide|I need more|I would need|I'd need)\b)",
     re.IGNORECASE,
 )
-PROMISES = re.compile(
-    r"我(?:会|将|要|想|来|给|希望|需要)|\bI(?:'ll| will| want)\b"
-)  # a prompt that says more will come
+# A prompt that says that more will come.
+PROMISES = re.compile(r"我(?:会|将|要|想|来|给|希望|需要)|\bI(?:'ll| will| want)\b")
 WROTE_FOR_SOMEONE = re.compile(
     r"信|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
 )
