@@ -28,6 +28,7 @@ from aurora.judgement import whole_rounds
 from aurora.near_duplicates import BANDS, ROWS, find, jaccard, shingles
 from aurora.params import load_params
 from aurora.records import Message, content_id
+from aurora.shingles import characters
 from aurora.source_files import read_items
 from aurora.sources import parse
 from aurora.topics import topic
@@ -281,7 +282,8 @@ def near_duplicates(texts: list[str], brute: int) -> None:
     reported: set[tuple[int, int]] = set()
     for number, text in enumerate(texts):
         sketch = MinHash(num_perm=BANDS * ROWS, seed=42)
-        sketch.update_batch([text[at : at + 5].encode() for at in range(max(1, len(text) - 4))])
+        normal = characters(text).astype("<u4").tobytes().decode("utf-32-le")  # the same 5-grams as ours
+        sketch.update_batch([normal[at : at + 5].encode() for at in range(max(1, len(normal) - 4))])
         reported.update((other, number) for other in index.query(sketch))
         index.insert(number, sketch)
     theirs = time.perf_counter() - start
