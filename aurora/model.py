@@ -8,7 +8,7 @@ import torch
 
 from aurora.checkpoint import ATTENTION, meta_model, read_config, refuse_foreign_quantization, verify
 from aurora.errors import ModelError, ResourceError
-from aurora.experts import PackedExperts
+from aurora.nf4 import PackedExperts
 from aurora.params import Quantization
 
 if TYPE_CHECKING:

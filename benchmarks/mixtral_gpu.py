@@ -47,7 +47,8 @@ def random_model(config, quantization, device: str):
     from bitsandbytes.nn import Linear4bit, Params4bit
     from transformers import MixtralForCausalLM
 
-    from aurora.experts import PackedExperts, fused_tensors, replace
+    from aurora.experts import fused_tensors, replace
+    from aurora.nf4 import PackedExperts
     from aurora.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -69,7 +70,7 @@ def random_model(config, quantization, device: str):
         shape = tuple(getattr(module, name).shape)
         packed = PackedExperts(shape, quantization.double_quant, dtype, device)
         for expert in range(shape[0]):
-            packed.put(expert, random(*shape[1:]))
+            packed.put(expert, [random(*shape[1:])])
         replace(module, name, packed)
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -118,7 +119,7 @@ def measure_card(device: str, tiny: bool) -> tuple[float, float]:
 @contextmanager
 def dequantising(device: str) -> Iterator[list]:
     """Collects a pair of marks around each dequantisation of experts."""
-    from aurora.experts import PackedExperts
+    from aurora.nf4 import PackedExperts
 
     original, pairs = PackedExperts.dense_of, []
 

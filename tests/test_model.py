@@ -24,7 +24,7 @@ from transformers import (
 
 from aurora import model as module
 from aurora.errors import ModelError, ResourceError
-from aurora.experts import PackedExperts
+from aurora.nf4 import PackedExperts
 from aurora.model import load_model, load_tokenizer, prove_packed
 from aurora.packing import save_packed
 from aurora.params import Lora, Quantization
@@ -526,7 +526,7 @@ def test_the_true_shape_on_this_machine():
         store = PackedExperts(shape, True, torch.bfloat16, "cpu")
         matrix = (torch.randn(shape[1:]) * 0.02).bfloat16()
         for expert in range(8):
-            store.put(expert, matrix.roll(expert, dims=0))
+            store.put(expert, [matrix.roll(expert, dims=0)])
         experts.add_module(name, store)
         held += sum(tensor.numel() * tensor.element_size() for tensor in store.parameters())
     bits = 8 * held / (3 * 8 * 4096 * 14336)
