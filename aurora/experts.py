@@ -17,7 +17,7 @@ from aurora.nf4 import PackedExperts
 IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
 # Bytes of dense weights that exist at a time: about a cache on a CPU, one matrix of Mixtral-8x7B on a card.
-AT_ONCE = {"cpu": 8 * 2**20, "cuda": 112 * 2**20}
+AT_ONCE = {"cpu": 4 * 2**20, "cuda": 112 * 2**20}
 FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
 
 

@@ -71,11 +71,17 @@ def held_bytes(skeleton: "PreTrainedModel", quantization: Quantization) -> int:
     return sum(size for _, _, size in planned_tensors(skeleton, quantization))
 
 
-def largest_arrival(skeleton: "PreTrainedModel", quantization: Quantization) -> int:
-    """Bytes of the largest tensor before it is packed; nothing is held twice without packing."""
-    if quantization.bits != 4:
+def largest_arrival(folder: Path, skeleton: "PreTrainedModel", quantization: Quantization) -> int:
+    """Bytes of the largest tensor of the checkpoint before it is packed; nothing is held twice without packing."""
+    from aurora.packing import arrive_one_by_one
+
+    if quantization.bits != 4 or read_config(folder).get("quantization_config"):
         return 0
-    return max(tensor.numel() for tensor in skeleton.parameters()) * BYTES[quantization.compute_dtype]
+    if arrive_one_by_one(skeleton):
+        largest = max(entry.count for entry in read_headers(folder).values())
+    else:  # transformers fuses all experts first
+        largest = max(tensor.numel() for tensor in skeleton.parameters())
+    return largest * BYTES[quantization.compute_dtype]
 
 
 def stored(folder: Path) -> dict[str, dict]:

@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aurora.checkpoint import ATTENTION, meta_model, read_config, refuse_foreign_quantization, verify
+from aurora.checkpoint import (
+    ATTENTION,
+    meta_model,
+    read_config,
+    read_headers,
+    refuse_foreign_quantization,
+    verify,
+)
 from aurora.errors import ModelError, ResourceError
 from aurora.nf4 import PackedExperts
 from aurora.params import Quantization
+from aurora.store import remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -20,22 +28,40 @@ GIB = 2**30
 def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
     """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
 
-    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and less than one dense
-    layer, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
-    `device` is by default this process's own card, or the CPU. Raises ModelError for a folder that is no such
+    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one tensor of the
+    checkpoint, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
+    `device` is by default this process's own card, or the CPU. The packed form of a large fetched folder is kept
+    and read from then on (aurora/packed_cache.py). Raises ModelError for a folder that is no such
     model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
     is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice.
     """
-    from transformers import AutoModelForCausalLM
-
-    from aurora.packing import PackingConfig, register
+    from aurora.packed_cache import keep, place_of
 
     folder, device = Path(folder), device or default_device()
+    place = place_of(folder, quantization, device)
+    if place is not None and place.is_dir():
+        try:
+            return _load(place, quantization, device)
+        except ModelError:  # damaged: the model itself is still there
+            remove(place)
+    model = _load(folder, quantization, device)
+    if place is not None:
+        keep(model, place)
+    return model
+
+
+def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    from aurora.allocator import release_heap
+    from aurora.packing import PackingConfig, register
+
     settings = read_config(folder)
     refuse_foreign_quantization(folder, settings)
     packed = bool(settings.get("quantization_config"))
     if packed:
         _agree(folder, settings["quantization_config"], quantization)
+        read_headers(folder)  # finds a lost or cut-off file before anything loads
     register()
     skeleton = meta_model(folder)
     if not packed:
@@ -52,6 +78,8 @@ def load_model(folder: Path, quantization: Quantization, *, device: str | None =
         model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:200]
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            raise ResourceError(f"{folder}: {device} ran out of memory while loading ({reason})") from None
         raise ModelError(f"{folder}: does not load ({reason}); fetch the model again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report.get(kind) or ())
@@ -63,6 +91,7 @@ def load_model(folder: Path, quantization: Quantization, *, device: str | None =
         prove_packed(model, folder)
     else:
         model.set_experts_implementation("grouped_mm")
+    release_heap()
     return model.eval()
 
 
@@ -111,7 +140,7 @@ def require_memory(
     """Raises ResourceError, with the sum, where loading `skeleton` will not fit into the device's free memory."""
     from aurora.inspection import held_bytes, largest_arrival
 
-    held, arrival = held_bytes(skeleton, quantization), largest_arrival(skeleton, quantization)
+    held, arrival = held_bytes(skeleton, quantization), largest_arrival(folder, skeleton, quantization)
     free = free_memory(device)
     if free is not None and held + arrival > free:
         raise ResourceError(

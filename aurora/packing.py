@@ -5,6 +5,7 @@ fused expert tensor is packed as its parts are read: no more than one tensor of 
 """
 
 import copy
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -42,7 +43,7 @@ from aurora.experts import (
 from aurora.nf4 import PackedExperts
 from aurora.store import replacing, write_json
 
-SHARD = "5GB"
+SHARD = "2GB"  # what saving copies at a time
 
 
 class PackingConfig(BitsAndBytesConfig):
@@ -238,8 +239,10 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
         partial.mkdir()
         for file, names in plan.filename_to_tensors.items():
             # bitsandbytes shares the table of the sixteen values between matrices; a file may not.
-            tensors = {name: state[name].contiguous().clone() for name in names}
+            tensors = {name: state[name].contiguous().to("cpu", copy=True) for name in names}
             save_file(tensors, partial / file, metadata={"format": "pt"})
+            with open(partial / file, "rb") as written:
+                os.fsync(written.fileno())  # or a crash could leave zeros behind a name that says it is whole
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
             write_json(partial / "model.safetensors.index.json", index)

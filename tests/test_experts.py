@@ -7,10 +7,10 @@ import torch
 from bitsandbytes import functional as bnb
 from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
-from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTextConfig
-from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTextConfig
+from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from aurora import experts as module

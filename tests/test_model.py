@@ -24,8 +24,8 @@ from transformers import (
 
 from aurora import model as module
 from aurora.errors import ModelError, ResourceError
-from aurora.nf4 import PackedExperts
 from aurora.model import load_model, load_tokenizer, prove_packed
+from aurora.nf4 import PackedExperts
 from aurora.packing import save_packed
 from aurora.params import Lora, Quantization
 
@@ -498,7 +498,7 @@ def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
     )
     settings = Quantization(bits=4, double_quant=True, compute_dtype="bfloat16")
     skeleton = meta_model(tmp_path)
-    held, arrival = held_bytes(skeleton, settings), largest_arrival(skeleton, settings)
+    held, arrival = held_bytes(skeleton, settings), largest_arrival(tmp_path, skeleton, settings)
     print({"dense": dense, "held by arithmetic": held, "largest arrival": arrival, **measured})
     one_layer = 3 * 8 * 3584 * 1024 * 2
     assert measured["held"] < held * 1.1 + 50e6
