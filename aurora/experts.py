@@ -16,29 +16,46 @@ from aurora.nf4 import PackedExperts
 
 IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
-# Bytes of dense weights that exist at a time: about a cache on a CPU, one matrix of Mixtral-8x7B on a card.
-AT_ONCE = {"cpu": 4 * 2**20, "cuda": 112 * 2**20}
+# Bytes of a dense fused tensor that exist at a time: part of a cache on a CPU, one expert of Mixtral-8x7B on a card.
+AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
 FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
 
 
+def whole(
+    packed: PackedExperts, experts: list[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """The matrices of some experts, dense, where AT_ONCE allows that."""
+    matrix = packed.shape[1] * packed.shape[2] * dtype.itemsize
+    return packed.dense_of(experts, dtype) if matrix <= _at_once(device) else None
+
+
+def _at_once(device: torch.device) -> int:
+    return AT_ONCE.get(device.type, AT_ONCE["cuda"])
+
+
 def product(
-    packed: PackedExperts, experts: list[int], ends: list[int], rows: torch.Tensor, turned: bool
+    packed: PackedExperts,
+    experts: list[int],
+    ends: list[int],
+    rows: torch.Tensor,
+    turned: bool,
+    dense: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `turned`: (n, outputs).
 
     Expert i of `experts` has the rows from ends[i - 1] to ends[i]. A matrix beyond AT_ONCE is never dense as a
-    whole: it is dequantised and used slab by slab.
+    whole: it is dequantised and used slab by slab. `dense` is what `whole` gave for these experts.
     """
-    size = rows.element_size()
-    most = AT_ONCE.get(rows.device.type, AT_ONCE["cuda"]) // size
-    if packed.shape[1] * packed.shape[2] <= most:
-        dense = packed.dense_of(experts, rows.dtype)
+    if dense is None:
+        dense = whole(packed, experts, rows.dtype, rows.device)
+    if dense is not None:
         return _grouped(rows, dense.transpose(1, 2) if turned else dense, ends)
-    parts = rows.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
     make = rows.new_empty if turned else rows.new_zeros
     kind = rows.dtype if turned else torch.float32  # a sum over slabs is rounded once
     result = make(len(rows), packed.shape[1 if turned else 2], dtype=kind)
-    for expert, part, out in zip(experts, parts, result.split([len(part) for part in parts]), strict=True):
+    most = _at_once(rows.device) // rows.element_size()
+    for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
+        part, out = rows[start:end], result[start:end]
         for first, last, slab in packed.slabs(expert, rows.dtype, most):
             if turned:
                 torch.mm(part, slab.t(), out=out[:, first:last])
@@ -107,7 +124,7 @@ class Work:
     def groups(self) -> Iterator[tuple[slice, list[int], list[int]]]:
         """(rows, experts, ends) of experts that are computed together; those without a row are left out."""
         matrix = self.inner.shape[1] * self.inner.shape[2] * self.inner.dtype.itemsize
-        size = max(1, AT_ONCE.get(self.order.device.type, AT_ONCE["cuda"]) // matrix)
+        size = max(1, _at_once(self.order.device) // matrix)
         routed = [expert for expert, count in enumerate(self.counts) if count]
         start = 0
         for at in range(0, len(routed), size):
@@ -161,7 +178,8 @@ class Work:
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         for part, *group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
-            inside = product(self.inner, *group, self.gather(hidden, part), turned)
+            dense = whole(self.inner, group[0], self.inner.dtype, hidden.device)
+            inside = product(self.inner, *group, self.gather(hidden, part), turned, dense)
             inside = self.biased(inside, self._inner_name, part).detach().requires_grad_()
             with torch.enable_grad():
                 after = self.gated(inside)
@@ -181,7 +199,7 @@ class Work:
                     d_weights[part] += (above.float() * bias.float()).sum(1, keepdim=True)
                 below = (below * weight).to(after.dtype)
             (below,) = torch.autograd.grad(after, inside, below)
-            d_rows[part] = product(self.inner, *group, below, not turned)
+            d_rows[part] = product(self.inner, *group, below, not turned, dense)
         # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
         places = self.back.view(-1, self.top_k)
         total: torch.Tensor | int = 0

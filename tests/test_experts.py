@@ -234,7 +234,8 @@ def test_no_dense_weight_is_saved_for_backward(mode):
     dense, packed = dense_and_packed()
     index, weights = routing("random", 40)
 
-    def saved_floats(experts) -> list[tuple[int, ...]]:
+    def saved_floats(experts) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Shapes saved by forward, and by forward and backward."""
         shapes = []
         hidden = torch.randn(40, HIDDEN, requires_grad=True)
 
@@ -249,18 +250,44 @@ def test_no_dense_weight_is_saved_for_backward(mode):
                 result = experts(hidden, index, weights)
             else:
                 result = checkpoint(experts, hidden, index, weights, use_reentrant=mode == "reentrant")
+            forward = list(shapes)
             result.sum().backward()
         assert hidden.grad.abs().sum() > 0
-        return shapes
+        return forward, shapes
 
     matrices = {(2 * INNER, HIDDEN), (HIDDEN, 2 * INNER), (HIDDEN, INNER), (INNER, HIDDEN)}
 
     def weights_in(shapes):
         return [shape for shape in shapes if shape[-2:] in matrices]
 
-    assert not weights_in(saved_floats(packed))
+    forward, shapes = saved_floats(packed)
+    assert not weights_in(shapes)
     if mode == "plain":
-        assert weights_in(saved_floats(dense)), "the witness must see the dense weights of the eager path"
+        assert sorted(forward) == [(40, TOP), (40, HIDDEN)], "the inputs alone are kept"
+        assert weights_in(saved_floats(dense)[0]), "the witness must see the dense weights of the eager path"
+
+
+@pytest.mark.parametrize(
+    "mode, times", [("plain", 2 + 2), ("not reentrant", 2 + 2), ("reentrant", 2 + 2 + 2)]
+)
+def test_how_often_a_group_is_dequantised(mode, times, monkeypatch):
+    """Forward needs both tensors once and backward too; checkpointing stops its recomputation before the experts."""
+    packed = dense_and_packed()[1]
+    seen = []
+    original = PackedExperts.dense_of
+    monkeypatch.setattr(
+        PackedExperts,
+        "dense_of",
+        lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype),
+    )
+    index, weights = routing("random", 40)
+    hidden = torch.randn(40, HIDDEN, requires_grad=True)
+    if mode == "plain":
+        result = packed(hidden, index, weights)
+    else:
+        result = checkpoint(packed, hidden, index, weights, use_reentrant=mode == "reentrant")
+    result.sum().backward()
+    assert seen == [list(range(EXPERTS))] * times
 
 
 def test_no_dense_weight_lives_after_forward():
