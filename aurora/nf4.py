@@ -10,7 +10,7 @@ from torch import nn
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what bitsandbytes packs
 BLOCK = 64  # weights that share one scale (QLoRA, arXiv 2305.14314, section 3)
 SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantisation
-SLICE = 2**22  # weights packed at a time on a CPU, where bitsandbytes needs some 20 bytes for each
+SLICE = 2**20  # weights packed at a time on a CPU, where bitsandbytes needs some 20 bytes for each
 # bitsandbytes' kernel for CPUs is fast with AVX-512 and slower than a table without.
 KERNEL_ON_CPU = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
