@@ -12,7 +12,6 @@ import torch
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -23,11 +22,11 @@ from transformers import (
 )
 
 from aurora import model as module
-from aurora.errors import ModelError, ResourceError
+from aurora.errors import ModelError, ParamsError, ResourceError
 from aurora.model import load_model, load_tokenizer, prove_packed
 from aurora.nf4 import PackedExperts
 from aurora.packing import save_packed
-from aurora.params import Lora, Quantization
+from aurora.params import Quantization, load_params
 
 NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")
 DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
@@ -134,6 +133,26 @@ def test_input_and_lora_gradients_are_those_of_dense_weights(packed, folder, opt
     for name, gradient in ours.items():
         assert gradient.abs().sum() > 0
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_float16_trains_as_the_paper_does(folder):
+    """fp16 autocast over float16 weights, float32 LoRA, a scaled loss, checkpointing: gradients near to float32's."""
+    half = load_model(folder, Quantization(bits=4, double_quant=True, compute_dtype="float16"), device="cpu")
+    assert {weight.dtype for weight in half.parameters()} == {torch.uint8, torch.float32, torch.float16}
+    theirs = gradients(with_lora(dequantised(half, folder).float()))
+    ours = with_lora(half)
+    assert {weight.dtype for weight in ours.parameters() if weight.requires_grad} == {torch.float32}
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ours.enable_input_require_grads()
+    ours.train()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = ours(**batch("right")).loss
+    (loss * 2.0**10).backward()
+    for name, weight in ours.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad.dtype == torch.float32
+            error = (weight.grad / 2**10 - theirs[name]).norm() / theirs[name].norm()
+            assert error < 0.1, (name, error)
 
 
 def test_greedy_tokens_are_those_of_dense_weights(packed, folder):
@@ -297,10 +316,16 @@ def test_another_mixture_of_experts_loads_packed(tmp_path):
         assert torch.equal(model(**batch()).logits, dense(**batch()).logits)
 
 
-def test_lora_on_experts_is_refused_before_anything_loads():
-    for name in ("gate_up_proj", "w1", "experts"):
-        with pytest.raises(ValidationError, match="'q_proj', 'k_proj', 'v_proj' or 'o_proj'"):
-            Lora(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=(name,))
+@pytest.mark.parametrize("name", ["gate_up_proj", "w1", "mlp.experts", "all-linear", "gate"])
+def test_lora_beyond_attention_is_refused_before_anything_loads(name, tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (Path(__file__).parent.parent / "profiles/paper.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("[q_proj, v_proj]", f"[q_proj, {name}]"), encoding="utf-8")
+    with pytest.raises(
+        ParamsError, match=f"sft.lora.target_modules: '{name}' cannot get an adapter: experts stay"
+    ) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
 
 
 # Bad input: one line each, and nothing is loaded.
