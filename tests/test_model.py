@@ -328,6 +328,19 @@ def test_lora_beyond_attention_is_refused_before_anything_loads(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_there_is_one_loader(root):
+    """Only aurora/model.py takes weights from a folder; checkpoint.py builds skeletons, small_base makes a model."""
+    loaders = {
+        path.relative_to(root).as_posix()
+        for folder in ("aurora", "stages")
+        for path in (root / folder).rglob("*.py")
+        if "ForCausalLM.from_pretrained" in path.read_text(encoding="utf-8")
+    }
+    assert loaders == {"aurora/model.py"}
+    users = {path.stem for path in (root / "aurora").glob("*.py") if "import load_model" in path.read_text()}
+    assert {"training", "evaluation"} <= users
+
+
 # Bad input: one line each, and nothing is loaded.
 
 
