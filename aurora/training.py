@@ -70,6 +70,7 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTConfig
 
+    from aurora.inspection import training_step_bytes
     from aurora.model import load_model, load_tokenizer
 
     data = {name: _dataset(rows / f"{name}.parquet", scratch) for name in ("train", "held_out")}
@@ -111,8 +112,14 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
         report_to="none",
         disable_tqdm=True,
     )
+    longest = sft.packing_length if sft.packing else max(len(ids) for ids in data["train"]["input_ids"])
+
+    def work(skeleton) -> int:
+        batch = sft.per_device_train_batch_size
+        return training_step_bytes(skeleton, quantization, batch, longest, sft.gradient_checkpointing)
+
     trainer = _trainer_class()(
-        model=load_model(base, quantization),
+        model=load_model(base, quantization, work=work),
         args=arguments,
         train_dataset=data["train"],
         eval_dataset=data["held_out"],

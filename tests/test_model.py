@@ -461,9 +461,26 @@ def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypa
         AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
     )
     with pytest.raises(
-        ResourceError, match=r"4 bits takes .* GiB held \+ .* GiB .* = .* GiB, and cpu has 0.00 GiB free"
+        ResourceError, match=r"4 bits take .* GiB held \+ .* GiB while .* = .* GiB, and cpu has 0.00 GiB free"
     ):
         load_model(folder, NF4, device="cpu")
+
+
+def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkeypatch):
+    from aurora.inspection import training_step_bytes
+
+    monkeypatch.setattr(module, "free_memory", lambda device: 20 * 2**20)
+    load_model(folder, NF4, device="cpu", work=lambda skeleton: 2**20)
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
+    )
+    with pytest.raises(ResourceError, match=r"held \+ 0.06 GiB at least for a training step = 0.06 GiB"):
+        load_model(
+            folder,
+            NF4,
+            device="cpu",
+            work=lambda skeleton: training_step_bytes(skeleton, NF4, 8, 3000, checkpointing=True),
+        )
 
 
 # Long ones.
