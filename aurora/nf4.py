@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 
 import torch
 from bitsandbytes import functional as bnb
@@ -11,8 +12,17 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what bitsandbytes pac
 BLOCK = 64  # weights that share one scale (QLoRA, arXiv 2305.14314, section 3)
 SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantisation
 SLICE = 2**20  # weights packed at a time on a CPU, where bitsandbytes needs some 20 bytes for each
-# bitsandbytes' kernel for CPUs is fast with AVX-512 and slower than a table without.
-KERNEL_ON_CPU = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _has_avx512() -> bool:
+    try:
+        return " avx512bw" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+# bitsandbytes' kernel for CPUs is fast with AVX-512 and slower than a table without; both give the same bits.
+KERNEL_ON_CPU = _has_avx512()
 
 
 class PackedExperts(nn.Module):

@@ -153,7 +153,7 @@ def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer(double_quant
 
 @pytest.mark.parametrize("picked", [[0], [4], [2, 3], [0, 5], [1, 2, 7]])
 @pytest.mark.parametrize("shape", [(8, 128, 64), (8, 256, 192), (8, 6, 32)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_table_and_the_kernel_give_equal_bits(picked, shape, dtype, monkeypatch):
     packed = PackedExperts.of(torch.randn(shape).to(dtype), True)
     monkeypatch.setattr(nf4, "KERNEL_ON_CPU", False)
