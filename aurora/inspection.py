@@ -12,6 +12,7 @@ from aurora.checkpoint import (
     SIZES,
     group_of,
     meta_model,
+    quantised_linears,
     read_config,
     read_headers,
     refuse_foreign_quantization,
@@ -44,19 +45,10 @@ def planned_tensors(
     skeleton: "PreTrainedModel", quantization: Quantization
 ) -> Iterator[tuple[str, int, int]]:
     """(name, parameters, bytes held in memory) of each tensor of a model that is not loaded yet."""
-    from torch import nn
-    from transformers.quantizers.base import get_keys_to_not_convert
-
     from aurora.experts import fused_tensors
 
     width = BYTES[quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]]
-    kept = get_keys_to_not_convert(skeleton)
-    fused = {name for name, _, _ in fused_tensors(skeleton)}
-    linear = {
-        f"{name}.weight"
-        for name, module in skeleton.named_modules()
-        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
-    }
+    fused, linear = {name for name, _, _ in fused_tensors(skeleton)}, quantised_linears(skeleton)
     for name, tensor in skeleton.named_parameters():
         size = tensor.numel() * width
         if quantization.bits == 4 and name in fused:

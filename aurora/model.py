@@ -11,9 +11,9 @@ from aurora.checkpoint import (
     ATTENTION,
     meta_model,
     read_config,
-    read_headers,
     refuse_foreign_quantization,
     verify,
+    verify_packed,
 )
 from aurora.errors import ModelError, ResourceError
 from aurora.nf4 import PackedExperts
@@ -68,10 +68,11 @@ def _load(folder: Path, quantization: Quantization, device: str, work: Work | No
     packed = bool(settings.get("quantization_config"))
     if packed:
         _agree(folder, settings["quantization_config"], quantization)
-        read_headers(folder)  # finds a lost or cut-off file before anything loads
     register()
     skeleton = meta_model(folder)
-    if not packed:
+    if packed:
+        verify_packed(folder, skeleton, quantization.double_quant)
+    else:
         verify(folder, skeleton, packing=quantization.bits == 4)
     require_memory(folder, skeleton, quantization, device, work(skeleton) if work else 0)
     dtype = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]

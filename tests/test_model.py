@@ -235,6 +235,44 @@ def test_a_packed_checkpoint_wants_the_settings_it_was_packed_with(folder, packe
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]
 
 
+GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda held: held.pop(f"{GATE_UP}.codes"), rf"{GATE_UP}.codes is missing"),
+        (lambda held: held.pop(f"{GATE_UP}.offsets"), rf"{GATE_UP}.offsets is missing"),
+        (lambda held: held.pop(f"{QUERY}.absmax"), rf"{QUERY}.absmax is missing"),
+        (lambda held: held.pop(QUERY), rf"{QUERY} is missing"),
+        (
+            lambda held: held.update({"model.extra": torch.zeros(3)}),
+            "model.extra is not a tensor of this packed",
+        ),
+        (
+            lambda held: held.update({f"{GATE_UP}.codes": held[f"{GATE_UP}.codes"][:7].clone()}),
+            r"U8 \(7, 192, 32\)",
+        ),
+        (
+            lambda held: held.update({f"{GATE_UP}.scales": held[f"{GATE_UP}.scales"].float()}),
+            "scales is F32 .*, not U8",
+        ),
+    ],
+)
+def test_a_broken_packed_checkpoint_is_named_in_one_line(packed, tmp_path, monkeypatch, change, told):
+    save_packed(packed, tmp_path / "packed")
+    file = tmp_path / "packed" / "model.safetensors"
+    held = load_file(file)
+    change(held)
+    save_file(held, file, metadata={"format": "pt"})
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
+    )
+    with pytest.raises(ModelError, match=f"{told}.*; pack the 16-bit model again"):
+        load_model(tmp_path / "packed", NF4, device="cpu")
+
+
 def test_an_adapter_is_saved_and_resumed(folder, packed, tmp_path):
     adapted = with_lora(packed)
     with torch.no_grad():
