@@ -156,7 +156,7 @@ def require_memory(
     if free is not None and held + more > free:
         what = "at least for a training step" if work > arrival else "while the largest tensor arrives"
         raise ResourceError(
-            f"{folder}: {quantization.bits} bits take {held / GIB:.2f} GiB held + {more / GIB:.2f} GiB {what}"
+            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {more / GIB:.2f} GiB {what}"
             f" = {(held + more) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
             " card, fewer quantization.bits or smaller batches"
         )

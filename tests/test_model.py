@@ -499,7 +499,8 @@ def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypa
         AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
     )
     with pytest.raises(
-        ResourceError, match=r"4 bits take .* GiB held \+ .* GiB while .* = .* GiB, and cpu has 0.00 GiB free"
+        ResourceError,
+        match=r"loading in 4 bits takes .* GiB held \+ .* GiB while .* = .* GiB, and cpu has 0.00 GiB free",
     ):
         load_model(folder, NF4, device="cpu")
 
