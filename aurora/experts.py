@@ -67,10 +67,10 @@ def product(
 
 
 def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    # grouped_mm wants 16-byte rows, and on a card bfloat16.
-    dtypes = (torch.bfloat16,) if rows.is_cuda else (torch.bfloat16, torch.float32)
+    # grouped_mm wants 16-byte rows; in float32 a loop is as fast, and adds up as a linear layer does in every mode
+    # of MKL; float16 it takes on no card.
     aligned = all(size * rows.element_size() % 16 == 0 for size in dense.shape[1:])
-    if len(ends) > 1 and rows.dtype in dtypes and aligned:
+    if len(ends) > 1 and rows.dtype == torch.bfloat16 and aligned:
         offsets = torch.tensor(ends, dtype=torch.int32, device=rows.device)
         return nn.functional.grouped_mm(rows, dense, offs=offsets)
     out = rows.new_empty(len(rows), dense.shape[2])
@@ -95,19 +95,22 @@ class Work:
 
     module: nn.Module
     expert_ids: torch.Tensor  # (n,) of each row, ascending; n = tokens * k, and no row is ever dropped
-    order: torch.Tensor  # (n,) place of each row in the tokens' order: token * k + choice
-    back: torch.Tensor  # (n,) its inverse
+    order: torch.Tensor  # (n,) place of each row in transformers' own order: choice * tokens + token
+    back: torch.Tensor  # (k, tokens) its inverse
     counts: list[int]  # rows of each expert
-    top_k: int
 
     @classmethod
     def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "Work":
-        """Sorts the choices (tokens, k) by expert."""
-        expert_ids, order = torch.sort(top_k_index.reshape(-1), stable=True)
+        """Sorts the choices (tokens, k) by expert.
+
+        An expert's rows stand as they do in transformers' eager loop, for in MKL's compatible mode a row's sum depends
+        on its place.
+        """
+        expert_ids, order = torch.sort(top_k_index.t().reshape(-1), stable=True)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         counts = torch.bincount(expert_ids, minlength=module.num_experts).tolist()
-        return cls(module, expert_ids, order, back, counts, top_k_index.shape[-1])
+        return cls(module, expert_ids, order, back.view(top_k_index.t().shape), counts)
 
     @property
     def inner(self) -> PackedExperts:
@@ -135,7 +138,7 @@ class Work:
 
     def gather(self, values: torch.Tensor, part: slice) -> torch.Tensor:
         """The rows of `values` (tokens, …) that the rows `part` come from, in the experts' dtype."""
-        return values.index_select(0, self.order[part] // self.top_k).to(self.inner.dtype)
+        return values.index_select(0, self.order[part] % max(1, len(values))).to(self.inner.dtype)
 
     def biased(self, rows: torch.Tensor, name: str, part: slice) -> torch.Tensor:
         """Rows plus the bias of their expert, where the model has such."""
@@ -159,10 +162,9 @@ class Work:
             if self.module.has_post_expert_norm:
                 outside = self.module.post_expert_norm(outside)
             rows[part] = outside
-        places = self.back.view(-1, self.top_k)
         total: torch.Tensor | int = 0
-        for choice in range(self.top_k):
-            total = total + rows.index_select(0, places[:, choice]) * weights[:, choice, None]
+        for choice, places in enumerate(self.back):
+            total = total + rows.index_select(0, places) * weights[:, choice, None]
         return total.to(hidden.dtype)
 
     def backward(
@@ -174,7 +176,7 @@ class Work:
         """
         turned, module = not self.module.is_transposed, self.module
         d_rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.inner.dtype)
-        sorted_weights = weights.reshape(-1)[self.order].unsqueeze(1)
+        sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         for part, *group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
@@ -201,11 +203,10 @@ class Work:
             (below,) = torch.autograd.grad(after, inside, below)
             d_rows[part] = product(self.inner, *group, below, not turned, dense)
         # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
-        places = self.back.view(-1, self.top_k)
         total: torch.Tensor | int = 0
-        for choice in range(self.top_k):
-            total = total + d_rows.index_select(0, places[:, choice])
-        d_weights = d_weights.view(-1)[self.back].view(weights.shape)
+        for places in self.back:
+            total = total + d_rows.index_select(0, places)
+        d_weights = d_weights.view(-1)[self.back].t()
         return total.to(hidden.dtype), d_weights.to(weights.dtype)
 
 
