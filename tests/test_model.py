@@ -552,7 +552,7 @@ print(json.dumps({"peak": peak[0] - before, "held": anonymous() - before}))
 
 @pytest.mark.slow
 def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
-    """Measured as a process of its own: the packed model, one layer's arrival, and little else."""
+    """Measured as a process of its own: the packed model, one tensor's arrival, and little else."""
     from aurora.checkpoint import meta_model, read_headers
     from aurora.inspection import held_bytes, largest_arrival
 
@@ -594,9 +594,8 @@ def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
     skeleton = meta_model(tmp_path)
     held, arrival = held_bytes(skeleton, settings), largest_arrival(tmp_path, skeleton, settings)
     print({"dense": dense, "held by arithmetic": held, "largest arrival": arrival, **measured})
-    one_layer = 3 * 8 * 3584 * 1024 * 2
-    assert measured["held"] < held * 1.1 + 50e6
-    assert measured["peak"] < held + one_layer + 50e6
+    assert measured["held"] < held + 30e6
+    assert measured["peak"] < held + arrival + 60e6  # a dense layer would be 176e6
 
 
 @pytest.mark.slow
