@@ -14,3 +14,11 @@ def keep_heap() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, KEEP)
+
+
+def release_heap() -> None:
+    """Gives free heap back once, as after loading; does nothing where the C library is not glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

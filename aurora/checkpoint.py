@@ -14,6 +14,7 @@ SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1}  # bytes by safetensors' names
 PACKABLE = ("F32", "F16", "BF16")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
+LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
 METHOD = "aurora_nf4"  # quant_method in the config.json of a checkpoint that this project has packed
 
 
@@ -210,3 +211,50 @@ def _verify_experts(folder: Path, target: str, pattern: str, experts: int, entri
         state = "one too many" if expert in have else "missing"
         place = f"{target} <- {pattern.strip('.').replace('*', str(expert))}"
         raise ModelError(f"{folder}: {place} is {state}; config.json asks for {experts} experts; {REMEDY}")
+
+
+def quantised_linears(model) -> set[str]:
+    """Names of the weights that become bitsandbytes' Linear4bit."""
+    from torch import nn
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    kept = get_keys_to_not_convert(model)
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
+    }
+
+
+def verify_packed(folder: Path, model, double_quant: bool) -> None:
+    """Raises ModelError, naming the tensor, where a packed checkpoint is not exactly what `model` wants."""
+    import torch
+
+    from aurora.experts import fused_tensors
+    from aurora.nf4 import PackedExperts
+
+    names = {torch.uint8: "U8", torch.float32: "F32"}
+    fused, linear = {name for name, _, _ in fused_tensors(model)}, quantised_linears(model)
+    wanted: dict[str, tuple[str | None, tuple[int, ...] | None]] = {}
+    for name, tensor in model.state_dict().items():
+        if name in fused:
+            store = PackedExperts(tuple(tensor.shape), double_quant, torch.float32, "meta")
+            for part, value in store.state_dict().items():
+                wanted[f"{name}.{part}"] = (names[value.dtype], tuple(value.shape))
+        elif name in linear:
+            wanted[name] = ("U8", ((tensor.numel() + 1) // 2, 1))
+            wanted |= {f"{name}.{part}": (None, None) for part in LINEAR_PARTS[: None if double_quant else 3]}
+        else:
+            wanted[name] = (None, tuple(tensor.shape))
+    entries, remedy = read_headers(folder), "pack the 16-bit model again"
+    for tied in set(model.all_tied_weights_keys or ()) - set(entries):
+        wanted.pop(tied, None)
+    for name in sorted(set(wanted) ^ set(entries)):
+        state = "missing" if name in wanted else f"not a tensor of this packed {model.config.model_type}"
+        raise ModelError(f"{folder}: {name} is {state}; {remedy}")
+    for name, (dtype, shape) in wanted.items():
+        found = entries[name]
+        if dtype not in (None, found.dtype) or shape not in (None, found.shape):
+            raise ModelError(
+                f"{folder}: {name} is {found.dtype} {found.shape}, not {dtype or found.dtype} {shape}; {remedy}"
+            )

@@ -12,6 +12,7 @@ from aurora.checkpoint import (
     SIZES,
     group_of,
     meta_model,
+    quantised_linears,
     read_config,
     read_headers,
     refuse_foreign_quantization,
@@ -44,19 +45,10 @@ def planned_tensors(
     skeleton: "PreTrainedModel", quantization: Quantization
 ) -> Iterator[tuple[str, int, int]]:
     """(name, parameters, bytes held in memory) of each tensor of a model that is not loaded yet."""
-    from torch import nn
-    from transformers.quantizers.base import get_keys_to_not_convert
-
     from aurora.experts import fused_tensors
 
     width = BYTES[quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]]
-    kept = get_keys_to_not_convert(skeleton)
-    fused = {name for name, _, _ in fused_tensors(skeleton)}
-    linear = {
-        f"{name}.weight"
-        for name, module in skeleton.named_modules()
-        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
-    }
+    fused, linear = {name for name, _, _ in fused_tensors(skeleton)}, quantised_linears(skeleton)
     for name, tensor in skeleton.named_parameters():
         size = tensor.numel() * width
         if quantization.bits == 4 and name in fused:
@@ -71,11 +63,29 @@ def held_bytes(skeleton: "PreTrainedModel", quantization: Quantization) -> int:
     return sum(size for _, _, size in planned_tensors(skeleton, quantization))
 
 
-def largest_arrival(skeleton: "PreTrainedModel", quantization: Quantization) -> int:
-    """Bytes of the largest tensor before it is packed; nothing is held twice without packing."""
-    if quantization.bits != 4:
+def largest_arrival(folder: Path, skeleton: "PreTrainedModel", quantization: Quantization) -> int:
+    """Bytes of the largest tensor of the checkpoint before it is packed; nothing is held twice without packing."""
+    from aurora.packing import arrive_one_by_one
+
+    if quantization.bits != 4 or read_config(folder).get("quantization_config"):
         return 0
-    return max(tensor.numel() for tensor in skeleton.parameters()) * BYTES[quantization.compute_dtype]
+    if arrive_one_by_one(skeleton):
+        largest = max(entry.count for entry in read_headers(folder).values())
+    else:  # transformers fuses all experts first
+        largest = max(tensor.numel() for tensor in skeleton.parameters())
+    return largest * BYTES[quantization.compute_dtype]
+
+
+def training_step_bytes(
+    skeleton: "PreTrainedModel", quantization: Quantization, rows: int, length: int, checkpointing: bool
+) -> int:
+    """Bytes that a training step needs at least beside the weights: hidden states kept for backward, and logits."""
+    config, width = (
+        skeleton.config,
+        BYTES[quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]],
+    )
+    kept = config.num_hidden_layers * (1 if checkpointing else 8) * config.hidden_size * width
+    return rows * length * (kept + config.vocab_size * (width + 4))
 
 
 def stored(folder: Path) -> dict[str, dict]:

@@ -1,15 +1,24 @@
 """The one loader of models and tokenisers: sft, eval and chat all come through here."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from aurora.checkpoint import ATTENTION, meta_model, read_config, refuse_foreign_quantization, verify
+from aurora.checkpoint import (
+    ATTENTION,
+    meta_model,
+    read_config,
+    refuse_foreign_quantization,
+    verify,
+    verify_packed,
+)
 from aurora.errors import ModelError, ResourceError
-from aurora.experts import PackedExperts
+from aurora.nf4 import PackedExperts
 from aurora.params import Quantization
+from aurora.store import remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,20 +26,43 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
+Work = Callable[["PreTrainedModel"], int]  # bytes that a caller will need beside the weights of such a model
+
+
+def load_model(
+    folder: Path, quantization: Quantization, *, device: str | None = None, work: Work | None = None
+) -> "PreTrainedModel":
     """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
 
-    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and less than one dense
-    layer, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
-    `device` is by default this process's own card, or the CPU. Raises ModelError for a folder that is no such
+    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one tensor of the
+    checkpoint, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
+    `device` is by default this process's own card, or the CPU. The packed form of a large fetched folder is kept
+    and read from then on (aurora/packed_cache.py). Raises ModelError for a folder that is no such
     model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
-    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice.
+    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice for
+    that and for `work`, of which the caller tells the bytes.
     """
-    from transformers import AutoModelForCausalLM
-
-    from aurora.packing import PackingConfig, register
+    from aurora.packed_cache import keep, place_of
 
     folder, device = Path(folder), device or default_device()
+    place = place_of(folder, quantization, device)
+    if place is not None and place.is_dir():
+        try:
+            return _load(place, quantization, device, work)
+        except ModelError:  # damaged: the model itself is still there
+            remove(place)
+    model = _load(folder, quantization, device, work)
+    if place is not None:
+        keep(model, place)
+    return model
+
+
+def _load(folder: Path, quantization: Quantization, device: str, work: Work | None) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    from aurora.allocator import release_heap
+    from aurora.packing import PackingConfig, register
+
     settings = read_config(folder)
     refuse_foreign_quantization(folder, settings)
     packed = bool(settings.get("quantization_config"))
@@ -38,9 +70,11 @@ def load_model(folder: Path, quantization: Quantization, *, device: str | None =
         _agree(folder, settings["quantization_config"], quantization)
     register()
     skeleton = meta_model(folder)
-    if not packed:
+    if packed:
+        verify_packed(folder, skeleton, quantization.double_quant)
+    else:
         verify(folder, skeleton, packing=quantization.bits == 4)
-    require_memory(folder, skeleton, quantization, device)
+    require_memory(folder, skeleton, quantization, device, work(skeleton) if work else 0)
     dtype = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]
     options = {"dtype": getattr(torch, dtype), "device_map": {"": device}, "output_loading_info": True}
     config = skeleton.config
@@ -52,6 +86,8 @@ def load_model(folder: Path, quantization: Quantization, *, device: str | None =
         model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:200]
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            raise ResourceError(f"{folder}: {device} ran out of memory while loading ({reason})") from None
         raise ModelError(f"{folder}: does not load ({reason}); fetch the model again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report.get(kind) or ())
@@ -63,6 +99,7 @@ def load_model(folder: Path, quantization: Quantization, *, device: str | None =
         prove_packed(model, folder)
     else:
         model.set_experts_implementation("grouped_mm")
+    release_heap()
     return model.eval()
 
 
@@ -106,18 +143,22 @@ def prove_packed(model: torch.nn.Module, folder: Path) -> None:
 
 
 def require_memory(
-    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str
+    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str, work: int = 0
 ) -> None:
-    """Raises ResourceError, with the sum, where loading `skeleton` will not fit into the device's free memory."""
+    """Raises ResourceError, with the sum, where `skeleton` and what comes on top will not fit into the free memory.
+
+    On top comes the largest tensor while it arrives, or `work` bytes afterwards.
+    """
     from aurora.inspection import held_bytes, largest_arrival
 
-    held, arrival = held_bytes(skeleton, quantization), largest_arrival(skeleton, quantization)
-    free = free_memory(device)
-    if free is not None and held + arrival > free:
+    held, arrival = held_bytes(skeleton, quantization), largest_arrival(folder, skeleton, quantization)
+    free, more = free_memory(device), max(arrival, work)
+    if free is not None and held + more > free:
+        what = "at least for a training step" if work > arrival else "while the largest tensor arrives"
         raise ResourceError(
-            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {arrival / GIB:.2f} GiB"
-            f" while the largest tensor arrives = {(held + arrival) / GIB:.2f} GiB, and {device} has"
-            f" {free / GIB:.2f} GiB free; free memory, take a larger card or fewer quantization.bits"
+            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {more / GIB:.2f} GiB {what}"
+            f" = {(held + more) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
+            " card, fewer quantization.bits or smaller batches"
         )
 
 

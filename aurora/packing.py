@@ -1,10 +1,13 @@
 """The hooks by which transformers' own loader packs experts as they arrive, and packed checkpoints.
 
 A quantiser registered under METHOD extends bitsandbytes' 4-bit one: nn.Linear becomes Linear4bit as ever, and a
-fused expert tensor is packed expert by expert, before its experts were ever put together dense.
+fused expert tensor is packed as its parts are read: no more than one tensor of the checkpoint is dense at a time.
 """
 
 import copy
+import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Concatenate, ConversionOps, MergeModulelist, WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -31,15 +35,15 @@ from aurora.errors import ModelError
 from aurora.experts import (
     FUSED,
     IMPLEMENTATION,
-    PackedExperts,
     fused_tensors,
     is_fused,
     packed_experts_forward,
     replace,
 )
+from aurora.nf4 import PackedExperts
 from aurora.store import replacing, write_json
 
-SHARD = "5GB"
+SHARD = "2GB"  # what saving copies at a time
 
 
 class PackingConfig(BitsAndBytesConfig):
@@ -109,6 +113,17 @@ class PackingQuantizer(Bnb4BitHfQuantizer):
         return model
 
 
+class _OneByOne(WeightConverter):
+    """Hands over how to read each tensor of a single expert, where transformers would read those of a layer at once."""
+
+    __slots__ = ()
+
+    def materialize_tensors(self) -> dict:
+        found = {pattern: list(readers) for pattern, readers in self.collected_tensors.items()}
+        self.collected_tensors.clear()
+        return found
+
+
 class _Keep(ConversionOps):
     """Leaves the tensors of single experts as they come, for `_Pack`."""
 
@@ -138,26 +153,46 @@ class _Pack(ConversionOps):
         if not is_fused(module, name):
             usual = Bnb4bitQuantize(self.hf_quantizer)
             return usual.convert(input_dict, full_layer_name=full_layer_name, model=model, **kwargs)
+        shape = tuple(getattr(module, name).shape)
         if set(input_dict) == set(source_patterns):  # single experts: gate and up, or down
             parts = [input_dict.pop(pattern) for pattern in source_patterns]
         else:
             (whole,) = input_dict.values()
             parts = [list(whole[0] if isinstance(whole, list) else whole)]
-        settings = self.hf_quantizer.quantization_config
-        shape, device = tuple(getattr(module, name).shape), parts[0][0].device
         if any(len(part) != shape[0] for part in parts):
             raise ValueError(f"{full_layer_name}: {[len(part) for part in parts]} experts of {shape[0]}")
-        double_quant, dtype = settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype
-        packed = PackedExperts(shape, double_quant, dtype, device)
+        packed = None
         for expert in range(shape[0]):
-            packed.put(expert, torch.cat([part[expert] for part in parts]))
-            for part in parts:
-                part[expert] = None  # freed at once
+            arriving = _arriving(parts, expert)
+            first = next(arriving)
+            packed = packed or self._empty(shape, first.device)
+            packed.put(expert, chain([first], arriving))
+            del first
         for owner in (module, packed, *packed.parameters()):
             owner._is_hf_initialized = True
         replace(module, name, packed)
         kwargs["missing_keys"].discard(full_layer_name)
         return {}
+
+    def _empty(self, shape: tuple[int, int, int], device: torch.device) -> PackedExperts:
+        settings = self.hf_quantizer.quantization_config
+        return PackedExperts(
+            shape, settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype, device
+        )
+
+
+def _arriving(parts: list[list], expert: int) -> Iterator[torch.Tensor]:
+    # An expert's tensors from top to bottom, each read when it is asked for and forgotten here.
+    for part in parts:
+        value, part[expert] = part[expert], None
+        yield value() if callable(value) else value
+
+
+def arrive_one_by_one(model: PreTrainedModel) -> bool:
+    """Whether the experts of this kind of model lie in the checkpoint so that each tensor can be packed by itself."""
+    conversions = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightConverter)]
+    fusing = [item for item in conversions if item.target_patterns[0].rpartition(".")[2] in FUSED]
+    return all(isinstance(_unmerged(item), _OneByOne) for item in fusing)
 
 
 def _unmerged(conversion: Any) -> Any:
@@ -169,7 +204,9 @@ def _unmerged(conversion: Any) -> Any:
     if target not in FUSED or steps not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         return conversion
     sources, targets = conversion._original_source_patterns, conversion._original_target_patterns
-    return conversion.copy(list(sources), list(targets), operations=[_Keep()])
+    single = _OneByOne(list(sources), list(targets), operations=[_Keep()])
+    single.scope_prefix, single.base_model_prefix = conversion.scope_prefix, conversion.base_model_prefix
+    return single
 
 
 def register() -> None:
@@ -202,8 +239,10 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
         partial.mkdir()
         for file, names in plan.filename_to_tensors.items():
             # bitsandbytes shares the table of the sixteen values between matrices; a file may not.
-            tensors = {name: state[name].contiguous().clone() for name in names}
+            tensors = {name: state[name].contiguous().to("cpu", copy=True) for name in names}
             save_file(tensors, partial / file, metadata={"format": "pt"})
+            with open(partial / file, "rb") as written:
+                os.fsync(written.fileno())  # or a crash could leave zeros behind a name that says it is whole
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
             write_json(partial / "model.safetensors.index.json", index)

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -174,10 +175,20 @@ class Lora(Section):
     """Scale numerator; the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     """Dropout before A."""
-    target_modules: Annotated[
-        tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj"], ...], Field(min_length=1)
-    ]
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     """Attention projections that get an adapter."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _attention_alone(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("q_proj", "k_proj", "v_proj", "o_proj")
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} cannot get an adapter: experts stay packed in 4 bits, router and embeddings as they"
+                    f" are; list some of {', '.join(known)}"
+                )
+        return names
 
 
 class Sft(Section):

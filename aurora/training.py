@@ -16,6 +16,7 @@ from aurora.provenance import RECORD, training_record
 from aurora.store import replacing, sha256_file, write_json, write_text
 
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; holds checkpoints of an unfinished run
+CODE = ("training", "model", "experts", "nf4", "packing")  # modules that decide what a step computes
 CURVE = ("step", "loss", "learning_rate", "grad_norm", "held_out_loss")
 
 
@@ -56,7 +57,7 @@ def fingerprint(base: Path, rows: Path, sft: Sft, quantization: Quantization) ->
         "held_out": sha256_file(rows / "held_out.parquet"),
         "sft": sft.model_dump_json(),
         "quantization": quantization.model_dump_json(),
-        "code": [sha256_file(path) for path in code if path.stem in ("training", "model", "experts")],
+        "code": [sha256_file(path) for path in code if path.stem in CODE],
         "versions": [version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -69,6 +70,7 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTConfig
 
+    from aurora.inspection import training_step_bytes
     from aurora.model import load_model, load_tokenizer
 
     data = {name: _dataset(rows / f"{name}.parquet", scratch) for name in ("train", "held_out")}
@@ -110,8 +112,14 @@ def build_trainer(base: Path, rows: Path, sft: Sft, quantization: Quantization, 
         report_to="none",
         disable_tqdm=True,
     )
+    longest = sft.packing_length if sft.packing else max(len(ids) for ids in data["train"]["input_ids"])
+
+    def work(skeleton) -> int:
+        batch = sft.per_device_train_batch_size
+        return training_step_bytes(skeleton, quantization, batch, longest, sft.gradient_checkpointing)
+
     trainer = _trainer_class()(
-        model=load_model(base, quantization),
+        model=load_model(base, quantization, work=work),
         args=arguments,
         train_dataset=data["train"],
         eval_dataset=data["held_out"],

@@ -75,7 +75,8 @@ def build(way: str, hidden: int, inner: int, device: str, dtype: torch.dtype) ->
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-    from aurora.experts import IMPLEMENTATION, PackedExperts, replace
+    from aurora.experts import IMPLEMENTATION, replace
+    from aurora.nf4 import PackedExperts
     from aurora.packing import register
 
     if way == "linear4bit":
@@ -90,7 +91,7 @@ def build(way: str, hidden: int, inner: int, device: str, dtype: torch.dtype) ->
         if way == "ours":
             packed = PackedExperts(shape, True, dtype, device)
             for expert in range(EXPERTS):
-                packed.put(expert, torch.randn(shape[1:], device=device, dtype=dtype) * 0.02)
+                packed.put(expert, [torch.randn(shape[1:], device=device, dtype=dtype) * 0.02])
             replace(experts, name, packed)
         else:
             weight = torch.randn(shape, device=device, dtype=dtype).mul_(0.02)

@@ -3,21 +3,27 @@
     python benchmarks/mixtral_gpu.py              # one CUDA card of 80 GB, under 8 minutes
     python benchmarks/mixtral_gpu.py --tiny       # the same code on a small shape, on a CPU too: no figure of its own
 
-Needs, beside torch with CUDA: transformers, accelerate, peft, bitsandbytes, trl, datasets, pydantic, ruamel.yaml,
-click, tqdm, safetensors, pyarrow (wheels; versions in pyproject.toml). Of bitsandbytes the Python files and
-libbitsandbytes_cuda130.so suffice. No weights are needed: random ones of the true shape are packed on the card, one
-expert at a time, and run through the project's own sft path (aurora.training.build_trainer, profiles/paper.yaml).
+Needs, as wheels in the versions of pyproject.toml, beside torch with CUDA: transformers, tokenizers, huggingface-hub,
+safetensors, accelerate, peft, bitsandbytes, trl, datasets, pyarrow, pydantic, ruamel.yaml, click, numpy and tqdm. Where
+only part of them is installed and there is no network, the rest unpacked into a folder on PYTHONPATH does: of
+bitsandbytes (43 MB) the Python files and the libbitsandbytes_cuda*.so of the card's CUDA (4 MB) suffice. torchao gives
+the paper's 4-bit optimiser; without it adamw_torch stands in, for 3.4 million LoRA weights. No model weights are needed:
+random ones of the true shape are packed on the card, one expert at a time, and run through the project's own sft path
+(aurora.training.build_trainer, profiles/paper.yaml).
 
-Printed as it goes, so that a cut-off run still tells what it has measured:
+Printed as it goes, so that a cut-off run still tells what it has measured; after LAST seconds it cuts itself off:
   the card      bfloat16 product and copy speed, measured here: the limits below are arithmetic on these two
   training      GiB (paper, Table 4: 45), tokens/s, share of the limit, share of time in dequantising experts
   inference     GiB (paper, Table 4: 25), prompt and new tokens/s, share of the limit
 """
 
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -26,7 +32,8 @@ import click
 import torch
 
 GIB = 2**30
-BUDGET = 450  # seconds, of the 480 that are allowed
+BUDGET = 390  # seconds after which no further measurement begins
+LAST = 465  # seconds after which the script ends wherever it is; 480 are allowed
 ROWS = ((2, 1024), (1, 8192), (1, 16384))  # the paper's batch, and packed rows
 STEPS = 4  # micro-batches measured, after one that warms up
 TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -35,6 +42,18 @@ TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embed
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def end_in_time() -> None:
+    """Ends the process after LAST seconds, whatever it is doing."""
+
+    def end() -> None:
+        say(f"cut off after {LAST} s; what stands above was measured")
+        os._exit(1)
+
+    timer = threading.Timer(LAST, end)
+    timer.daemon = True
+    timer.start()
 
 
 def wait(device: str) -> None:
@@ -47,7 +66,8 @@ def random_model(config, quantization, device: str):
     from bitsandbytes.nn import Linear4bit, Params4bit
     from transformers import MixtralForCausalLM
 
-    from aurora.experts import PackedExperts, fused_tensors, replace
+    from aurora.experts import fused_tensors, replace
+    from aurora.nf4 import PackedExperts
     from aurora.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -69,7 +89,7 @@ def random_model(config, quantization, device: str):
         shape = tuple(getattr(module, name).shape)
         packed = PackedExperts(shape, quantization.double_quant, dtype, device)
         for expert in range(shape[0]):
-            packed.put(expert, random(*shape[1:]))
+            packed.put(expert, [random(*shape[1:])])
         replace(module, name, packed)
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -118,9 +138,9 @@ def measure_card(device: str, tiny: bool) -> tuple[float, float]:
 @contextmanager
 def dequantising(device: str) -> Iterator[list]:
     """Collects a pair of marks around each dequantisation of experts."""
-    from aurora.experts import PackedExperts
+    from aurora.nf4 import PackedExperts
 
-    original, pairs = PackedExperts.dense_of, []
+    original, pairs = PackedExperts.dense_of, []  # AT_ONCE takes a whole expert of Mixtral-8x7B on a card
 
     def mark():
         if device == "cpu":
@@ -200,6 +220,8 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
 
     changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
     changes |= {"stop_after_steps": None, "packing": False, "eval_steps": 10**6, "save_steps": 10**6}
+    if find_spec("torchao") is None:
+        changes["optim"] = "adamw_torch"
     if device == "cpu":
         changes |= {"precision": "fp32", "optim": "adamw_torch", "threads": 1}
     settings = sft.model_copy(update=changes)
@@ -274,9 +296,11 @@ def infer(model, device: str, prompt: int, new: int, operations: float, copy: fl
 def main(tiny: bool, as_json: bool) -> None:
     from transformers import MixtralConfig
 
+    from aurora.errors import AuroraError
     from aurora.params import load_params
 
     begun = time.perf_counter()
+    end_in_time()
     if tiny:
         say("tiny: the code path alone; none of the figures below says anything about Mixtral-8x7B or a card")
     if not tiny and not torch.cuda.is_available():
@@ -303,8 +327,8 @@ def main(tiny: bool, as_json: bool) -> None:
         f"{found['prompt_tokens_per_second']:.0f} tokens/s ({found['prompt_share_of_limit']:.0%} of the limit), "
         f"new: {found['new_tokens_per_second']:.1f} tokens/s ({found['new_share_of_limit']:.0%} of the limit)"
     )
-    # Forward, recompute and input gradient: three products of two operations a weight. The experts skip the
-    # recompute of down_proj, so that they could do a little better than this limit.
+    # Forward, recompute and input gradient: three products of two operations a weight. The experts do not compute
+    # the product with down_proj again, so that they could do a little better than this limit.
     limit = operations / (6 * active_parameters(config))
     say(
         f"training limit by arithmetic: {limit:.0f} tokens/s ({6 * active_parameters(config) / 1e9:.1f} GFLOP a token)"
@@ -318,6 +342,9 @@ def main(tiny: bool, as_json: bool) -> None:
         except torch.OutOfMemoryError as error:
             say(f"training {rows} x {length}: out of memory ({str(error).partition('.')[0]})")
             break
+        except (AuroraError, RuntimeError) as error:
+            say(f"training {rows} x {length}: failed ({str(error).partition(chr(10))[0][:200]})")
+            continue
         outcome["training"].append(found)
         say(
             f"training {rows} x {length}: {found['peak_gib']:.1f} GiB (paper 45 at 2 x 1,024), "

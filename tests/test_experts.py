@@ -9,10 +9,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig, MixtralConfig, Qwen3MoeConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTextConfig
+from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from aurora import experts as module
-from aurora.experts import IMPLEMENTATION, PackedExperts, multiply, multiply_few, pack, packed_experts_forward
+from aurora import nf4
+from aurora.experts import IMPLEMENTATION, pack, packed_experts_forward, product, product_of_few
+from aurora.nf4 import PackedExperts
 
 EXPERTS, HIDDEN, INNER, TOP = 8, 64, 96, 2
 
@@ -37,6 +41,9 @@ def dense_and_packed(kind=MixtralExperts, double_quant=True, dtype=torch.float32
         GptOssExperts: lambda: GptOssConfig(
             hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS, num_experts_per_tok=TOP
         ),
+        MuseSparkExperts: lambda: MuseSparkTextConfig(
+            moe_hidden_size=HIDDEN, moe_intermediate_size=INNER, num_local_experts=EXPERTS
+        ),
     }
     modules = []
     for implementation in ("eager", IMPLEMENTATION):
@@ -46,7 +53,7 @@ def dense_and_packed(kind=MixtralExperts, double_quant=True, dtype=torch.float32
     dense, packed = modules
     for name, weight in dense.named_parameters():
         weight.data = (torch.randn(weight.shape) * 0.2).to(dtype)
-        getattr(packed, name).data = weight.data.clone()
+        packed.get_parameter(name).data = weight.data.clone()
     for name in ("gate_up_proj", "down_proj"):
         store = pack(packed, name, double_quant)
         getattr(dense, name).data = torch.stack([store.dense(expert) for expert in range(EXPERTS)])
@@ -114,9 +121,14 @@ def test_half_precision_is_as_near_to_float32_as_dense_weights_are(kind, dtype):
         assert error < 0.02
 
 
-@pytest.mark.parametrize("kind", [Qwen3MoeExperts, GptOssExperts], ids=lambda kind: kind.__name__)
+OTHERS = [Qwen3MoeExperts, GptOssExperts, MuseSparkExperts]
+
+
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.__name__)
 def test_other_mixtures_of_experts(kind):
-    """Qwen3's are Mixtral's by another name; gpt-oss transposes, interleaves gate and up, and has biases."""
+    """Qwen3's are Mixtral's by another name; gpt-oss transposes, interleaves gate and up, and has biases; Muse
+    Spark normalises each expert's result.
+    """
     dense, packed = dense_and_packed(kind)
     index, weights = routing("random", 50)
     hidden = torch.randn(50, HIDDEN)
@@ -140,31 +152,73 @@ def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer(double_quant
 
 
 @pytest.mark.parametrize("picked", [[0], [4], [2, 3], [0, 5], [1, 2, 7]])
-def test_the_table_and_the_kernel_give_equal_bits(picked, monkeypatch):
-    packed = PackedExperts.of(torch.randn(8, 128, 64), True)
+@pytest.mark.parametrize("shape", [(8, 128, 64), (8, 256, 192), (8, 6, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_table_and_the_kernel_give_equal_bits(picked, shape, dtype, monkeypatch):
+    packed = PackedExperts.of(torch.randn(shape).to(dtype), True)
+    monkeypatch.setattr(nf4, "KERNEL_ON_CPU", False)
     by_table = packed.dense_of(picked)
-    monkeypatch.setattr(module, "LOOKUP", 0)
+    monkeypatch.setattr(nf4, "KERNEL_ON_CPU", True)
     assert torch.equal(packed.dense_of(picked), by_table)
     assert torch.equal(packed.dense_of(picked), torch.stack([packed.dense(expert) for expert in picked]))
 
 
+@pytest.mark.parametrize("shape", [(2, 128, 64), (2, 96, 192), (2, 128, 20)])
+@pytest.mark.parametrize("most", [64, 1000, 5000])
+def test_slabs_are_the_matrix_in_pieces(shape, most):
+    packed = PackedExperts.of(torch.randn(shape), True)
+    pieces = list(packed.slabs(1, torch.float32, most))
+    assert [first for first, _, _ in pieces] == [0, *(last for _, last, _ in pieces[:-1])]
+    assert torch.equal(torch.cat([piece for _, _, piece in pieces]), packed.dense(1))
+    assert len(pieces) == 1 or max(piece.numel() for _, _, piece in pieces) <= max(most, 64 * shape[2])
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("cuts", [[64], [1, 127], [3, 5, 56, 64]])
+def test_a_matrix_may_come_in_parts(double_quant, cuts, monkeypatch):
+    matrix = torch.randn(sum(cuts), 20 if sum(cuts) % 64 == 0 else 64)
+    whole = PackedExperts.of(matrix.unsqueeze(0), double_quant)
+    monkeypatch.setattr(nf4, "SLICE", 128)
+    parts = PackedExperts((1, *matrix.shape), double_quant, torch.float32, "cpu")
+    parts.put(0, iter(matrix.split(cuts)))
+    assert all(torch.equal(*pair) for pair in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("turned", [True, False])
-def test_groups_and_fused_kernels_do_not_change_a_product(turned, monkeypatch):
-    packed = PackedExperts.of(torch.randn(8, 128, 64), True)
-    counts = [3, 0, 1, 7, 0, 0, 2, 4]
-    rows = torch.randn(sum(counts), 64 if turned else 128)
-    expected = multiply(packed, rows, counts, turned)
-    monkeypatch.setattr(module, "AT_ONCE", 2 * 128 * 64 * 4)
-    assert torch.equal(multiply(packed, rows, counts, turned), expected)
-    monkeypatch.setattr(module, "AT_ONCE", 0)
-    assert torch.equal(multiply(packed, rows, counts, turned), expected)
-    if turned:
-        torch.testing.assert_close(multiply_few(packed, rows, counts), expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_slabs_and_fused_kernels_do_not_change_a_product(turned, dtype, monkeypatch):
+    packed = PackedExperts.of(torch.randn(8, 128, 64).to(dtype), True)
+    experts, ends = [0, 2, 3, 6, 7], [3, 4, 11, 13, 17]
+    rows = torch.randn(17, 64 if turned else 128).to(dtype)
+    pieces = zip(experts, [0, *ends], ends, strict=False)
+    expected = torch.cat(
+        [rows[a:b].float() @ (packed.dense(e).T if turned else packed.dense(e)).float() for e, a, b in pieces]
+    )
+    close = 1e-6 if dtype == torch.float32 else 2**-8
+    found = [product_of_few(packed, experts, ends, rows, turned)]
+    for most in (2**20, 2048, 1):
+        monkeypatch.setitem(module.AT_ONCE, "cpu", most)
+        found.append(product(packed, experts, ends, rows, turned))
+    for result in found:
+        assert result.dtype == dtype
+        assert (result.float() - expected).norm(dim=1).le(close * expected.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("most", [2**20, 2 * 192 * 64 * 4, 4096])
+def test_groups_and_slabs_do_not_change_the_experts(most, monkeypatch):
+    """All experts at once, two at a time, and a slab of one at a time."""
+    dense, packed = dense_and_packed()
+    index, weights = routing("random", 64)
+    hidden = torch.randn(64, HIDDEN)
+    monkeypatch.setitem(module.AT_ONCE, "cpu", most)
+    ours, theirs = run(packed, hidden, index, weights), run(dense, hidden, index, weights)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
 
 
 def test_one_token_dequantises_only_its_experts(monkeypatch):
     _, packed = dense_and_packed()
-    seen = []
+    seen: list[list[int]] = []
     original = PackedExperts.dense_of
     monkeypatch.setattr(
         PackedExperts,
@@ -180,7 +234,8 @@ def test_no_dense_weight_is_saved_for_backward(mode):
     dense, packed = dense_and_packed()
     index, weights = routing("random", 40)
 
-    def saved_floats(experts) -> list[tuple[int, ...]]:
+    def saved_floats(experts) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Shapes saved by forward, and by forward and backward."""
         shapes = []
         hidden = torch.randn(40, HIDDEN, requires_grad=True)
 
@@ -195,18 +250,44 @@ def test_no_dense_weight_is_saved_for_backward(mode):
                 result = experts(hidden, index, weights)
             else:
                 result = checkpoint(experts, hidden, index, weights, use_reentrant=mode == "reentrant")
+            forward = list(shapes)
             result.sum().backward()
         assert hidden.grad.abs().sum() > 0
-        return shapes
+        return forward, shapes
 
     matrices = {(2 * INNER, HIDDEN), (HIDDEN, 2 * INNER), (HIDDEN, INNER), (INNER, HIDDEN)}
 
     def weights_in(shapes):
         return [shape for shape in shapes if shape[-2:] in matrices]
 
-    assert not weights_in(saved_floats(packed))
+    forward, shapes = saved_floats(packed)
+    assert not weights_in(shapes)
     if mode == "plain":
-        assert weights_in(saved_floats(dense)), "the witness must see the dense weights of the eager path"
+        assert sorted(forward) == [(40, TOP), (40, HIDDEN)], "the inputs alone are kept"
+        assert weights_in(saved_floats(dense)[0]), "the witness must see the dense weights of the eager path"
+
+
+@pytest.mark.parametrize(
+    "mode, times", [("plain", 2 + 2), ("not reentrant", 2 + 2), ("reentrant", 2 + 2 + 2)]
+)
+def test_how_often_a_group_is_dequantised(mode, times, monkeypatch):
+    """Forward needs both tensors once and backward too; checkpointing stops its recomputation before the experts."""
+    packed = dense_and_packed()[1]
+    seen = []
+    original = PackedExperts.dense_of
+    monkeypatch.setattr(
+        PackedExperts,
+        "dense_of",
+        lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype),
+    )
+    index, weights = routing("random", 40)
+    hidden = torch.randn(40, HIDDEN, requires_grad=True)
+    if mode == "plain":
+        result = packed(hidden, index, weights)
+    else:
+        result = checkpoint(packed, hidden, index, weights, use_reentrant=mode == "reentrant")
+    result.sum().backward()
+    assert seen == [list(range(EXPERTS))] * times
 
 
 def test_no_dense_weight_lives_after_forward():

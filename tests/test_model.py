@@ -12,7 +12,6 @@ import torch
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -23,11 +22,11 @@ from transformers import (
 )
 
 from aurora import model as module
-from aurora.errors import ModelError, ResourceError
-from aurora.experts import PackedExperts
+from aurora.errors import ModelError, ParamsError, ResourceError
 from aurora.model import load_model, load_tokenizer, prove_packed
+from aurora.nf4 import PackedExperts
 from aurora.packing import save_packed
-from aurora.params import Lora, Quantization
+from aurora.params import Quantization, load_params
 
 NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")
 DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
@@ -136,6 +135,26 @@ def test_input_and_lora_gradients_are_those_of_dense_weights(packed, folder, opt
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_float16_trains_as_the_paper_does(folder):
+    """fp16 autocast over float16 weights, float32 LoRA, a scaled loss, checkpointing: gradients near to float32's."""
+    half = load_model(folder, Quantization(bits=4, double_quant=True, compute_dtype="float16"), device="cpu")
+    assert {weight.dtype for weight in half.parameters()} == {torch.uint8, torch.float32, torch.float16}
+    theirs = gradients(with_lora(dequantised(half, folder).float()))
+    ours = with_lora(half)
+    assert {weight.dtype for weight in ours.parameters() if weight.requires_grad} == {torch.float32}
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ours.enable_input_require_grads()
+    ours.train()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = ours(**batch("right")).loss
+    (loss * 2.0**10).backward()
+    for name, weight in ours.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad.dtype == torch.float32
+            error = (weight.grad / 2**10 - theirs[name]).norm() / theirs[name].norm()
+            assert error < 0.1, (name, error)
+
+
 def test_greedy_tokens_are_those_of_dense_weights(packed, folder):
     inputs = batch("left")
     del inputs["labels"]
@@ -214,6 +233,44 @@ def test_a_packed_checkpoint_wants_the_settings_it_was_packed_with(folder, packe
     with pytest.raises(ModelError, match="belongs to an adapter"):
         save_packed(with_lora(packed).base_model.model, tmp_path / "adapted")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]
+
+
+GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda held: held.pop(f"{GATE_UP}.codes"), rf"{GATE_UP}.codes is missing"),
+        (lambda held: held.pop(f"{GATE_UP}.offsets"), rf"{GATE_UP}.offsets is missing"),
+        (lambda held: held.pop(f"{QUERY}.absmax"), rf"{QUERY}.absmax is missing"),
+        (lambda held: held.pop(QUERY), rf"{QUERY} is missing"),
+        (
+            lambda held: held.update({"model.extra": torch.zeros(3)}),
+            "model.extra is not a tensor of this packed",
+        ),
+        (
+            lambda held: held.update({f"{GATE_UP}.codes": held[f"{GATE_UP}.codes"][:7].clone()}),
+            r"U8 \(7, 192, 32\)",
+        ),
+        (
+            lambda held: held.update({f"{GATE_UP}.scales": held[f"{GATE_UP}.scales"].float()}),
+            "scales is F32 .*, not U8",
+        ),
+    ],
+)
+def test_a_broken_packed_checkpoint_is_named_in_one_line(packed, tmp_path, monkeypatch, change, told):
+    save_packed(packed, tmp_path / "packed")
+    file = tmp_path / "packed" / "model.safetensors"
+    held = load_file(file)
+    change(held)
+    save_file(held, file, metadata={"format": "pt"})
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
+    )
+    with pytest.raises(ModelError, match=f"{told}.*; pack the 16-bit model again"):
+        load_model(tmp_path / "packed", NF4, device="cpu")
 
 
 def test_an_adapter_is_saved_and_resumed(folder, packed, tmp_path):
@@ -297,10 +354,29 @@ def test_another_mixture_of_experts_loads_packed(tmp_path):
         assert torch.equal(model(**batch()).logits, dense(**batch()).logits)
 
 
-def test_lora_on_experts_is_refused_before_anything_loads():
-    for name in ("gate_up_proj", "w1", "experts"):
-        with pytest.raises(ValidationError, match="'q_proj', 'k_proj', 'v_proj' or 'o_proj'"):
-            Lora(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=(name,))
+@pytest.mark.parametrize("name", ["gate_up_proj", "w1", "mlp.experts", "all-linear", "gate"])
+def test_lora_beyond_attention_is_refused_before_anything_loads(name, tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (Path(__file__).parent.parent / "profiles/paper.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("[q_proj, v_proj]", f"[q_proj, {name}]"), encoding="utf-8")
+    with pytest.raises(
+        ParamsError, match=f"sft.lora.target_modules: '{name}' cannot get an adapter: experts stay"
+    ) as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_there_is_one_loader(root):
+    """Only aurora/model.py takes weights from a folder; checkpoint.py builds skeletons, small_base makes a model."""
+    loaders = {
+        path.relative_to(root).as_posix()
+        for folder in ("aurora", "stages")
+        for path in (root / folder).rglob("*.py")
+        if "ForCausalLM.from_pretrained" in path.read_text(encoding="utf-8")
+    }
+    assert loaders == {"aurora/model.py"}
+    users = {path.stem for path in (root / "aurora").glob("*.py") if "import load_model" in path.read_text()}
+    assert {"training", "evaluation"} <= users
 
 
 # Bad input: one line each, and nothing is loaded.
@@ -423,9 +499,27 @@ def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypa
         AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
     )
     with pytest.raises(
-        ResourceError, match=r"4 bits takes .* GiB held \+ .* GiB .* = .* GiB, and cpu has 0.00 GiB free"
+        ResourceError,
+        match=r"loading in 4 bits takes .* GiB held \+ .* GiB while .* = .* GiB, and cpu has 0.00 GiB free",
     ):
         load_model(folder, NF4, device="cpu")
+
+
+def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkeypatch):
+    from aurora.inspection import training_step_bytes
+
+    monkeypatch.setattr(module, "free_memory", lambda device: 20 * 2**20)
+    load_model(folder, NF4, device="cpu", work=lambda skeleton: 2**20)
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
+    )
+    with pytest.raises(ResourceError, match=r"held \+ 0.06 GiB at least for a training step = 0.06 GiB"):
+        load_model(
+            folder,
+            NF4,
+            device="cpu",
+            work=lambda skeleton: training_step_bytes(skeleton, NF4, 8, 3000, checkpointing=True),
+        )
 
 
 # Long ones.
@@ -458,7 +552,7 @@ print(json.dumps({"peak": peak[0] - before, "held": anonymous() - before}))
 
 @pytest.mark.slow
 def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
-    """Measured as a process of its own: the packed model, one layer's arrival, and little else."""
+    """Measured as a process of its own: the packed model, one tensor's arrival, and little else."""
     from aurora.checkpoint import meta_model, read_headers
     from aurora.inspection import held_bytes, largest_arrival
 
@@ -498,11 +592,10 @@ def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
     )
     settings = Quantization(bits=4, double_quant=True, compute_dtype="bfloat16")
     skeleton = meta_model(tmp_path)
-    held, arrival = held_bytes(skeleton, settings), largest_arrival(skeleton, settings)
+    held, arrival = held_bytes(skeleton, settings), largest_arrival(tmp_path, skeleton, settings)
     print({"dense": dense, "held by arithmetic": held, "largest arrival": arrival, **measured})
-    one_layer = 3 * 8 * 3584 * 1024 * 2
-    assert measured["held"] < held * 1.1 + 50e6
-    assert measured["peak"] < held + one_layer + 50e6
+    assert measured["held"] < held + 30e6
+    assert measured["peak"] < held + arrival + 60e6  # a dense layer would be 176e6
 
 
 @pytest.mark.slow
@@ -526,7 +619,7 @@ def test_the_true_shape_on_this_machine():
         store = PackedExperts(shape, True, torch.bfloat16, "cpu")
         matrix = (torch.randn(shape[1:]) * 0.02).bfloat16()
         for expert in range(8):
-            store.put(expert, matrix.roll(expert, dims=0))
+            store.put(expert, [matrix.roll(expert, dims=0)])
         experts.add_module(name, store)
         held += sum(tensor.numel() * tensor.element_size() for tensor in store.parameters())
     bits = 8 * held / (3 * 8 * 4096 * 14336)

@@ -37,7 +37,7 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sft.learning_rate", None, r"sft\.learning_rate: missing"),
         ("sft.learning_rate", "fast", r"sft\.learning_rate: .*'fast'"),
         ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
-        ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules\.0: .*'w1'"),
+        ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules: 'w1' cannot get an adapter"),
         ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
         ("sources.base", None, r"exactly one of kind model, named base"),
         ("sources.mmlu", None, r"eval\.tasks\.mmlu has no source of format mmlu"),
