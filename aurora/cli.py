@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": ("aurora.comparison", "compare"),
     "inspect": ("aurora.inspection", "inspect"),
     "preview": ("aurora.preview", "preview"),
+    "sources": ("aurora.source_table", "sources"),
     "why": ("aurora.reasons", "why"),
 }
 

@@ -11,9 +11,8 @@ from aurora.errors import ParamsError
 
 MAP = Path("dvc.yaml")
 PACKAGES = ("aurora", "stages")
-BY_SOURCE = frozenset(
-    {"aurora/hub.py", "aurora/small_base"}
-)  # an instance of fetch has one of them as `item.dep`
+# An instance of fetch has one of them as `item.dep`.
+BY_SOURCE = frozenset({"aurora/hub", "aurora/small_base"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:

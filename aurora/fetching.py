@@ -1,158 +1,213 @@
 """One source, by its URI, to a folder of verified bytes with a manifest beside them."""
 
+import fcntl
+import hashlib
 import os
 import shutil
-import tarfile
-import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from aurora.archives import unpack
+from aurora.digests import Digests, Pins, copy, measure
 from aurora.errors import SourceError
 from aurora.params import Source
-from aurora.store import git_blob_id, remove, replacing, sha256_file, write_json
+from aurora.recorded import MANIFEST, recorded, take_again
+from aurora.store import remove, replacing, write_json
+from aurora.uris import Address, non_commercial, parse
 
-MANIFEST = "manifest.json"
 SCRATCH = Path(".aurora/downloads")  # ignored by git and DVC; survives a failed stage
-ARCHIVE_LIMIT = 8 << 30  # bytes that an archive may unpack to
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
 
 
 def fetch(name: str, source: Source, out: Path) -> dict:
     """Brings `source` to the folder `out`, whole or not at all, and returns its manifest.
 
-    The manifest holds source, kind, format, uri, revision, licence, rows and files ({path, sha256, bytes},
-    sorted by path). Raises SourceError if the source is missing, unreachable, or differs from its pin.
+    The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
+    rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
+    sorted by path). Pinned bytes that the last fetch left here or in DVC's cache or remote are verified and taken
+    again without a download. Raises SourceError if the source is missing, unreachable, or differs from its pin, and
+    ResourceError if the disk is too small.
     """
+    address = parse(source.uri)
+    former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
     with replacing(out) as partial:
-        if source.uri == "embedded:small_base":
+        if address.scheme == "embedded":
             from aurora.small_base import build  # heavy: torch and transformers
 
             build(partial)
+            taken = {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
+            archive, files, revision = None, _entries(taken), None
+        elif address.local:
+            archive, files, revision = *_local(name, source, address, partial), None
+        elif former and not source.pin and take_again(former, out, partial, _pins(source)):
+            archive, files, revision = former["archive"], former["files"], former["revision"]
         else:
-            _take(name, source, partial)
-        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+            archive, files, revision = _remote(name, source, address, out, partial)
         if not files:
             raise SourceError(f"sources.{name}: {source.uri} holds no file")
+        if any(file["path"] == MANIFEST for file in files):
+            raise SourceError(
+                f"sources.{name}: {source.uri} holds a {MANIFEST}, which fetch writes; rename it"
+            )
+        _refuse_pointers(name, partial, files)
         manifest = {
             "source": name,
             "kind": source.kind,
             "format": source.format,
             "uri": source.uri,
-            "revision": source.revision,
+            "pin": source.pinned_by,
+            "revision": revision,
             "licence": source.licence,
+            "non_commercial": non_commercial(source.licence),
             "rows": source.rows,
-            "files": [
-                {
-                    "path": path.relative_to(partial).as_posix(),
-                    "sha256": sha256_file(path),
-                    "bytes": path.stat().st_size,
-                }
-                for path in files
-            ],
+            "archive": archive,
+            "files": files,
         }
+        if former and source.pin:
+            _refuse_change(name, source, former, manifest)
+            manifest["revision"] = former["revision"]  # a branch may move on without a change of these files
         write_json(partial / MANIFEST, manifest)
-    remove(SCRATCH / name)
     return manifest
 
 
-def _take(name: str, source: Source, partial: Path) -> None:
-    uri, _, member = source.uri.partition("!/")
-    if source.local:
-        origin = Path(uri)
+def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[dict | None, list[dict]]:
+    origin, pins = Path(address.path), _pins(source)
+    try:
         if not origin.exists():
-            raise SourceError(f"sources.{name}.uri: {uri} does not exist; correct the path in params.yaml")
-    else:
-        from aurora.hub import download
-
-        origin = download(uri, SCRATCH / name)
-    if origin.is_file():
-        verify(name, source, origin)
-    if member:
-        unpack(origin, member, partial)
-    elif origin.is_dir():
-        shutil.copytree(
-            origin, partial, ignore=shutil.ignore_patterns("__pycache__", ".cache"), copy_function=_copy
-        )
-    else:
-        partial.mkdir()
-        _copy(origin, partial / origin.name)
-
-
-def _copy(origin: str | Path, target: str | Path) -> None:
-    """Links a download (its scratch name is removed later), copies a file of the repository."""
-    if SCRATCH.resolve() in Path(origin).resolve().parents:
-        os.link(origin, target)
-    else:
-        shutil.copyfile(origin, target)
-
-
-def verify(name: str, source: Source, path: Path) -> None:
-    """Compares a file with the pins of its source; raises SourceError with expected and found."""
-    checks = (
-        ("bytes", source.bytes, lambda: path.stat().st_size),
-        ("sha256", source.sha256, lambda: sha256_file(path)),
-        ("git_blob", source.git_blob, lambda: git_blob_id(path)),
-    )
-    for pin, expected, measure in checks:
-        if expected is not None and (found := measure()) != expected:
-            remove(path) if not source.local else None
             raise SourceError(
-                f"sources.{name}.{pin}: expected {expected}, found {found} at {source.uri}; "
-                "the source has changed or the download is damaged: run again, or correct the pin"
+                f"sources.{name}.uri: {address.path} does not exist; correct the path in params.yaml"
+            )
+        if origin.is_dir():
+            if address.member is not None or pins != Pins():
+                raise SourceError(f"sources.{name}: {address.path} is a folder; pins and !/ are for a file")
+            return None, _entries(dict(_copied(origin, partial)))
+        if address.member is not None:
+            digests = measure(origin, pins)
+        else:
+            partial.mkdir(parents=True)
+            digests = copy(origin, partial / origin.name, pins)
+        if difference := digests.difference(origin):
+            pin, expected, found = difference
+            raise SourceError(
+                f"sources.{name}.{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
+            )
+    except OSError as error:
+        raise SourceError(f"sources.{name}.uri: {error.filename or address.path}: {error.strerror}") from None
+    entries = _entries({origin.name: digests})
+    if address.member is None:
+        return None, entries
+    return entries[0], unpack(origin, address.member, partial)
+
+
+def _copied(origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+    partial.mkdir(parents=True)
+    for path in _files(origin):
+        inside = path.relative_to(origin)
+        if not any(part in SKIPPED for part in inside.parts):
+            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+            yield inside.as_posix(), copy(path, partial / inside, Pins())
+
+
+def _remote(
+    name: str, source: Source, address: Address, out: Path, partial: Path
+) -> tuple[dict | None, list[dict], str | None]:
+    from aurora.hub import Unreachable, download
+
+    try:
+        with _alone(name) as scratch:
+            # One folder a URI, so that the partial file of another address is never gone on with.
+            folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
+            got = download(name, source.uri, address, _pins(source), folder)
+            archive, entries = None, _entries(got.files)
+            if address.member is None:
+                partial.mkdir(parents=True)
+                for entry in entries:
+                    _place(folder / entry["path"], partial / entry["path"])
+            else:
+                archive = entries[0]
+                entries = unpack(folder / archive["path"], address.member, partial)
+            for path in scratch.glob("*/"):  # of earlier addresses too
+                remove(path)
+            return archive, entries, got.revision
+    except Unreachable as error:
+        raise SourceError(
+            f"sources.{name}: {error}; or take it from the DVC remote: dvc pull {out.as_posix()}"
+        ) from None
+    except SourceError as error:
+        raise SourceError(f"sources.{name}: {error}") from None
+
+
+def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
+    """Raises SourceError where Git LFS's stand-in for a file came in place of the file."""
+    for file in files:
+        if file["bytes"] < 1024 and (partial / file["path"]).read_bytes().startswith(LFS_POINTER):
+            raise SourceError(
+                f"sources.{name}: {file['path']} is a Git LFS pointer, not the file; give an address that resolves "
+                "it (…/resolve/… on the hub, media.githubusercontent.com), or run git lfs pull"
             )
 
 
-def unpack(archive: Path, member: str, out: Path) -> None:
-    """Takes the files below the folder `member` of a zip or tar file into the new folder `out`.
+def _refuse_change(name: str, source: Source, former: dict, manifest: dict) -> None:
+    """Raises SourceError if the bytes are not those that the first fetch recorded."""
+    for before, now in (
+        (former["archive"], manifest["archive"]),
+        *_pairs(former["files"], manifest["files"]),
+    ):
+        if before != now:
+            path = (before or now)["path"]
+            expected, found = ((entry or {}).get("sha256", "no such file") for entry in (before, now))
+            raise SourceError(
+                f"sources.{name}: {source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
+                f"{found}; the source has changed: to take it as it is now, pin its commit or sha256 in place of record"
+            )
 
-    Links and names that would leave `out` are refused, and so is an archive beyond ARCHIVE_LIMIT bytes.
-    Raises SourceError.
-    """
-    out.mkdir()
-    folder = PurePosixPath(member.strip("/") or ".")
-    taken = unpacked = 0
+
+def _pairs(before: list[dict], now: list[dict]) -> Iterator[tuple[dict | None, dict | None]]:
+    first, second = ({file["path"]: file for file in files} for files in (before, now))
+    for path in sorted(first | second):
+        yield first.get(path), second.get(path)
+
+
+def _pins(source: Source) -> Pins:
+    return Pins(source.bytes, source.sha256, source.git_blob)
+
+
+def _entries(files: dict[str, Digests]) -> list[dict]:
+    return [
+        {"path": path, "sha256": digests.sha256, "bytes": digests.bytes}
+        for path, digests in sorted(files.items())
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+
+
+def _place(origin: Path, target: Path) -> None:
+    """Links a download, whose scratch name is removed later: 90 GB are written once."""
     try:
-        for path, size, plain, read in _members(archive):
-            inside = PurePosixPath(path)
-            if not plain or inside.is_absolute() or ".." in inside.parts or "\\" in path:
-                raise SourceError(
-                    f"{archive.name}!/{path}: a link or a name that leaves the folder; not unpacked"
-                )
-            if folder != PurePosixPath(".") and folder not in inside.parents:
-                continue
-            relative = inside.relative_to(folder)
-            unpacked += size
-            if unpacked > ARCHIVE_LIMIT:
-                raise SourceError(f"{archive.name}: unpacks to more than {ARCHIVE_LIMIT} bytes; not unpacked")
-            target = out / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with read() as reader, open(target, "wb") as writer:
-                shutil.copyfileobj(reader, writer)
-            taken += 1
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-        raise SourceError(f"{archive.name}: damaged archive ({error}); fetch it again") from None
-    if not taken:
-        raise SourceError(
-            f"{archive.name}!/{member}: no file below this folder; correct the uri in params.yaml"
-        )
+        os.link(origin, target)
+    except OSError:  # another file system, or one without links
+        shutil.move(origin, target)
 
 
-def _members(archive: Path):
-    """Yields (path, bytes, whether a plain file, opener) for all but folders and hidden files."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            for item in file.infolist():
-                if not item.is_dir() and not _hidden(item.filename):
-                    link = (item.external_attr >> 16) & 0o170000 == 0o120000
-                    yield item.filename, item.file_size, not link, lambda item=item: file.open(item)
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as file:
-            for item in file:
-                if not item.isdir() and not _hidden(item.name):
-                    yield item.name, item.size, item.isreg(), lambda item=item: file.extractfile(item)
-    else:
-        raise SourceError(f"{archive.name}: neither a zip nor a tar file; correct the uri in params.yaml")
+@contextmanager
+def _alone(name: str) -> Iterator[Path]:
+    """Yields the folder of partial files of a source, which no second process has at the same time.
 
-
-def _hidden(path: str) -> bool:
-    # macOS leaves ._name and __MACOSX beside the real files in published archives.
-    parts = PurePosixPath(path).parts
-    return "__MACOSX" in parts or any(part.startswith("._") or part == ".DS_Store" for part in parts)
+    The kernel lets go of it when a process ends, however it ends. A folder without bytes to go on with is removed.
+    """
+    scratch = SCRATCH / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    with open(scratch / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SourceError("another process is fetching it; wait for its end, or end it") from None
+        try:
+            yield scratch
+        finally:
+            if not any(path.is_file() and path.name != "lock" for path in scratch.rglob("*")):
+                remove(scratch)

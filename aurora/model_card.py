@@ -51,6 +51,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
         )
         for folder, source in sources
     ]
+    bound = [folder.name for folder, source in sources if source.get("non_commercial")]
     parts = [
         front_matter(front),
         f"# {base_name(manifest)}, tuned on Chinese conversations\n",
@@ -59,6 +60,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
         base_section(manifest, record),
         "## Data\n",
         table(("source", "licence", "from", "training rows", "DVC hash"), data),
+        f"Not for commercial use, by the licence of: {', '.join(bound)}.\n" if bound else "",
         recipe_section(adapter, record),
         provenance_section(record, ("adapter", dvc_hash(adapter))),
         '## Use\n\n```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "models/merged")\n'

@@ -1,6 +1,5 @@
 """Every knob of params.yaml: one frozen model a section, a unit under each field, unknown keys refused."""
 
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,13 +14,13 @@ from pydantic import (
 )
 
 from aurora.errors import ParamsError
+from aurora.uris import parse
 
 PARAMS_FILE = Path("params.yaml")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Section(BaseModel):
@@ -36,11 +35,11 @@ class Source(Section):
     kind: Literal["instructions", "benchmark", "model"]
     """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
     uri: str
-    """A path in this repository, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`;
-    `!/FOLDER` behind a zip or tar file takes a folder out of it."""
+    """A path, `file:PATH`, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`;
+    `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
     dep: str
     """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
-    the embedded base (aurora/small_base), or the downloader (aurora/hub.py)."""
+    the embedded base (aurora/small_base), or the downloader (aurora/hub)."""
     format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers"]
     """Published file format, which chooses the reader."""
     licence: str
@@ -54,33 +53,53 @@ class Source(Section):
     rows: Annotated[int, Field(ge=1)] | None = None
     """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
 
-    @property
-    def local(self) -> bool:
-        """Whether the bytes lie in this repository."""
-        return "://" not in self.uri
+    pin: Literal["record"] | None = None
+    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later one that finds
+    anything else fails; for an hf:// branch or an https:// address whose SHA-256 is not known."""
 
     @property
     def revision(self) -> str | None:
-        """Commit id in a `hf://` URI, else None."""
-        found = re.match(r"hf://[^@]+@([^/!]+)", self.uri)
-        return found[1] if found else None
+        """Commit, branch or tag of a hf:// URI, else None."""
+        return parse(self.uri).revision
+
+    @property
+    def pinned_by(self) -> str:
+        """What holds the bytes fast: record, sha256, git blob, commit, or the repository they lie in."""
+        address = parse(self.uri)
+        names = {
+            "record": self.pin == "record",
+            "sha256": self.sha256,
+            "git blob": self.git_blob,
+            "commit": address.pinned,
+        }
+        return next((name for name, given in names.items() if given), "repository")
 
     @model_validator(mode="after")
     def _is_pinned_and_watched(self) -> "Source":
-        scheme = self.uri.split(":", 1)[0] if ":" in self.uri else "path"
-        if scheme not in ("path", "embedded", "https", "hf"):
+        address = parse(self.uri)
+        file_pins = bool(self.sha256 or self.git_blob)
+        if not self.licence.strip():
+            raise ValueError("licence is empty; give an SPDX identifier or the licensor's words")
+        if address.local and self.pin:
             raise ValueError(
-                f"uri '{self.uri}' has the unknown scheme '{scheme}'; give a path, https:// or hf://"
+                "pin: record is for https:// and hf://; DVC watches local bytes itself: remove pin"
             )
-        if scheme == "hf" and not FULL_COMMIT.fullmatch(self.revision or ""):
+        if file_pins and self.pin:
             raise ValueError(
-                f"uri '{self.uri}' names no full commit; write hf://…@<40 hex digits>/… so that the bytes are pinned"
+                "pin: record stands beside sha256 or git_blob, which pin already; remove one of them"
             )
-        if scheme == "https" and not (self.sha256 or self.git_blob):
-            raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob")
-        if scheme == "embedded" and self.uri != "embedded:small_base":
-            raise ValueError(f"uri '{self.uri}' is unknown; the one embedded model is embedded:small_base")
-        wanted = {"path": self.uri, "embedded": "aurora/small_base"}.get(scheme, "aurora/hub.py")
+        if address.scheme == "hf" and not (address.pinned or self.pin):
+            raise ValueError(
+                f"uri '{self.uri}' names no full commit; write @ and 40 hex digits so that the bytes are pinned, or "
+                "pin: record"
+            )
+        if address.scheme == "https" and not (file_pins or self.pin):
+            raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob, or pin: record")
+        if (file_pins or self.bytes is not None) and (address.scheme == "embedded" or not address.path):
+            raise ValueError(
+                "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
+            )
+        wanted = {"path": address.path, "embedded": "aurora/small_base"}.get(address.scheme, "aurora/hub")
         if self.dep != wanted:
             raise ValueError(
                 f"dep is '{self.dep}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
@@ -337,12 +356,16 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises ParamsError with the file, the key, the value and the rule.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
     try:
         content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
+    except DuplicateKeyError as error:
+        key, line = error.problem.split('"')[1], error.problem_mark.line + 1
+        raise ParamsError(f"{path} line {line}: {key}: the name stands twice; rename or remove one") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):

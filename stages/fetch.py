@@ -20,7 +20,8 @@ def main(name: str, out: Path) -> None:
         raise ParamsError(f"params.yaml: sources.{name}: no such source; there are {', '.join(sources)}")
     manifest = fetch(name, sources[name], out)
     size = sum(file["bytes"] for file in manifest["files"])
-    print(f"fetch {name}: {len(manifest['files'])} files, {size:,} bytes")
+    count = len(manifest["files"])
+    print(f"fetch {name}: {count:,} file{'s' * (count > 1)}, {size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Fixtures that many tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import LocalHub, certificate
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,3 +26,33 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"AURORA_REAL_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of the local servers."""
+    return certificate(tmp_path_factory.mktemp("tls") / "loopback.pem")
+
+
+@pytest.fixture
+def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A local hub over https, which huggingface_hub and aurora.hub take for the real one, in an empty folder."""
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    from aurora.hub import transfer
+
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback_certificate))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    monkeypatch.chdir(tmp_path)
+    set_client_factory(default_client_factory)  # closes the client that trusts another test's surroundings
+    with LocalHub(loopback_certificate) as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+    set_client_factory(default_client_factory)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from aurora.declarations import faults, imported
+from aurora.declarations import BY_SOURCE, faults, imported
 from aurora.params import Params, load_params
 
 ROOT = Path(__file__).parent.parent
@@ -60,14 +60,12 @@ def test_a_wrong_list_of_modules_is_said(small: Path, left_out: str, added: str,
     assert not found or message in found[0]
 
 
-@pytest.mark.parametrize("path", ["aurora/hub.py", "aurora/small_base/__init__.py"])
-def test_what_a_source_depends_on_imports_only_what_fetch_declares(path: str):
-    allowed = {*body("fetch")["deps"], "aurora/small_base"}
-    names = set()
-    for file in imported(ROOT / path, ROOT):
-        name = file.relative_to(ROOT).as_posix()
-        names.add("aurora/small_base" if name.startswith("aurora/small_base/") else name)
-    assert names <= allowed
+@pytest.mark.parametrize("folder", sorted(BY_SOURCE))
+def test_what_a_source_depends_on_imports_itself_and_what_fetch_declares(folder: str):
+    files = sorted((ROOT / folder).glob("*.py"))
+    names = {file.relative_to(ROOT).as_posix() for path in files for file in imported(path, ROOT)}
+    assert files
+    assert {name for name in names if not name.startswith(f"{folder}/")} <= set(body("fetch")["deps"])
 
 
 @pytest.mark.parametrize("stage", MAP["stages"])

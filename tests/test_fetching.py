@@ -1,39 +1,38 @@
-"""fetch against local folders and against a local server that speaks the hub's protocol."""
+"""fetch: each kind of source to a folder of verified bytes with a manifest, whole or not at all."""
 
 import hashlib
 import io
 import json
-import tarfile
-import threading
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, Fault, LocalHub, Repository, sha256
+from ruamel.yaml import YAML
 
 from aurora import fetching
 from aurora.errors import SourceError
-from aurora.fetching import fetch, unpack
+from aurora.fetching import SCRATCH, fetch
 from aurora.params import Source
 
-REVISION = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+ROOT = Path(__file__).parent.parent
+COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+CHANGED = b"[]\n"
+ROWS = b'[{"instruction": "a", "input": "", "output": "b"}]\n'
 
 
 def source(uri: str, **more: object) -> Source:
-    """A source of any kind without the checks of params.yaml, which would refuse http://."""
-    return Source.model_construct(
-        **{
-            "kind": "instructions",
-            "uri": uri,
-            "dep": "aurora/hub.py",
-            "format": "alpaca",
-            "licence": "MIT",
-            "sha256": None,
-            "git_blob": None,
-            "bytes": None,
-            "rows": None,
-        }
-        | more
+    """A source as params.yaml would give it."""
+    remote = uri.startswith(("https:", "hf:"))
+    dep = "aurora/hub" if remote else uri.removeprefix("file:").partition("!/")[0]
+    return Source(
+        **{"kind": "instructions", "uri": uri, "dep": dep, "format": "alpaca", "licence": "MIT"} | more
     )
 
 
@@ -42,180 +41,420 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch):
-    """Serves `server.files` {path: bytes} plainly, and as the hub does for repositories at REVISION."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body: bool):
-            server.requests.append(self.path)
-            path = self.path.split("?")[0]
-            if path.startswith(("/api/models/", "/api/datasets/")):
-                names = [
-                    name.rsplit(f"/resolve/{REVISION}/", 1)[1] for name in server.files if "/resolve/" in name
-                ]
-                content = json.dumps(
-                    {"id": "o/n", "sha": REVISION, "siblings": [{"rfilename": name} for name in names]}
-                ).encode()
-                if "/tree/" in path:
-                    content = json.dumps(
-                        [{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]
-                    ).encode()
-            elif path in server.status:
-                return self.send_error(server.status[path])
-            elif path in server.files:
-                content = server.files[path]
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", REVISION)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.status, server.requests = {}, {}, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+def zipped(folder: Path | dict[str, bytes]) -> bytes:
+    """A zip file of a folder or of these members."""
+    members = (
+        folder
+        if isinstance(folder, dict)
+        else {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.csv"))
+        }
     )
-    yield server
-    server.shutdown()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(f"data/{name}", data)
+    return content.getvalue()
 
 
 def test_a_local_file_is_copied_with_a_manifest(tmp_path: Path):
-    (tmp_path / "rows.json").write_bytes(b"[]\n")
-    manifest = fetch("own", source("rows.json"), Path("out"))
-    assert (tmp_path / "out/rows.json").read_bytes() == b"[]\n"
-    assert manifest["files"] == [
-        {"path": "rows.json", "sha256": hashlib.sha256(b"[]\n").hexdigest(), "bytes": 3}
-    ]
-    assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
-    assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
+    Path("own rows.json").write_bytes(ROWS)
+    uri = "file:own%20rows.json"
+    manifest = fetch("own", source(uri, dep="own rows.json", licence="CC-BY-NC-4.0", rows=1), Path("out"))
+    assert (tmp_path / "out/own rows.json").read_bytes() == ROWS
+    assert manifest == {
+        "source": "own",
+        "kind": "instructions",
+        "format": "alpaca",
+        "uri": uri,
+        "pin": "repository",
+        "revision": None,
+        "licence": "CC-BY-NC-4.0",
+        "non_commercial": True,
+        "rows": 1,
+        "archive": None,
+        "files": [{"path": "own rows.json", "sha256": hashlib.sha256(ROWS).hexdigest(), "bytes": len(ROWS)}],
+    }
+    assert json.loads(Path("out/manifest.json").read_text()) == manifest
+    assert str(tmp_path) not in Path("out/manifest.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "own rows.json"]
 
 
-def test_a_missing_local_file_is_one_line_and_leaves_nothing(tmp_path: Path):
-    with pytest.raises(SourceError, match=r"sources\.own\.uri: rows\.json does not exist"):
+def test_a_local_folder_and_a_local_archive_are_taken(tmp_path: Path):
+    for name in ("test/a.csv", "dev/b.csv", "__pycache__/c.pyc", ".cache/d"):
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    folder = fetch("mmlu", source("own", kind="benchmark", format="mmlu"), Path("out"))
+    assert [file["path"] for file in folder["files"]] == ["dev/b.csv", "test/a.csv"]
+    Path("own.zip").write_bytes(zipped(tmp_path / "own"))
+    packed = fetch("mmlu", source("own.zip!/data", kind="benchmark", format="mmlu"), Path("packed"))
+    assert packed["files"] == folder["files"]
+    assert packed["archive"] == {
+        "path": "own.zip",
+        "sha256": sha256(Path("own.zip").read_bytes()),
+        "bytes": Path("own.zip").stat().st_size,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "uri", "pins", "message"),
+    [
+        (None, "rows.json", {}, r"sources\.own\.uri: rows\.json does not exist; correct the path"),
+        ("rows.json", "rows.json", {"sha256": "0" * 64}, rf"sources\.own\.sha256: expected {'0' * 64}, found \w{{64}}"),
+        ("rows.json", "rows.json", {"git_blob": "0" * 40}, rf"sources\.own\.git_blob: expected {'0' * 40}, found \w{{40}}"),
+        ("rows.json", "rows.json", {"bytes": 4}, r"sources\.own\.bytes: expected 4, found 51"),
+        ("own/rows.json", "own", {"bytes": 4}, r"sources\.own: own is a folder; pins and !/ are for a file"),
+        ("own/rows.json", "own!/data", {}, r"sources\.own: own is a folder; pins and !/ are for a file"),
+        ("own/.cache/x", "own", {}, r"sources\.own: own holds no file"),
+        ("own/manifest.json", "own", {}, r"sources\.own: own holds a manifest\.json, which fetch writes; rename it"),
+        ("rows.json", "rows.json!/a", {}, r"rows\.json: neither a zip nor a tar file"),
+    ],
+)  # fmt: skip
+def test_a_local_fault_is_one_line_and_leaves_nothing(make: str | None, uri: str, pins: dict, message: str):
+    if make:
+        Path(make).parent.mkdir(parents=True, exist_ok=True)
+        Path(make).write_bytes(ROWS)
+    with pytest.raises(SourceError, match=message):
+        fetch("own", source(uri, **pins), Path("out"))
+    assert {path.name for path in Path().iterdir()} <= {"rows.json", "own"}
+
+
+def test_a_link_that_ends_nowhere_is_one_line():
+    Path("rows.json").symlink_to("rows.json")
+    with pytest.raises(SourceError, match=r"sources\.own\.uri: rows\.json"):
         fetch("own", source("rows.json"), Path("out"))
-    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("pin", [{"sha256": "0" * 64}, {"git_blob": "0" * 40}, {"bytes": 4}])
-def test_bytes_that_differ_from_their_pin_are_refused(tmp_path: Path, pin: dict):
-    (tmp_path / "rows.json").write_bytes(b"[]\n")
-    name, value = next(iter(pin.items()))
-    with pytest.raises(SourceError, match=rf"sources\.own\.{name}: expected {value}, found"):
-        fetch("own", source("rows.json", **pin), Path("out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_git_blob_id_is_git_s_own(tmp_path: Path):
-    (tmp_path / "rows.json").write_bytes(b"hello\n")
+def test_a_git_blob_id_is_git_s_own():
+    Path("rows.json").write_bytes(b"hello\n")
     # git hash-object of a file with this line
     fetch("own", source("rows.json", git_blob="ce013625030ba8dba906f756967f9e9ca394464a"), Path("out"))
 
 
-def test_a_web_file_is_downloaded_and_verified(server, tmp_path: Path):
-    server.files["/rows.json"] = b"[1]"
-    digest = hashlib.sha256(b"[1]").hexdigest()
-    fetch("own", source(f"{server.url}/rows.json", sha256=digest), Path("out"))
-    assert (tmp_path / "out/rows.json").read_bytes() == b"[1]"
-    assert not (tmp_path / fetching.SCRATCH / "own").exists()
-    with pytest.raises(SourceError, match="sha256: expected"):
-        fetch("own", source(f"{server.url}/rows.json", sha256="1" * 64), Path("other"))
-    assert not (tmp_path / "other").exists()
+def test_a_web_file_is_pinned_by_sha256_or_git_blob(hub: LocalHub):
+    hub.files["/raw/rows.json"] = b"hello\n"
+    url = f"{hub.url}/raw/rows.json"
+    for pin in (
+        {"sha256": sha256(b"hello\n")},
+        {"git_blob": "ce013625030ba8dba906f756967f9e9ca394464a", "bytes": 6},
+    ):
+        fetch("own", source(url, **pin), Path("out"))
+        assert Path("out/rows.json").read_bytes() == b"hello\n"
+    with pytest.raises(
+        SourceError,
+        match=rf"sources\.own: {url}: expected sha256 {'1' * 64}, found {sha256(bytes.fromhex('68656c6c6f0a'))}",
+    ):
+        fetch("own", source(url, sha256="1" * 64), Path("other"))
+    assert [path for path in Path().rglob("*") if path.is_file() and "out" not in path.parts] == []
+    assert Path("out/rows.json").read_bytes() == b"hello\n"  # a failure leaves an earlier fetch alone
 
 
-def test_a_missing_or_unreachable_web_file_is_one_line(server):
-    with pytest.raises(SourceError, match=r"/none\.json: HTTP 404; check owner"):
-        fetch("own", source(f"{server.url}/none.json"), Path("out"))
-    with pytest.raises(SourceError, match=r"cannot be reached .*dvc pull"):
-        fetch("own", source("http://127.0.0.1:9/rows.json"), Path("out"))
+def test_a_hub_file_and_a_snapshot_are_written_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    shard = os.urandom(100_000)
+    hub.repositories["models", "o/n"] = Repository(COMMIT, {"config.json": b"{}", "model.safetensors": shard})
+    placed, place = {}, fetching._place
+
+    def watched(origin: Path, target: Path) -> None:
+        placed[target.name] = origin.stat().st_ino
+        place(origin, target)
+
+    monkeypatch.setattr(fetching, "_place", watched)
+    manifest = fetch("base", source(f"hf://o/n@{COMMIT}", kind="model", format="transformers"), Path("base"))
+    assert (manifest["revision"], manifest["pin"]) == (COMMIT, "commit")
+    assert [file["path"] for file in manifest["files"]] == ["config.json", "model.safetensors"]
+    assert placed == {
+        name: (Path("base") / name).stat().st_ino for name in ("config.json", "model.safetensors")
+    }
+    assert (Path("base") / "model.safetensors").stat().st_nlink == 1
+    assert not (SCRATCH / "base").exists()
+    text = Path("base/manifest.json").read_bytes()
+    fetch("base", source(f"hf://o/n@{COMMIT}", kind="model", format="transformers"), Path("elsewhere"))
+    assert Path("elsewhere/manifest.json").read_bytes() == text
 
 
-def test_a_hub_file_and_a_snapshot_come_by_huggingface_hub(server, tmp_path: Path):
-    server.files[f"/datasets/o/n/resolve/{REVISION}/a/rows.jsonl"] = b"{}\n"
-    fetch("own", source(f"hf://datasets/o/n@{REVISION}/a/rows.jsonl"), Path("out"))
-    assert (tmp_path / "out/rows.jsonl").read_bytes() == b"{}\n"
-    server.files.clear()
-    for name in ("config.json", "model-00001-of-00001.safetensors", "tokenizer.model", "pytorch_model.bin"):
-        server.files[f"/o/n/resolve/{REVISION}/{name}"] = name.encode()
-    manifest = fetch(
-        "base", source(f"hf://o/n@{REVISION}", kind="model", format="transformers"), Path("base")
+def test_a_disk_without_links_is_served_by_moving(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*paths: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(fetching.os, "link", refuse)
+    hub.files["/rows.json"] = ROWS
+    fetch("own", source(f"{hub.url}/rows.json", sha256=sha256(ROWS)), Path("out"))
+    assert Path("out/rows.json").read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("name", ["mmlu", "ceval", "cmmlu"])
+def test_the_real_benchmarks_come_out_of_their_archives(hub: LocalHub, real_data: Path, name: str):
+    folder = real_data / "benchmarks" / name / ("data" if name == "mmlu" else "")
+    packed = zipped(folder)
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {f"{name}.zip": packed})
+    hub.faults[f"/storage/{sha256(packed)}"] = [Fault(cut_after=200_000)]
+    uri = f"hf://datasets/o/n@{COMMIT}/{name}.zip!/data/test"
+    manifest = fetch(name, source(uri, kind="benchmark", format=name), Path("out"))
+    truth = {path.name: path.read_bytes() for path in (folder / "test").glob("*.csv")}
+    assert {path.name: path.read_bytes() for path in Path("out").glob("*.csv")} == truth
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        name: sha256(content) for name, content in truth.items()
+    }
+    assert len(truth) == {"mmlu": 57, "ceval": 52, "cmmlu": 67}[name]
+
+
+def test_refusals_and_give_ups_name_source_and_remedy(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    hub.files["/rows.json"] = ROWS
+    url = f"{hub.url}/rows.json"
+    hub.faults["/rows.json"] = [Fault(status=404), *[Fault(status=503)] * 6]
+    with pytest.raises(SourceError, match=rf"sources\.own: {url}: HTTP 404; check host, path and revision"):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    with pytest.raises(
+        SourceError, match=r"HTTP 503, 6 times; .* the DVC remote: dvc pull data/raw/instructions/own"
+    ):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    count = len(hub.requests)
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE forbids .* dvc pull data/raw/instructions/own"):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    assert len(hub.requests) == count
+    assert [path for path in Path().rglob("*") if path.is_file()] == []
+
+
+def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(hub: LocalHub):
+    repository = Repository(COMMIT, {"rows.json": ROWS * 2000})
+    hub.repositories["datasets", "o/n"] = repository
+    with pytest.raises(SourceError, match=r"sources\.own: rows\.json is a Git LFS pointer, not the file"):
+        fetch("own", source(f"{hub.url}/datasets/o/n/raw/{COMMIT}/rows.json", pin="record"), Path("out"))
+    Path("rows.json").write_bytes(repository.pointer("rows.json"))
+    with pytest.raises(SourceError, match="git lfs pull"):
+        fetch("own", source("rows.json"), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_a_record_is_made_by_the_first_fetch_and_kept_by_the_next(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", pin="record")
+    first = fetch("own", own, Path("out"))
+    assert (first["pin"], first["files"][0]["sha256"]) == ("record", sha256(ROWS))
+    assert fetch("own", own, Path("out")) == first
+    hub.files["/rows.json"] = CHANGED
+    with pytest.raises(SourceError) as caught:
+        fetch("own", own, Path("out"))
+    assert (
+        f"sources.own: {own.uri}: expected sha256 {sha256(ROWS)} of rows.json, as the first fetch recorded, found "
+        f"{sha256(CHANGED)}; the source has changed"
+    ) in str(caught.value)
+    assert Path("out/rows.json").read_bytes() == ROWS
+    assert not (SCRATCH / "own").exists()
+    fetch("own", source(own.uri, sha256=sha256(CHANGED)), Path("out"))  # the remedy
+    hub.files["/other.json"] = b"{}"
+    fetch("own", source(f"{hub.url}/other.json", pin="record"), Path("out"))  # another source: another record
+
+
+def test_a_recorded_archive_is_recorded_as_a_whole(hub: LocalHub):
+    packed = zipped({"a.csv": b"1"})
+    hub.files["/rows.zip"] = packed
+    own = source(f"{hub.url}/rows.zip!/data", pin="record")
+    first = fetch("own", own, Path("out"))
+    assert first["archive"]["sha256"] == sha256(packed)
+    hub.files["/rows.zip"] = zipped({"a.csv": b"1", "b.csv": b""})
+    with pytest.raises(
+        SourceError, match=rf"expected sha256 {sha256(packed)} of rows\.zip, as the first fetch recorded"
+    ):
+        fetch("own", own, Path("out"))
+
+
+def test_a_recorded_branch_may_move_without_a_change_of_its_bytes(hub: LocalHub):
+    files = {"config.json": b"{}", "model.safetensors": b"1"}
+    hub.repositories["models", "o/n"] = Repository("a" * 40, files, branches={"main": "a" * 40})
+    base = source("hf://o/n@main", kind="model", format="transformers", pin="record")
+    first = fetch("base", base, Path("out"))
+    assert first["revision"] == "a" * 40
+    hub.repositories["models", "o/n"] = Repository("b" * 40, files, branches={"main": "b" * 40})
+    assert fetch("base", base, Path("out")) == first
+    more = files | {"generation_config.json": b"{}"}
+    hub.repositories["models", "o/n"] = Repository("c" * 40, more, branches={"main": "c" * 40})
+    with pytest.raises(SourceError, match=r"expected sha256 no such file of generation_config\.json"):
+        fetch("base", base, Path("out"))
+
+
+def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
+    packed = zipped({"a.csv": b"1", "b/c.csv": b"2"})
+    hub.files["/rows.json"], hub.files["/rows.zip"] = ROWS, packed
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    archive = source(f"{hub.url}/rows.zip!/data", sha256=sha256(packed))
+    first = fetch("own", own, Path("out")), fetch("far", archive, Path("far"))
+    seen = len(hub.requests)
+    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
+    licensed = fetch("own", own.model_copy(update={"licence": "CC0-1.0"}), Path("out"))
+    assert licensed == first[0] | {"licence": "CC0-1.0"}
+    assert len(hub.requests) == seen
+    Path("out/rows.json").write_bytes(CHANGED)  # not what it was
+    Path("far/b/c.csv").unlink()
+    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
+    assert len(hub.requests) == seen + 2
+    with pytest.raises(SourceError, match="expected sha256 0000"):
+        fetch("own", source(own.uri, sha256="0" * 64), Path("out"))
+    with pytest.raises(SourceError, match="expected git_blob 0000"):
+        fetch("own", source(own.uri, git_blob="0" * 40), Path("out"))
+    assert Path("out/rows.json").read_bytes() == ROWS
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    manifest["files"][0]["path"] = "../rows.json"
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    assert fetch("own", own, Path("out")) == first[0]
+
+
+def test_a_second_process_does_not_touch_the_partial_files(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    with fetching._alone("own") as scratch:
+        (scratch / "earlier-uri").mkdir()
+        with pytest.raises(SourceError, match=r"sources\.own: another process is fetching it"):
+            fetch("own", own, Path("out"))
+        assert scratch.is_dir()
+        (scratch / "earlier-uri/x.part").write_bytes(b"1")
+    assert scratch.is_dir()  # there are bytes to go on with
+    fetch("own", own, Path("out"))
+    assert not scratch.exists()
+
+
+def stage(folder: Path, hub: LocalHub, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts a command with the local hub for the real one."""
+    surroundings = (
+        os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "DVC_NO_ANALYTICS": "1"} | environment
     )
-    assert [file["path"] for file in manifest["files"]] == [
-        "config.json",
-        "model-00001-of-00001.safetensors",
-        "tokenizer.model",
-    ]
-    assert manifest["revision"] == REVISION
+    return subprocess.Popen(
+        arguments, cwd=folder, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-@pytest.mark.parametrize(("status", "remedy"), [(401, "HF_TOKEN"), (403, "licence"), (404, "check owner")])
-def test_a_refusal_of_the_hub_names_its_remedy(server, status: int, remedy: str):
-    server.status[f"/datasets/o/n/resolve/{REVISION}/rows.jsonl"] = status
-    with pytest.raises(SourceError, match=remedy):
-        fetch("own", source(f"hf://datasets/o/n@{REVISION}/rows.jsonl"), Path("out"))
+def params(folder: Path, **sources: dict) -> None:
+    """Writes the small profile with these sources more."""
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for name, entry in sources.items():
+        content["sources"][name] = {"kind": "instructions", "format": "alpaca", "licence": "MIT"} | entry
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(content, file)
 
 
-def archive(kind: str, members: dict[str, bytes]) -> bytes:
-    """A zip or tar file with these members."""
-    content = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(content, "w") as file:
-            for name, data in members.items():
-                file.writestr(name, data)
-    else:
-        with tarfile.open(fileobj=content, mode="w") as file:
-            for name, data in members.items():
-                item = tarfile.TarInfo(name)
-                item.size = len(data)
-                file.addfile(item, io.BytesIO(data))
-    return content.getvalue()
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(how, marks=pytest.mark.minutes) for how in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
+def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
+    hub: LocalHub, tmp_path: Path, how: signal.Signals
+):
+    content = os.urandom(8 << 20)
+    hub.files["/rows.json"] = content
+    hub.faults["/rows.json"] = [Fault(stalls=60)]
+    params(tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(content)})
+    command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/far")
+    running = stage(tmp_path, hub, *command, HF_TOKEN=TOKEN)
+    part = None
+    for _ in range(1200):
+        part = next(SCRATCH.rglob("*.part"), None) if SCRATCH.exists() else None
+        if part and part.stat().st_size >= len(content) // 2:
+            break
+        time.sleep(0.05)
+    running.send_signal(how)
+    _, error = running.communicate(timeout=20)  # though the server is silent for longer
+    assert "Traceback" not in error
+    assert list(Path("data").iterdir()) == []
+    kept = part.stat().st_size
+    assert kept >= len(content) // 2
+    done = stage(tmp_path, hub, *command)
+    out, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert out == f"fetch far: 1 file, {len(content):,} bytes\n"
+    assert Path("data/far/rows.json").read_bytes() == content
+    assert hub.requests[-1][2]["Range"] == f"bytes={kept}-"
+    assert hub.sent["/rows.json"] <= len(content) + (1 << 20)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_folder_of_an_archive_is_taken(kind: str, tmp_path: Path):
-    members = {"data/test/a.csv": b"1", "data/dev/a.csv": b"2", "data/._dev": b"x", "readme": b"3"}
-    (tmp_path / f"b.{kind}").write_bytes(archive(kind, members))
-    manifest = fetch("mmlu", source(f"b.{kind}!/data", kind="benchmark", format="mmlu"), Path("out"))
-    assert [file["path"] for file in manifest["files"]] == ["dev/a.csv", "test/a.csv"]
+@pytest.mark.minutes
+def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_no_byte_twice(
+    hub: LocalHub, tmp_path: Path
+):
+    """The fetch stage of dvc.yaml itself: a far source, a local one, a recorded one; cache, remote, a fresh clone."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("aurora", "stages", "samples"):
+        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+    whole = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    with (repository / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump({"stages": {"fetch": whole["stages"]["fetch"]}}, file)
+    (repository / ".dvcignore").write_text("__pycache__\n")
+    (repository / ".gitignore").write_text("/data\n/.aurora\n__pycache__\n")
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {"rows.json": ROWS * 2000})
+    hub.files["/rows.json"] = ROWS
+    params(
+        repository,
+        far={"uri": f"hf://datasets/o/n@{COMMIT}/rows.json", "dep": "aurora/hub"},
+        kept={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "pin": "record"},
+    )
 
+    def run(*arguments: str, at: Path = repository, status: int = 0) -> str:
+        done = stage(at, hub, *arguments, PYTHONPATH="", PYTHONDONTWRITEBYTECODE="1")
+        output = "".join(done.communicate(timeout=300))
+        assert done.returncode == status, output
+        return output
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-@pytest.mark.parametrize("name", ["data/../../evil", "/data/evil", "data/..\\evil"])
-def test_a_member_that_leaves_the_folder_is_refused(kind: str, name: str, tmp_path: Path):
-    (tmp_path / "b").write_bytes(archive(kind, {"data/good": b"1", name: b"2"}))
-    with pytest.raises(SourceError, match="leaves the folder"):
-        unpack(tmp_path / "b", "", tmp_path / "out")
-    assert not (tmp_path / "evil").exists()
+    def changed() -> set[str]:
+        names = ("fetch@far", "fetch@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k", "fetch@base")
+        found = json.loads(run("dvc", "status", "--json", *names))
+        return {name for name in names if name in found and found[name] != ["changed command"]}
 
+    run("git", "init", "-q")
+    run("dvc", "init", "-q")
+    run("dvc", "repro", "-q", "fetch@far", "fetch@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k")
+    assert Path(repository, "data/raw/instructions/far/rows.json").read_bytes() == ROWS * 2000
+    seen = len(hub.requests)
+    run("dvc", "repro", "-q", "fetch@far", "fetch@kept", "fetch@mmlu")
+    assert len(hub.requests) == seen
 
-def test_a_damaged_archive_is_one_line(tmp_path: Path):
-    content = archive("zip", {"data/a": b"1" * 5000})
-    (tmp_path / "b.zip").write_bytes(content[:100] + b"\0" * 50 + content[150:])
-    with pytest.raises(SourceError, match="damaged archive"):
-        fetch("mmlu", source("b.zip!/data"), Path("out"))
-    (tmp_path / "c.zip").write_bytes(b"no archive")
-    with pytest.raises(SourceError, match="neither a zip nor a tar"):
-        fetch("mmlu", source("c.zip!/data"), Path("out"))
-    assert not (tmp_path / "out").exists()
+    clean = changed()
+    assert clean == {"fetch@base"}  # never run here
+    for path, affected in (
+        ("aurora/hub/client.py", {"fetch@far", "fetch@kept"}),
+        ("aurora/small_base/__init__.py", set()),
+    ):
+        text = (repository / path).read_text()
+        (repository / path).write_text(text + "# \n")
+        assert changed() == clean | affected, path
+        (repository / path).write_text(text)
+
+    (repository / "aurora/hub/client.py").write_text(
+        (repository / "aurora/hub/client.py").read_text() + "# \n"
+    )
+    ran = run("dvc", "repro", "fetch@far")
+    assert "fetch far: 1 file" in ran  # it ran, and took what DVC's cache holds
+    shutil.rmtree(repository / "data")
+    run("dvc", "repro", "-q", "fetch@far")
+    assert len(hub.requests) == seen
+    run("dvc", "repro", "-q", "fetch@kept")  # a record is compared with what is there now
+    seen = len(hub.requests)
+    run("dvc", "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote"))
+    run("dvc", "push", "-q", "fetch@far", "fetch@kept")
+    run("git", "add", "-A")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
+    run("git", "clone", "-q", str(repository), str(tmp_path / "clone"), at=tmp_path)
+    clone = tmp_path / "clone"
+    run("dvc", "repro", "-q", "--pull", "--allow-missing", "fetch@far", at=clone)
+    (clone / "stages/fetch.py").write_text((clone / "stages/fetch.py").read_text() + "# \n")
+    shutil.rmtree(clone / ".dvc/cache", ignore_errors=True)
+    assert "fetch far: 1 file" in run("dvc", "repro", "fetch@far", at=clone)  # by way of the remote
+    assert len(hub.requests) == seen
+    hub.files["/rows.json"] = CHANGED
+    said = run("dvc", "repro", "fetch@kept", at=clone, status=255)  # the record comes from the remote
+    assert f"expected sha256 {sha256(ROWS)} of rows.json, as the first fetch recorded" in said
+    hub.files["/rows.json"] = ROWS
+    run("dvc", "repro", "-q", "fetch@kept", at=clone)
+    shutil.rmtree(clone / ".dvc/cache")
+    (tmp_path / "remote").rename(tmp_path / "elsewhere")
+    (clone / "stages/fetch.py").write_text((clone / "stages/fetch.py").read_text() + "# \n")
+    said = run("dvc", "repro", "fetch@kept", at=clone, status=255)
+    assert "dvc.lock names a record that is neither in DVC's cache nor in a remote" in said
+    assert "dvc pull data/raw/instructions/kept" in said
+    assert TOKEN not in "".join(path.read_text() for path in clone.glob("dvc.*"))

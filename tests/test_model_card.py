@@ -39,7 +39,12 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     places = {name: tmp_path / name for name in ("base", "adapter", "instructions", "rows")}
     uri = "hf://mistralai/Mixtral-8x7B-Instruct-v0.1@" + "1" * 40
     write_manifest(places["base"], uri=uri, revision="1" * 40)
-    write_manifest(places["instructions"] / "alpaca", licence="CC-BY-NC-4.0", uri="https://x.org/a|b.json")
+    write_manifest(
+        places["instructions"] / "alpaca",
+        licence="CC-BY-NC-4.0",
+        non_commercial=True,
+        uri="https://x.org/a|b.json",
+    )
     write_manifest(places["instructions"] / "chats", uri="hf://datasets/owner/chats@" + "2" * 40 + "/c.jsonl")
     places["rows"].mkdir()
     table = pyarrow.table({"source": ["alpaca", "chats", "alpaca"]})
@@ -73,6 +78,7 @@ def test_the_card_names_data_recipe_and_hashes(folders, tmp_path: Path):
     card = merged(folders)
     source = dvc_hash(folders["instructions"] / "alpaca")
     assert f"| alpaca | CC-BY-NC-4.0 | https://x.org/a\\|b.json | 2 | {source} |" in card
+    assert "\nNot for commercial use, by the licence of: alpaca.\n" in card
     assert f"| adapter | {dvc_hash(folders['adapter'])} |" in card
     assert f"| rows, train | {dvc_hash(folders['rows'] / 'train.parquet')} |" in card
     assert f"| SHA-256 of the weights | {weights_hash(folders['base'])} |" in card

@@ -45,6 +45,8 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sources.mmlu.dep", "elsewhere", r"sources\.mmlu: dep is 'elsewhere'.*write dep: samples/mmlu"),
         ("sources.base.uri", "ftp://x/y", r"sources\.base: uri 'ftp://x/y' has the unknown scheme"),
         ("sources.base.uri", "hf://o/n@main", r"sources\.base: uri 'hf://o/n@main' names no full commit"),
+        ("sources.mmlu.format", "csv", r"sources\.mmlu\.format: Input should be 'alpaca'.*found 'csv'"),
+        ("sources.mmlu.uri", "a.zip!/b!/c", r"sources\.mmlu: uri 'a\.zip!/b!/c' is malformed"),
         ("sources.mmlu.uri", "https://x/y.zip", r"sources\.mmlu: uri 'https://x/y\.zip' is not pinned"),
     ],
 )
@@ -71,6 +73,17 @@ def test_check_says_what_no_stage_would_notice(tmp_path: Path):
     assert done.exit_code == 1
     assert done.stderr == f"error: {path}: notes: unknown key; remove it or correct its spelling\n"
     assert CliRunner().invoke(main, ["check", str(ROOT / "params.yaml")]).exit_code == 0
+
+
+def test_a_source_that_stands_twice_is_one_line(tmp_path: Path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("\n  ceval:\n", "\n  mmlu:\n", 1))
+    line = text[: text.index("\n  ceval:\n")].count("\n") + 2
+    with pytest.raises(
+        ParamsError, match=rf"params\.yaml line {line}: mmlu: the name stands twice; rename"
+    ) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_one_e_minus_four_is_a_number(tmp_path: Path):

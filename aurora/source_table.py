@@ -1,0 +1,86 @@
+"""`aurora sources`: what each source is, what pins it, under which licence, and whether it is here."""
+
+from pathlib import Path
+
+import click
+
+from aurora.errors import DataError, one_line
+from aurora.params import PARAMS_FILE, Params, Source, load_params
+from aurora.source_files import read_items, read_manifest
+from aurora.uris import non_commercial
+
+HEADINGS = ("name", "kind", "pin", "licence", "rows", "bytes", "fetched")
+NUMBERS = ("rows", "bytes")
+
+
+@click.command()
+@click.argument("params", type=click.Path(path_type=Path), default=PARAMS_FILE)
+@one_line
+def sources(params: Path) -> None:
+    """Show every source of PARAMS (params.yaml, or a profile): its pin, licence, size, and whether it is here."""
+    print(table(rows(load_params(params), folder_pattern())))
+
+
+def folder_pattern(dvc_yaml: Path = Path("dvc.yaml")) -> str:
+    """Where dvc.yaml says that a source goes, with {kind} and {name} in their places."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        stage = YAML(typ="safe").load(dvc_yaml.read_text(encoding="utf-8"))["stages"]["fetch"]
+        return stage["do"]["outs"][0].replace("${item.kind}", "{kind}").replace("${key}", "{name}")
+    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{dvc_yaml}: no stage fetch with an output in it ({type(error).__name__}); run this in the repository's root"
+        ) from None
+
+
+def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
+    """One row of HEADINGS a source, in the order of params.yaml.
+
+    rows and bytes are those on disk (questions of a benchmark in all its splits), else what params.yaml expects.
+    Raises DataError if what is here is damaged.
+    """
+    return [
+        _row(name, source, Path(pattern.format(kind=source.kind, name=name)))
+        for name, source in params.sources.items()
+    ]
+
+
+def _row(name: str, source: Source, folder: Path) -> tuple[str, ...]:
+    licence = source.licence + (" (non-commercial)" if non_commercial(source.licence) else "")
+    count, size, state = source.rows, source.bytes, "no"
+    if (folder / "manifest.json").is_file():
+        manifest = read_manifest(folder)
+        state = "another uri"
+        if manifest.get("uri") == source.uri:
+            state, size = "yes", sum(file["bytes"] for file in manifest["files"])
+            count = _rows_on_disk(source, folder, manifest)
+    return name, source.kind, source.pinned_by, licence, _count(count), _count(size), state
+
+
+def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:
+    if source.kind == "instructions":
+        return sum(1 for file in manifest["files"] for _ in read_items(folder / file["path"]))
+    if source.kind == "benchmark":
+        from aurora.contamination import read_questions  # heavy: near-duplicate search
+
+        return len(read_questions(folder))
+    return None
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def table(body: list[tuple[str, ...]]) -> str:
+    """Text in columns, numbers to the right."""
+    widths = [max(len(line[column]) for line in (HEADINGS, *body)) for column in range(len(HEADINGS))]
+    lines = []
+    for line in (HEADINGS, *body):
+        cells = [
+            cell.rjust(width) if heading in NUMBERS else cell.ljust(width)
+            for heading, cell, width in zip(HEADINGS, line, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
