@@ -2,6 +2,7 @@
 
 import io
 import math
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,19 +100,29 @@ def _solve(rising: Callable[[float], float]) -> float:
     return (low + high) / 2
 
 
-def read_questions(place: str) -> dict[tuple, tuple[str, str]]:
+def read_questions(place: str, model: str = "tuned") -> dict[tuple, tuple[str, str]]:
     """Prediction and target of each question, by (task, subject, id).
 
-    `place` is a folder of the eval stage, or REVISION:FOLDER, which is read from DVC's cache.
+    `place` is a folder of the eval stage; or `base` or `tuned`, the folder of that instance of the stage in dvc.yaml;
+    or a git revision, whose evaluation of `model` is read from DVC's cache; or REVISION:FOLDER.
     Raises DataError if there is no such folder or file, or a question stands there twice.
     """
     folder = Path(place)
+    if not folder.is_dir() and place in (instances := stage_folders()):
+        folder = Path(instances[place])
+        if not folder.is_dir():
+            raise DataError(f"{folder}: not found; it is written by: dvc repro eval@{place}")
     if folder.is_dir():
         table = read_parquet(folder / "questions.parquet", "eval")
-    elif ":" in place:
-        table = _read_revision(*place.split(":", 1))
     else:
-        raise DataError(f"{place}: no such folder; give a folder of eval, or REVISION:FOLDER")
+        revision, _, path = place.partition(":")
+        path = path or stage_folders().get(model)
+        if path is None or not is_revision(revision):
+            raise DataError(
+                f"{place}: no such folder, and no instance of eval or revision of git; "
+                "give a folder of eval, base, tuned, a revision, or REVISION:FOLDER"
+            )
+        table = _read_revision(revision, path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise DataError(f"{place}: questions.parquet has no column '{missing[0]}'; run dvc repro -f eval")
@@ -122,19 +133,46 @@ def read_questions(place: str) -> dict[tuple, tuple[str, str]]:
     return questions
 
 
+def stage_folders(path: Path = Path("dvc.yaml")) -> dict[str, str]:
+    """The output folder of each instance of the eval stage, by its key; nothing where there is no such stage."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        stage = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"]["eval"]
+        return {key: stage["do"]["outs"][0].replace("${key}", key) for key in stage["foreach"]}
+    except FileNotFoundError:
+        return {}
+    except (YAMLError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError):
+        raise DataError(
+            f"{path}: has no stage eval with a folder for each model; restore it from git"
+        ) from None
+
+
+def is_revision(name: str) -> bool:
+    """Whether git knows a commit of this name here."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"],
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
 def _read_revision(revision: str, folder: str) -> "pyarrow.Table":
     import dvc.api
     import pyarrow.parquet
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
     from scmrepo.exceptions import SCMError
 
     path = f"{folder}/questions.parquet"
     try:
         with dvc.api.open(path, rev=revision, mode="rb") as file:
             return pyarrow.parquet.read_table(io.BytesIO(file.read()))
-    except (DvcException, SCMError, OSError) as error:
+    except (DvcException, DataIndexDirError, SCMError, OSError) as error:
         raise DataError(
-            f"{revision}:{path}: not to be had from DVC ({error}); run dvc fetch, or check the revision"
+            f"{revision}:{path}: not to be had from DVC ({error}); run dvc fetch --all-commits, or check the revision"
         ) from None
 
 
@@ -195,16 +233,20 @@ def table_lines(differences: list[Difference]) -> Iterator[str]:
 @click.command()
 @click.argument("a")
 @click.argument("b")
+@click.option(
+    "--model", default="tuned", show_default=True, help="Whose evaluation of a git revision: base or tuned."
+)
 @click.option("--subjects", is_flag=True, help="All subjects, not only those beyond chance.")
 @click.option("--flipped", is_flag=True, help="Each question that changed between right and wrong.")
 @one_line
-def compare(a: str, b: str, subjects: bool, flipped: bool) -> None:
+def compare(a: str, b: str, model: str, subjects: bool, flipped: bool) -> None:
     """Compare two evaluations question by question.
 
-    A and B are folders of the eval stage (data/eval/base data/eval/tuned), or REVISION:FOLDER for the state of
-    a git revision (main:data/eval/tuned). A difference whose 95 % interval holds zero is within chance.
+    A and B are each one of: base or tuned, as they lie in the workspace; a git revision (main, HEAD~1, a tag), whose
+    evaluation of the tuned model DVC has kept; a folder of the eval stage; REVISION:FOLDER. A difference whose 95 %
+    interval holds zero is within chance.
     """
-    benchmarks, by_subject, changed = compare_questions(read_questions(a), read_questions(b))
+    benchmarks, by_subject, changed = compare_questions(read_questions(a, model), read_questions(b, model))
     click.echo("\n".join(table_lines(benchmarks)))
     beyond = [item for item in by_subject if not item.by_chance]
     shown = by_subject if subjects else beyond

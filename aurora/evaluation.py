@@ -1,34 +1,50 @@
 """What a model can do: benchmarks under lm-eval, loss on held-out rows, and replies to Chinese prompts."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.benchmarks import LETTERS, Subject, find_benchmarks, read_benchmark
+from aurora.chat import Prompt as PromptForm
 from aurora.params import Eval, Quantization
+from aurora.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.store import write_json, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow
+    from transformers import PreTrainedModel
 
     from aurora.prefix import PrefixLM
 
 
 def evaluate(
-    model_folder: Path, benchmarks: Path, rows: Path, out: Path, params: Eval, quantization: Quantization
+    model_folder: Path,
+    benchmarks: Path,
+    rows: Path,
+    prompts: Path,
+    out: Path,
+    params: Eval,
+    quantization: Quantization,
+    form: PromptForm,
 ) -> dict:
-    """Evaluates a model folder and writes results.json, questions.parquet and replies.parquet into `out`.
+    """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
 
-    A killed run goes on where it was: what is computed lies under .aurora until the end. Raises DataError for
-    benchmark files and rows that break their format, ModelError for a folder that is no such model, and
-    ParamsError for a task that lm-eval does not know.
+    `form` is the prompt in which the rows were formatted. A killed run goes on where it was: what is computed lies
+    under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
+    ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
+    SourceError for one whose data is not to be had.
     """
-    subjects = read_subjects(benchmarks, params)  # before the model, since a mistake here is cheap to find
+    # Before the model, since a mistake here is cheap to find.
+    subjects = read_subjects(benchmarks, params)
+    check_subjects(subjects)
+    dialogues = read_prompt_set(prompts)
+    others = load_other_tasks(params)
 
     import torch
 
     from aurora.held_out import held_out_loss
-    from aurora.memory import open_memory
+    from aurora.memory import digest_of, open_memory
     from aurora.model import load_model, load_tokenizer
     from aurora.prefix import PrefixLM
     from aurora.replies import answer_prompts
@@ -36,7 +52,8 @@ def evaluate(
     torch.set_num_threads(params.threads)
     tokenizer = load_tokenizer(model_folder)
     model = load_model(model_folder, quantization).eval()
-    memory = open_memory(model_folder, quantization.model_dump())
+    digest = digest_of(model_folder)
+    memory = open_memory(digest, quantization.model_dump())
     lm = PrefixLM(
         model,
         tokenizer=tokenizer,
@@ -45,15 +62,53 @@ def evaluate(
         memory=memory,
     )
     results, questions = score_benchmarks(lm, subjects, params)
-    if params.other_tasks:
-        results["other"] = score_other_tasks(lm, params)
+    if others:
+        results["other"] = score_other_tasks(lm, others, params)
     results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
     metrics, replies = answer_prompts(model, tokenizer, rows, params.replies, lm.max_length, memory)
-    write_json(out / "results.json", results | metrics)
+    results |= metrics
+    results["prompts"], answers = answer_prompt_set(
+        model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
+    )
+    results["memory"] = held_memory(model_folder, model, quantization)
+    results["protocol"] = {
+        "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
+        "chat_template": params.chat_template,
+        "max_length": lm.max_length,
+        "quantization": quantization.model_dump(),
+        "lm_eval": version("lm-eval"),
+        "model_sha256": digest,
+    }
+    write_json(out / "results.json", results)
     write_parquet(out / "questions.parquet", questions)
     write_parquet(out / "replies.parquet", replies)
+    write_parquet(out / "prompts.parquet", answers)
     memory.forget()
-    return results | metrics
+    return results | {"replies": len(replies)}
+
+
+def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantization) -> dict[str, int]:
+    """Bytes of the weights: as planned before loading, as the loaded tensors hold them, and as planned for the
+    shape of Mixtral-8x7B in these bits."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from aurora.checkpoint import meta_model
+    from aurora.inspection import held_bytes
+
+    tensors = list(model.parameters())
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            tensors += [state.absmax, state.code]
+            tensors += [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
+    with torch.device("meta"):
+        large = MixtralForCausalLM(MixtralConfig())
+    return {
+        "planned": held_bytes(meta_model(folder), quantization),
+        "held": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "planned_mixtral_8x7b": held_bytes(large, quantization),
+    }
 
 
 def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
@@ -63,6 +118,15 @@ def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
         name: read_benchmark(folders[name], name, task.num_fewshot, task.limit)
         for name, task in params.tasks.items()
     }
+
+
+def check_subjects(subjects: dict[str, list[Subject]]) -> None:
+    """Raises DataError for a subject that lm-eval does not know."""
+    from aurora.tasks import task_file
+
+    for benchmark, members in subjects.items():
+        for subject in members:
+            task_file(benchmark, subject.name)
 
 
 def score_benchmarks(
@@ -161,18 +225,25 @@ def questions_table(
     return pyarrow.table(arrays), sum(map(bool, lost))
 
 
-def score_other_tasks(lm: "PrefixLM", params: Eval) -> dict[str, dict[str, float]]:
+def load_other_tasks(params: Eval) -> dict[str, dict]:
+    """Further lm-eval tasks by name, as `load_other_task` gives them."""
+    if not params.other_tasks:
+        return {}
+    from aurora.tasks import load_other_task
+
+    return {name: load_other_task(name, task.num_fewshot) for name, task in params.other_tasks.items()}
+
+
+def score_other_tasks(lm: "PrefixLM", others: dict[str, dict], params: Eval) -> dict[str, dict[str, float]]:
     """Metrics of further lm-eval tasks, by task or group."""
     from lm_eval import evaluate as lm_evaluate
 
-    from aurora.tasks import load_other_task
-
     results = {}
-    for name, task in params.other_tasks.items():
+    for name, loaded in others.items():
         found = lm_evaluate(
             lm,
-            load_other_task(name, task.num_fewshot),
-            limit=task.limit,
+            loaded,
+            limit=params.other_tasks[name].limit,
             apply_chat_template=params.chat_template,
             log_samples=False,
         )

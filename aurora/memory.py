@@ -51,23 +51,29 @@ class Memory:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
-def open_memory(model: Path, settings: dict, folder: Path = SCRATCH) -> Memory:
-    """The memory of this model's bytes, these settings, the package versions and the device."""
-    return Memory(folder / f"{fingerprint(model, settings)}.sqlite")
+def open_memory(digest: str, settings: dict, folder: Path = SCRATCH) -> Memory:
+    """The memory of the model with these bytes (`digest_of`), these settings, package versions and device."""
+    return Memory(folder / f"{fingerprint(digest, settings)}.sqlite")
 
 
-def fingerprint(model: Path, settings: dict) -> str:
-    """32 hex digits over every file of the model folder, the settings, versions and device."""
-    import torch
-
-    files = sorted(path for path in model.rglob("*") if path.is_file())
+def digest_of(model: Path) -> str:
+    """SHA-256 in hex over the names and bytes of every file of a model folder, its manifest excepted."""
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != "manifest.json")
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
         digests = list(pool.map(sha256_file, files))
+    parts = [
+        [path.relative_to(model).as_posix(), digest] for path, digest in zip(files, digests, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def fingerprint(digest: str, settings: dict) -> str:
+    """32 hex digits over a model's digest, the settings, versions and device."""
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     parts = {
-        "model": [
-            [path.relative_to(model).as_posix(), digest] for path, digest in zip(files, digests, strict=True)
-        ],
+        "model": digest,
         "settings": settings,
         "versions": [version(name) for name in VERSIONS],
         "code": [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))],

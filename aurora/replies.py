@@ -86,13 +86,26 @@ def greedy_replies(
     batch_size: int,
     memory: "Memory | None" = None,
 ) -> list[str]:
-    """Replies in the order of the prompts, without special tokens; prompts of like length run together."""
+    """Replies in the order of the prompts, without special tokens."""
+    found = greedy_tokens(model, prompts, max_new_tokens, batch_size, tokenizer.eos_token_id, memory)
+    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+
+
+def greedy_tokens(
+    model: "PreTrainedModel",
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    batch_size: int,
+    eos: int,
+    memory: "Memory | None" = None,
+) -> list[list[int]]:
+    """Tokens of each reply, in the order of the prompts and without `eos`; prompts of like length run together."""
     from tqdm import tqdm
 
     from aurora.memory import key_of
 
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].tokens), prompts[index].id))
-    replies = [""] * len(prompts)
+    replies: list[list[int]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts), unit="reply", desc="replies")
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -100,11 +113,11 @@ def greedy_replies(
         key = key_of("replies", max_new_tokens, tokens)
         value = memory.get(key) if memory is not None else None
         if value is None:
-            value = json.dumps(generate(model, tokens, max_new_tokens, tokenizer.eos_token_id)).encode()
+            value = json.dumps(generate(model, tokens, max_new_tokens, eos)).encode()
             if memory is not None:
                 memory.put(key, value)
         for index, ids in zip(batch, json.loads(value), strict=True):
-            replies[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            replies[index] = ids
         bar.update(len(batch))
     bar.close()
     return replies

@@ -1,54 +1,92 @@
 """The small files that git tracks, gathered from the outputs of the stages before."""
 
 import csv
+import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
+from aurora.comparison import read_questions
 from aurora.errors import DataError
+from aurora.gathered import MODELS, NAMES, Gathered
 from aurora.model_card import with_scores
-from aurora.store import read_json, read_parquet, write_json, write_text
+from aurora.pages import Picture, html, markdown, one_line
+from aurora.report_page import report_blocks
+from aurora.store import read_json, read_parquet, replacing, write_json, write_text
 
-MODELS = ("base", "tuned")
-BENCHMARKS = ("ceval", "mmlu", "cmmlu")
+PAPER = Path(__file__).with_name("paper.yaml")
+APART = ("subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the stages before left what the report tells."""
+
+    clean: Path  # metrics.json
+    format: Path  # metrics.json
+    sft: Path  # folder
+    merge: Path  # metrics.json
+    models: dict[str, Path]  # folders of eval
+    cards: dict[str, Path]  # model cards by the name of the file that each becomes, with the scores
+    raw: Path  # folder of what was fetched
+    lock: Path  # dvc.lock
 
 
 def evaluation(results: dict[str, dict]) -> dict:
-    """metrics/eval.json: for each model what eval measured, without the scores by subject."""
-    return {
-        model: {name: value for name, value in results[model].items() if name != "subjects"}
+    """metrics/eval.json: for each model what eval measured, without the scores by subject and by kind of prompt."""
+    found = {
+        model: {name: value for name, value in results[model].items() if name not in APART}
         for model in MODELS
     }
+    for scores in found.values():
+        scores["prompts"] = {name: value for name, value in scores["prompts"].items() if name != "kinds"}
+    return found
 
 
 def accuracy_table(results: dict[str, dict]) -> str:
     """CSV benchmark,model,acc,stderr,n; `benchmark` names the model too, for one bar each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("benchmark", "model", "acc", "stderr", "n"))
-    for benchmark in BENCHMARKS:
-        for model in MODELS:
-            if benchmark in results[model]:
-                score = results[model][benchmark]
-                writer.writerow(
-                    (
-                        f"{benchmark} {model}",
-                        model,
-                        f"{score['acc']:.4f}",
-                        f"{score['stderr']:.4f}",
-                        score["n"],
-                    )
-                )
-    return text.getvalue()
+    return _csv(
+        ("benchmark", "model", "acc", "stderr", "n"),
+        [
+            (f"{name} {model}", model, *_score(results[model][name]))
+            for name in NAMES
+            for model in MODELS
+            if name in results[model]
+        ],
+    )
+
+
+def category_table(results: dict[str, dict]) -> str:
+    """CSV category,model,acc,stderr,n over the categories of MMLU and CMMLU."""
+    return _csv(
+        ("category", "model", "acc", "stderr", "n"),
+        [
+            (category, model, *_score(score))
+            for model in MODELS
+            for category, score in sorted(results[model]["categories"].items())
+        ],
+    )
 
 
 def subject_table(results: dict[str, dict]) -> str:
     """CSV subject,model,acc,n over all subjects of all benchmarks; `subject` is prefixed by its benchmark."""
+    return _csv(
+        ("subject", "model", "acc", "n"),
+        [
+            (subject, model, f"{score['acc']:.4f}", score["n"])
+            for model in MODELS
+            for subject, score in sorted(results[model]["subjects"].items())
+        ],
+    )
+
+
+def _score(score: dict) -> tuple[str, str, int]:
+    return f"{score['acc']:.4f}", f"{score['stderr']:.4f}", score["n"]
+
+
+def _csv(header: tuple, rows: list[tuple]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("subject", "model", "acc", "n"))
-    for model in MODELS:
-        for subject, score in sorted(results[model].get("subjects", {}).items()):
-            writer.writerow((subject, model, f"{score['acc']:.4f}", score["n"]))
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 
@@ -58,76 +96,150 @@ def topic_table(counts: dict[str, int]) -> str:
     return "topic,rows\n" + "".join(f'"{name}",{count}\n' for name, count in rows)
 
 
-def replies_page(folders: dict[str, Path]) -> str:
-    """Markdown: each held-out prompt with the greedy replies of both models.
-
-    Raises DataError if the models were not given the same prompts.
-    """
-    rows = {
-        model: read_parquet(folders[model] / "replies.parquet", f"eval@{model}").to_pylist()
-        for model in MODELS
-    }
-    if [row["id"] for row in rows["base"]] != [row["id"] for row in rows["tuned"]]:
-        raise DataError(
-            f"{folders['base']} and {folders['tuned']} answer different prompts; run both again: dvc repro -f eval"
-        )
+def replies_page(prompts: dict[str, list[dict]], held_out: dict[str, list[dict]]) -> str:
+    """Markdown: the greedy replies of both models side by side, to the fixed prompts by kind and to held-out ones."""
     lines = [
-        "# Replies to held-out Chinese prompts",
+        "# Replies to Chinese prompts",
         "",
         "Greedy, in full, base and tuned; the language in brackets is what `zh_reply_rate` counts.",
     ]
-    for number, (base, tuned) in enumerate(zip(rows["base"], rows["tuned"], strict=True), start=1):
-        lines += ["", f"## {number}. {_one_line(base['prompt'])}", ""]
-        for model, row in (("base", base), ("tuned", tuned)):
-            lines += [f"**{model}** ({row['language']}): {_one_line(row['reply']) or '(empty)'}", ""]
-        lines.pop()
+    kind = None
+    for base, tuned in zip(*(prompts[model] for model in MODELS), strict=True):
+        if base["kind"] != kind:
+            kind = base["kind"]
+            lines += ["", f"## {one_line(kind)}, fixed prompts"]
+        again = f", round {base['round']}" if base["round"] > 1 else ""
+        lines += _pair(f"{base['number']}{again}", base, tuned)
+    lines += ["", "## Held-out prompts"]
+    for number, (base, tuned) in enumerate(zip(*(held_out[model] for model in MODELS), strict=True), start=1):
+        lines += _pair(str(number), base, tuned)
     return "\n".join(lines) + "\n"
 
 
-def _one_line(text: str) -> str:
-    # Inside a paragraph no reply can open a heading, a table or markup of its own.
-    flat = " ".join(text.split())
-    for mark in "\\`*_[]<>#|":
-        flat = flat.replace(mark, "\\" + mark)
-    return flat
+def _pair(number: str, base: dict, tuned: dict) -> list[str]:
+    lines = ["", f"### {number}. {one_line(base['prompt'])}"]
+    for model, row in (("base", base), ("tuned", tuned)):
+        lines += ["", f"**{model}** ({row['language']}): {one_line(row['reply']) or '(empty)'}"]
+    return lines
 
 
-def write_report(
-    clean: Path,
-    format_: Path,
-    sft: Path,
-    merge: Path,
-    folders: dict[str, Path],
-    cards: dict[str, Path],
-    out: Path,
-) -> dict:
-    """Writes every tracked file into `out` and returns the content of eval.json.
+def read_paper(path: Path = PAPER) -> dict:
+    """The paper's own numbers."""
+    from ruamel.yaml import YAML
 
-    `cards` are the model cards by the name of the file that each becomes, with the scores.
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def read_rows(folders: dict[str, Path], name: str, keys: tuple[str, ...]) -> dict[str, list[dict]]:
+    """Rows of a table of eval for both models. Raises DataError if they were not given the same prompts."""
+    rows = {model: read_parquet(folders[model] / name, f"eval@{model}").to_pylist() for model in MODELS}
+    if len({tuple(tuple(row[key] for key in keys) for row in rows[model]) for model in MODELS}) > 1:
+        raise DataError(
+            f"{folders['base']} and {folders['tuned']} answer different prompts ({name}); "
+            "run both again: dvc repro -f eval"
+        )
+    return rows
+
+
+def read_results(folders: dict[str, Path]) -> dict[str, dict]:
+    """results.json of both models. Raises DataError if one lacks a part that the report tells."""
+    results = {}
+    for model in MODELS:
+        path = folders[model] / "results.json"
+        results[model] = read_json(path, f"eval@{model}")
+        for part in ("loss", "categories", "subjects", "prompts", "memory", "protocol"):
+            if part not in results[model]:
+                raise DataError(f"{path}: no '{part}'; write it again by: dvc repro -f eval@{model}")
+    return results
+
+
+def read_manifests(raw: Path) -> list[dict]:
+    """Manifests of what was fetched, each with its folder under `path`."""
+    return [
+        read_json(path, f"fetch@{path.parent.name}") | {"path": path.parent.as_posix()}
+        for path in sorted(raw.glob("*/*/manifest.json"))
+    ]
+
+
+def read_hashes(outputs: Outputs, fetched: list[str]) -> dict[str, str]:
+    """DVC's hash of each input by its path: of folders as dvc.lock holds it, of a file the MD5 of its bytes.
+
+    Folders that dvc.lock does not list, or all where there is none, are left out.
     """
-    results = {model: read_json(folders[model] / "results.json", f"eval@{model}") for model in MODELS}
-    page = replies_page(folders)
-    curve = sft / "curve.csv"
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    locked = {}
+    if outputs.lock.is_file():
+        try:
+            stages = YAML(typ="safe").load(outputs.lock.read_text(encoding="utf-8"))["stages"]
+            locked = {
+                out["path"]: out["md5"]
+                for stage in stages.values()
+                for out in stage.get("outs", ())
+                if "md5" in out
+            }
+        except (YAMLError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{outputs.lock}: not a lock file of DVC; restore it by: git checkout {outputs.lock}"
+            ) from None
+    folders = [*fetched, outputs.sft.as_posix(), *(folder.as_posix() for folder in outputs.models.values())]
+    hashes = {folder: locked[folder] for folder in folders if folder in locked}
+    for path in (outputs.clean, outputs.format, outputs.merge, *outputs.cards.values()):
+        hashes[path.as_posix()] = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return hashes
+
+
+def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
+    """Writes every tracked file into `out`, REPORT.md, the HTML page, and returns the content of eval.json."""
+    results = read_results(outputs.models)
+    held_out = read_rows(outputs.models, "replies.parquet", ("id",))
+    prompts = read_rows(outputs.models, "prompts.parquet", ("kind", "number", "round", "prompt"))
+    curve = outputs.sft / "curve.csv"
     if not curve.is_file():
         raise DataError(f"{curve}: not found; it is written by: dvc repro sft")
-    for path in cards.values():
+    curve_text = curve.read_text(encoding="utf-8")
+    for path in outputs.cards.values():
         if not path.is_file():
             raise DataError(f"{path}: not found; it is written by: dvc repro merge")
-    pages = {name: path.read_text(encoding="utf-8") for name, path in cards.items()}
+    cards = {name: path.read_text(encoding="utf-8") for name, path in outputs.cards.items()}
     metrics = {
-        "clean": read_json(clean, "clean"),
-        "format": read_json(format_, "format"),
-        "sft": read_json(sft / "metrics.json", "sft"),
-        "merge": read_json(merge, "merge"),
+        "clean": read_json(outputs.clean, "clean"),
+        "format": read_json(outputs.format, "format"),
+        "sft": read_json(outputs.sft / "metrics.json", "sft"),
+        "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
+    manifests = read_manifests(outputs.raw)
+    blocks = report_blocks(
+        Gathered(
+            paper=read_paper(),
+            clean=metrics["clean"],
+            sft=metrics["sft"],
+            merge=metrics["merge"],
+            results=results,
+            questions={model: read_questions(str(folder)) for model, folder in outputs.models.items()},
+            prompts=prompts,
+            curve=list(csv.DictReader(io.StringIO(curve_text))),
+            inputs=manifests,
+            hashes=read_hashes(outputs, [manifest["path"] for manifest in manifests]),
+        )
+    )
     for name, content in metrics.items():
         write_json(out / f"{name}.json", content)
-    write_text(out / "loss.csv", curve.read_text(encoding="utf-8"))
+    write_text(out / "loss.csv", curve_text)
     write_text(out / "accuracy.csv", accuracy_table(results))
+    write_text(out / "categories.csv", category_table(results))
     write_text(out / "subjects.csv", subject_table(results))
     write_text(out / "topics.csv", topic_table(metrics["clean"]["topics"]))
-    write_text(out / "replies.md", page)
-    for name, text in pages.items():
+    write_text(out / "replies.md", replies_page(prompts, held_out))
+    for name, text in cards.items():
         write_text(out / name, with_scores(text, metrics["eval"]))
+    with replacing(out / "pictures") as folder:
+        folder.mkdir()
+        for block in blocks:
+            if isinstance(block, Picture):
+                write_text(folder / block.file, block.svg)
+    write_text(report, markdown(blocks, f"{out.name}/pictures"))
+    write_text(page, html(blocks, "Report"))
     return metrics["eval"]

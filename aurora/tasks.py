@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 import lm_eval.tasks
+from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import GroupConfig
@@ -14,7 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import env
 
 from aurora.benchmarks import Subject
-from aurora.errors import DataError, ParamsError
+from aurora.errors import DataError, ParamsError, SourceError
 
 STOCK = Path(lm_eval.tasks.__file__).parent
 # Folder of a benchmark's task files in lm-eval, prefix of their names, and name of the benchmark's group.
@@ -127,16 +128,21 @@ def _stock_config(path: Path) -> dict:
     return load_yaml(path)
 
 
-def load_task(benchmark: str, subject: Subject, num_fewshot: int) -> LocalTask:
-    """The stock task of a subject, on its documents. Raises DataError if lm-eval has no such subject."""
+def task_file(benchmark: str, subject: str) -> Path:
+    """lm-eval's own file for a subject. Raises DataError if it has none."""
     folder, prefix, group = FAMILIES[benchmark]
-    path = folder / f"{prefix}{subject.name}.yaml"
+    path = folder / f"{prefix}{subject}.yaml"
     if not path.is_file():
         raise DataError(
-            f"{benchmark} subject '{subject.name}': lm-eval's {group} has none of this name; "
+            f"{benchmark} subject '{subject}': lm-eval's {group} has none of this name; "
             "rename its files or remove them"
         )
-    config = {**_stock_config(path), "num_fewshot": num_fewshot}
+    return path
+
+
+def load_task(benchmark: str, subject: Subject, num_fewshot: int) -> LocalTask:
+    """The stock task of a subject, on its documents. Raises DataError if lm-eval has no such subject."""
+    config = {**_stock_config(task_file(benchmark, subject.name)), "num_fewshot": num_fewshot}
     for key in ("tag", "group", "include"):
         config.pop(key, None)
     evaluated = config.get("test_split") or config["validation_split"]
@@ -179,7 +185,8 @@ def _group(path: Path, name: str | None = None) -> Group:
 def load_other_task(name: str, num_fewshot: int) -> dict:
     """Any other task or group of lm-eval by name, as an argument of `lm_eval.evaluate`.
 
-    Its data comes from the Hugging Face cache or hub. Raises ParamsError for a name that lm-eval does not know.
+    Its data comes from the Hugging Face cache or hub. Raises ParamsError for a name that lm-eval does not know,
+    and SourceError where its data is not to be had.
     """
     from difflib import get_close_matches
 
@@ -188,7 +195,14 @@ def load_other_task(name: str, num_fewshot: int) -> dict:
         near = get_close_matches(name, manager.all_tasks, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
         raise ParamsError(f"params.yaml: eval.other_tasks.{name}: lm-eval has no task of this name; {remedy}")
-    loaded = manager.load([name])
+    try:
+        loaded = manager.load([name])
+    except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise SourceError(
+            f"params.yaml: eval.other_tasks.{name}: its data is not to be had ({reason}); download it where the hub "
+            "is reached, or remove the task"
+        ) from None
     for task in loaded["tasks"].values():
         task.set_config("num_fewshot", num_fewshot)
         task.set_fewshot_seed(1234)  # lm-eval's own default

@@ -14,18 +14,21 @@ from aurora.store import replacing
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Folder of the model.")
 @click.option("--benchmarks", type=click.Path(path_type=Path), required=True, help="Fetched benchmarks.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="Fixed prompts by kind.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @one_line
-def main(model: Path, benchmarks: Path, rows: Path, out: Path) -> None:
+def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, out: Path) -> None:
     """Evaluate one model."""
     params = load_params()
     with replacing(out) as partial:
         partial.mkdir()
-        results = evaluate(model, benchmarks, rows, partial, params.eval, params.quantization)
+        results = evaluate(
+            model, benchmarks, rows, prompts, partial, params.eval, params.quantization, params.format.prompt
+        )
     scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.eval.tasks)
     print(
         f"eval: {scores}, loss {results['loss']:.3f}, "
-        f"{results['zh_reply_rate']:.0%} of {params.eval.replies.prompts} replies in Chinese"
+        f"{results['zh_reply_rate']:.0%} of {results['replies']} replies in Chinese"
     )
 
 

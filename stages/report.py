@@ -1,40 +1,45 @@
-"""report: the metrics, plot tables and replies that git tracks."""
+"""report: REPORT.md, and the metrics, plot tables and replies that git tracks."""
 
 from pathlib import Path
 
 import click
 
 from aurora.errors import one_line
-from aurora.reporting import MODELS, write_report
+from aurora.gathered import MODELS
+from aurora.reporting import Outputs, write_report
 
 PATH = click.Path(path_type=Path)
 
 
 @click.command()
 @click.option("--clean", type=PATH, required=True, help="metrics.json of clean.")
-@click.option("--format", "format_", type=PATH, required=True, help="metrics.json of format.")
+@click.option("--format", type=PATH, required=True, help="metrics.json of format.")
 @click.option("--sft", type=PATH, required=True, help="Folder of metrics and curve of sft.")
 @click.option("--merge", type=PATH, required=True, help="metrics.json of merge.")
 @click.option("--base", type=PATH, required=True, help="Folder of eval of the base.")
 @click.option("--tuned", type=PATH, required=True, help="Folder of eval of the tuned model.")
 @click.option("--adapter-card", type=PATH, required=True, help="README.md of the adapter.")
 @click.option("--model-card", type=PATH, required=True, help="README.md of the merged model.")
+@click.option("--raw", type=PATH, required=True, help="Folder of what was fetched.")
+@click.option("--lock", type=PATH, required=True, help="DVC's lock file, for the hashes of inputs.")
 @click.option("--out", type=PATH, required=True, help="Folder to write into.")
+@click.option("--report", type=PATH, required=True, help="Markdown page to write, beside the folder.")
+@click.option("--page", type=PATH, required=True, help="HTML page to write.")
 @one_line
 def main(
-    clean: Path,
-    format_: Path,
-    sft: Path,
-    merge: Path,
     base: Path,
     tuned: Path,
     adapter_card: Path,
     model_card: Path,
     out: Path,
+    report: Path,
+    page: Path,
+    **places: Path,
 ) -> None:
     """Gather what git tracks."""
+    models = {"base": base, "tuned": tuned}
     cards = {"adapter_card.md": adapter_card, "model_card.md": model_card}
-    scores = write_report(clean, format_, sft, merge, {"base": base, "tuned": tuned}, cards, out)
+    scores = write_report(Outputs(models=models, cards=cards, **places), out, report, page)
     change = ", ".join(f"{model} {scores[model]['zh_reply_rate']:.2f}" for model in MODELS)
     print(
         f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}"

@@ -126,26 +126,61 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "no column 'target'" in run(one, fewer)[2]
 
 
-@pytest.mark.slow
-def test_a_revision_is_read_from_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MAP = """stages:
+  eval:
+    foreach:
+      base: {}
+      tuned: {}
+    do:
+      cmd: cp -r answers/${key} data/eval/${key}
+      deps:
+        - answers/${key}
+      outs:
+        - data/eval/${key}
+"""
+
+
+@pytest.mark.minutes
+def test_two_revisions_are_read_from_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def git(*arguments: str) -> None:
         name = ("-c", "user.name=test", "-c", "user.email=test@example.com")
         subprocess.run(["git", *name, *arguments], check=True, capture_output=True)
 
-    def dvc(*arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
+    def repro(base: str, tuned: str) -> None:
+        for model, answers in (("base", base), ("tuned", tuned)):
+            questions(tmp_path / "answers" / model, answers)
+        subprocess.run([sys.executable, "-m", "dvc", "repro"], check=True, capture_output=True)
+        git("add", "dvc.lock", "dvc.yaml", "answers")
+        git("commit", "-m", "answers")
 
     git("init", "-b", "main")
-    dvc("init")
-    questions(tmp_path / "out", "ABCDAAAA")
-    dvc("add", "out")
-    git("add", ".")
-    git("commit", "-m", "one")
-    questions(tmp_path / "out", "ABCDABCD")
-    code, text, error = run("main:out", "out")
-    assert code == 0, error
-    assert "3 of 8 questions flipped" in text
-    code, _, error = run("other:out", "out")
-    assert code == 1 and "other:out/questions.parquet: not to be had from DVC" in error
+    subprocess.run([sys.executable, "-m", "dvc", "init"], check=True, capture_output=True)
+    (tmp_path / "data/eval").mkdir(parents=True)
+    (tmp_path / "dvc.yaml").write_text(MAP, encoding="utf-8")
+    repro("AAAAAAAA", "ABCDAAAA")
+    git("switch", "-c", "other")
+    repro("AAAAAAAA", "ABCDABCD")
+    for places, flipped in (
+        (("main", "other"), 3),
+        (("main", "tuned"), 3),
+        (("HEAD~1:data/eval/base", "base"), 0),
+        (("main", "other", "--model", "base"), 0),
+        (("base", "tuned"), 6),
+    ):
+        code, text, error = run(*places)
+        assert code == 0, error
+        assert f"{flipped} of 8 questions flipped" in text, places
+    objects = tmp_path / ".dvc/cache/files"
+    (tmp_path / "data/eval/tuned/questions.parquet").unlink()
+    objects.rename(tmp_path / "gone")
+    for places, message in (
+        (("nowhere", "base"), "nowhere: no such folder, and no instance of eval or revision of git"),
+        (("main:data/none", "base"), "main:data/none/questions.parquet: not to be had from DVC"),
+        (("main", "base"), "main:data/eval/tuned/questions.parquet: not to be had from DVC"),
+        (("base", "tuned"), "questions.parquet: not found; it is written by: dvc repro eval"),
+        (("main", "other", "--model", "best"), "main: no such folder, and no instance"),
+    ):
+        code, text, error = run(*places)
+        assert code == 1 and not text and message in error and len(error.splitlines()) == 1, error

@@ -1,7 +1,13 @@
 """The whole evaluation of a tiny model on the samples."""
 
 import json
+import os
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy
@@ -15,14 +21,14 @@ from lm_eval.models.huggingface import HFLM
 from tiny_mixtral import load_tokenizer, tiny_model, write_model
 
 from aurora.benchmarks import read_benchmark
-from aurora.errors import DataError
-from aurora.evaluation import evaluate, score_benchmarks
+from aurora.errors import DataError, SourceError
+from aurora.evaluation import evaluate, load_other_tasks, score_benchmarks, score_other_tasks
 from aurora.held_out import held_out_loss
-from aurora.memory import Memory, fingerprint, open_memory
-from aurora.params import Eval, Quantization
+from aurora.memory import Memory, digest_of, fingerprint, open_memory
+from aurora.params import BenchmarkParams, Eval, Quantization
 from aurora.prefix import PassRunner, PrefixLM
 from aurora.store import write_parquet
-from aurora.tasks import load_groups, load_task
+from aurora.tasks import load_groups, load_other_task, load_task
 from stages.eval import main
 
 NAMES = ("ceval", "mmlu", "cmmlu")
@@ -40,14 +46,17 @@ PARAMS = Eval.model_validate_json(
         }
     )
 )
-FILES = ("results.json", "questions.parquet", "replies.parquet")
+FILES = ("results.json", "questions.parquet", "replies.parquet", "prompts.parquet")
 
 
 @pytest.fixture(scope="module")
 def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model, benchmarks and held_out.parquet."""
+    """A folder with model, benchmarks, prompts and held_out.parquet."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_model(folder / "model")
+    (folder / "prompts.yaml").write_text(
+        "medical:\n- 我肚子疼\ndialogue:\n- [你好, 再见]\n", encoding="utf-8"
+    )
     for name in NAMES:
         shutil.copytree(root / "samples" / name, folder / "benchmarks" / name)
         (folder / "benchmarks" / name / "manifest.json").write_text(json.dumps({"format": name}))
@@ -68,7 +77,8 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(place: Path, out: Path, params: Eval = PARAMS) -> dict:
     out.mkdir(parents=True)
-    return evaluate(place / "model", place / "benchmarks", place / "held_out.parquet", out, params, DENSE)
+    inputs = (place / name for name in ("model", "benchmarks", "held_out.parquet", "prompts.yaml"))
+    return evaluate(*inputs, out, params, DENSE, "mistral")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +111,24 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
+    prompts = pyarrow.parquet.read_table(outcome / "prompts.parquet").to_pylist()
+    assert [(row["kind"], row["round"], row["prompt"]) for row in prompts] == [
+        ("medical", 1, "我肚子疼"),
+        ("dialogue", 1, "你好"),
+        ("dialogue", 2, "再见"),
+    ]
+    assert results["prompts"]["n"] == 3 and results["prompts"]["kinds"]["dialogue"]["n"] == 2
+    weights = read_safetensors(outcome.parent / "model")
+    assert results["memory"]["planned"] == results["memory"]["held"] == weights
+    assert results["memory"]["planned_mixtral_8x7b"] == 4 * 46_702_792_704  # parameters in float32
+    assert results["protocol"]["tasks"]["mmlu"] == {"num_fewshot": 2, "limit": 2}
     assert not list(Path(outcome.parent, ".aurora", "eval").iterdir())
+
+
+def read_safetensors(folder: Path) -> int:
+    """Bytes of all tensors, from the weights' file alone."""
+    content = (folder / "model.safetensors").read_bytes()
+    return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
 def test_group_scores_are_stock(root: Path, tmp_path: Path) -> None:
@@ -177,18 +204,22 @@ def test_a_killed_run_ends_in_the_same_bytes(
 
 def test_another_model_has_another_memory(place: Path, tmp_path: Path) -> None:
     settings = DENSE.model_dump()
-    one = fingerprint(place / "model", settings)
-    assert one == fingerprint(shutil.copytree(place / "model", tmp_path / "copy"), settings)
-    weights = tmp_path / "copy" / "model.safetensors"
+    digest = digest_of(place / "model")
+    copy = shutil.copytree(place / "model", tmp_path / "copy")
+    (copy / "manifest.json").write_text("{}")  # names where a model came from, and changes no answer
+    assert digest_of(copy) == digest
+    weights = copy / "model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    assert one != fingerprint(tmp_path / "copy", settings)
-    assert one != fingerprint(place / "model", settings | {"bits": 4})
-    memory = open_memory(place / "model", settings, tmp_path / "scratch")
+    other = digest_of(copy)
+    assert other != digest
+    assert fingerprint(other, settings) != fingerprint(digest, settings)
+    assert fingerprint(digest, settings | {"bits": 4}) != fingerprint(digest, settings)
+    memory = open_memory(digest, settings, tmp_path / "scratch")
     memory.put(b"key", b"value")
-    assert open_memory(place / "model", settings, tmp_path / "scratch").get(b"key") == b"value"
-    assert open_memory(tmp_path / "copy", settings, tmp_path / "scratch").get(b"key") is None
+    assert open_memory(digest, settings, tmp_path / "scratch").get(b"key") == b"value"
+    assert open_memory(other, settings, tmp_path / "scratch").get(b"key") is None
 
 
 def stage(place: Path, **paths: Path) -> tuple[int, str, list[str]]:
@@ -196,6 +227,7 @@ def stage(place: Path, **paths: Path) -> tuple[int, str, list[str]]:
         "model": place / "model",
         "benchmarks": place / "benchmarks",
         "rows": place / "held_out.parquet",
+        "prompts": place / "prompts.yaml",
         "out": place / "staged",
     } | paths
     arguments = [part for name, path in given.items() for part in (f"--{name}", str(path))]
@@ -231,3 +263,133 @@ def test_a_model_of_another_family_ends_in_one_line(
     code, text, errors = stage(place, model=folder, out=tmp_path / "out")
     assert (code, text) == (1, "") and len(errors) == 1 and str(folder) in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(
+    place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aurora.model.load_model", lambda *_: pytest.fail("the model was loaded"))
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    faulty = shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
+    for folder in ("dev", "val"):
+        path = next((faulty / "ceval" / folder).glob("law*"))
+        path.rename(path.with_name(path.name.replace("law", "cooking")))
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("medical: []\n", encoding="utf-8")
+    for settings, paths, message in (
+        (
+            text,
+            {"benchmarks": faulty},
+            "ceval subject 'cooking': lm-eval's ceval-valid has none of this name",
+        ),
+        (text, {"prompts": prompts}, "prompts.yaml: medical: expected a list of prompts"),
+        (
+            text.replace("other_tasks: {}", "other_tasks: {hellaswagg: {num_fewshot: 0, limit: 2}}"),
+            {},
+            "eval.other_tasks.hellaswagg: lm-eval has no task of this name; did you mean hellaswag?",
+        ),
+        (
+            text.replace("    cmmlu: {num_fewshot: 5", "    cmlu: {num_fewshot: 5"),
+            {},
+            "eval.tasks.cmlu",
+        ),
+    ):
+        Path("params.yaml").write_text(settings, encoding="utf-8")
+        code, output, errors = stage(place, **paths, out=tmp_path / "out")
+        assert (code, output) == (1, "") and len(errors) == 1 and message in errors[0], errors
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.minutes
+def test_other_tasks_of_lm_eval_are_scored_like_stock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    rows = [
+        {
+            "id": str(number),
+            "question": question,
+            "choices": {"text": choices, "label": list("ABCD")},
+            "answerKey": key,
+        }
+        for number, (question, choices, key) in enumerate(
+            [
+                ("Which is a metal?", ["iron", "a piece of wood", "glass", "clean water"], "A"),
+                ("What do plants take in?", ["salt", "sand", "light from the sun", "smoke"], "C"),
+                ("Which is largest?", ["a cup", "a house", "a mountain range", "a cat"], "C"),
+            ]
+        )
+    ]
+    parts = {name: datasets.Dataset.from_list(rows) for name in ("train", "validation", "test")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(parts))
+    tokenizer = load_tokenizer(tmp_path)
+    params = PARAMS.model_copy(
+        update={"other_tasks": {"arc_easy": BenchmarkParams(num_fewshot=1, limit=None)}}
+    )
+    ours = score_other_tasks(PrefixLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params), params)
+    stock = lm_evaluate(HFLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params)["arc_easy"])
+    theirs = stock["results"]["arc_easy"]
+    assert ours == {"arc_easy": {name: value for name, value in theirs.items() if isinstance(value, float)}}
+    assert {"acc,none", "acc_norm,none"} <= ours["arc_easy"].keys()
+
+
+@pytest.mark.minutes
+def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(SourceError, match=r"eval\.other_tasks\.arc_challenge: its data is not to be had"):
+        load_other_task("arc_challenge", 0)
+
+
+@pytest.mark.minutes
+def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
+    place: Path, tmp_path: Path, root: Path
+) -> None:
+    params = (root / "params.yaml").read_text(encoding="utf-8").replace("limit: null", "limit: 4")
+    params = params.replace("batch_tokens: 1024", "batch_tokens: 128").replace("bits: 4", "bits: 32")
+    command = [sys.executable, "-m", "stages.eval", "--out", "out"]
+    for option, name in (
+        ("model", "model"),
+        ("benchmarks", "benchmarks"),
+        ("rows", "held_out.parquet"),
+        ("prompts", "prompts.yaml"),
+    ):
+        command += [f"--{option}", str(place / name)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "params.yaml").write_text(params, encoding="utf-8")
+    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, cwd=tmp_path / "whole", check=True, **quiet)
+
+    process = subprocess.Popen(command, cwd=tmp_path / "killed", **quiet)
+    while process.poll() is None and remembered(tmp_path / "killed") < 20:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL  # in the middle, not behind its end
+    before = remembered(tmp_path / "killed")
+    assert before >= 20 and not (tmp_path / "killed/out").exists()
+    done = subprocess.run(command, cwd=tmp_path / "killed", check=True, **quiet)
+    assert done.returncode == 0 and remembered(tmp_path / "killed") == 0
+    for name in FILES:
+        assert (tmp_path / "killed/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes()
+
+
+def remembered(folder: Path) -> int:
+    """Answers in the memory of an unfinished evaluation."""
+    total = 0
+    for path in folder.glob(".aurora/eval/*.sqlite"):
+        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            total += database.execute("SELECT count(*) FROM answers").fetchone()[0]
+        except sqlite3.OperationalError:  # not there yet, or being written
+            pass
+        finally:
+            database.close()
+    return total

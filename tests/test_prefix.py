@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny_mixtral import load_tokenizer, tiny_model, write_model
 from transformers import PreTrainedTokenizerFast
 
-from aurora.benchmarks import read_benchmark
+from aurora.benchmarks import Subject, read_benchmark
 from aurora.evaluation import score_benchmarks
 from aurora.memory import Memory
 from aurora.model import load_model
@@ -244,44 +244,69 @@ def recorded(lm: HFLM) -> list[tuple[float, bool]]:
     return answers
 
 
-# Largest difference of a log-probability. float32 sums in another order; NF4 here computes in float32 on equal
-# rounded weights; bfloat16 has 8 bits, and stock takes the same model's logits from another order of sums.
+def answers_of(
+    lm: HFLM, subjects: dict[str, list[Subject]]
+) -> tuple[dict[str, dict], numpy.ndarray, list[str]]:
+    """Scores, log-probabilities (Q, 4) and predictions of lm-eval's own evaluation of the subjects."""
+    lm.cut = {}
+    answers = recorded(lm)
+    scores, table = score_benchmarks(lm, subjects, load_params(ROOT / "params.yaml").eval)
+    values = numpy.array([value for value, _ in answers]).reshape(-1, 4)
+    assert len(values) == len(table) >= 3000
+    return scores, values, table["prediction"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def real_subjects(real_data: Path) -> dict[str, list[Subject]]:
+    """Eighteen questions, or all that there are, of each of the 176 subjects."""
+    subjects = {name: read_benchmark(real_data / "benchmarks" / name, name, 5, 18) for name in NAMES}
+    assert sum(map(len, subjects.values())) == 176
+    return subjects
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("NF4", 1e-4), ("bfloat16", 0.5)])
+@pytest.mark.parametrize("kind", ["float32", "NF4"])
 def test_scores_are_stock_on_three_thousand_real_questions(
-    real_data: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, tolerance: float
+    real_subjects: dict[str, list[Subject]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str
 ) -> None:
-    root = real_data / "benchmarks"
-    subjects = {name: read_benchmark(root / name, name, 5, 18) for name in NAMES}
-    assert sum(map(len, subjects.values())) == 176
     model = model_of(kind, tmp_path)
-    ours = PrefixLM(model, tokenizer=tokenizer, batch_tokens=1024)
-    theirs = stock(model, tokenizer, max_length=4096, batch_size=1)  # its logits take 0.4 GB a prompt
-    theirs.cut = {}
-    answers = [recorded(lm) for lm in (ours, theirs)]
-    params = load_params(ROOT / "params.yaml").eval
-    (scores, table), (stock_scores, stock_table) = (
-        score_benchmarks(lm, subjects, params) for lm in (ours, theirs)
-    )
-    assert len(table) >= 3000 and len(answers[0]) == len(answers[1]) == 4 * len(table)
-    values = [numpy.array([value for value, _ in side]).reshape(-1, 4) for side in answers]
-    gap = numpy.abs(values[0] - values[1])
-    changed = values[0].argmax(axis=1) != values[1].argmax(axis=1)
-    print(
-        f"{kind}: {len(table):,} questions, largest difference {gap.max():.2e}, mean {gap.mean():.2e}, "
-        f"answers changed {changed.sum()}"
-    )
-    assert gap.max() <= tolerance
-    assert len(set(stock_table["prediction"].to_pylist())) > 1
-    if kind == "bfloat16":
-        # Where the answer changes, stock's two best letters are closer to each other than the rounding.
-        best = numpy.sort(values[1], axis=1)
-        assert (best[:, 3] - best[:, 2])[changed].max(initial=0) <= 2 * tolerance
-        assert changed.mean() < 0.02
-    else:
-        assert not changed.any()
-        assert scores == stock_scores
+    ours, values, letters = answers_of(PrefixLM(model, tokenizer=tokenizer, batch_tokens=1024), real_subjects)
+    lm = stock(model, tokenizer, max_length=4096, batch_size=1)  # its logits take 0.4 GB a prompt
+    theirs, expected, stock_letters = answers_of(lm, real_subjects)
+    gap = numpy.abs(values - expected)
+    print(f"{kind}: {len(gap):,} questions, largest difference {gap.max():.1e}, mean {gap.mean():.1e}")
+    assert gap.max() <= 1e-5  # NF4 too computes in float32, on equal rounded weights
+    assert letters == stock_letters and len(set(letters)) > 1
+    assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_bfloat16_is_as_near_to_float32_as_stock_on_three_thousand_real_questions(
+    real_subjects: dict[str, list[Subject]], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    # bfloat16 keeps 8 bits, and a rounded router sometimes sends a token to another expert, in stock as in ours.
+    # So the two are held against the same weights in float32, from which neither may be farther than the other.
+    model = model_of("bfloat16")
+    exact = type(model)(model.config)
+    exact.load_state_dict(model.state_dict())
+    _, truth, _ = answers_of(PrefixLM(exact.eval(), tokenizer=tokenizer, batch_tokens=1024), real_subjects)
+    _, ours, letters = answers_of(PrefixLM(model, tokenizer=tokenizer, batch_tokens=1024), real_subjects)
+    lm = stock(model, tokenizer, max_length=4096, batch_size=1)
+    _, theirs, stock_letters = answers_of(lm, real_subjects)
+    pairs = {"ours, stock": (ours, theirs), "ours, float32": (ours, truth), "stock, float32": (theirs, truth)}
+    mean, far = {}, {}
+    for name, (one, other) in pairs.items():
+        gap = numpy.abs(one - other)
+        mean[name], far[name] = gap.mean(), numpy.quantile(gap, 0.99)
+        print(f"{name}: mean {mean[name]:.1e}, 99 % below {far[name]:.1e}, largest {gap.max():.1e}")
+    changed = sum(one != other for one, other in zip(letters, stock_letters, strict=True))
+    print(f"{len(letters):,} questions, answers changed {changed}")
+    assert mean["ours, stock"] <= 0.02 and far["ours, stock"] <= 0.1
+    assert mean["ours, float32"] <= 1.1 * mean["stock, float32"]
+    assert far["ours, float32"] <= 1.1 * far["stock, float32"]
+    assert changed <= 0.01 * len(letters)
 
 
 @pytest.mark.slow
