@@ -1,79 +1,264 @@
 """What git tracks, gathered from made-up stage outputs."""
 
+import hashlib
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 
 from aurora.errors import DataError
-from aurora.reporting import accuracy_table, write_report
+from aurora.params import load_params
+from aurora.reporting import Outputs, accuracy_table, read_paper, write_report
+from stages.report import main
 
+ROOT = Path(__file__).parent.parent
 SCORE = {"acc": 0.5, "stderr": 0.1, "n": 8}
+REPLIES = {"zh_reply_rate": 0.25, "mixed_rate": 0.125, "repetition": 0.5, "mean_length": 20.0}
+CLEAN = {
+    "sources": {
+        "alpaca_data_zh_51k": {
+            "read_single_round": 77,
+            "read_multiple_rounds": 0,
+            "single_round": 66,
+            "multiple_rounds": 0,
+        },
+        "my_chats": {
+            "read_single_round": 1234,
+            "read_multiple_rounds": 9,
+            "single_round": 5,
+            "multiple_rounds": 4,
+        },
+    },
+    "total": {
+        "read_single_round": 1311,
+        "read_multiple_rounds": 9,
+        "single_round": 71,
+        "multiple_rounds": 4,
+    },
+    "topics": {"food": 3, "computer": 10},
+}
+LOCK = """schema: '2.0'
+stages:
+  fetch@mmlu:
+    outs:
+    - {path: raw/benchmark/mmlu, hash: md5, md5: 00112233445566778899aabbccddeeff.dir}
+  fetch@gone:
+    outs:
+    - {path: raw/benchmark/gone, hash: md5, md5: ffffffffffffffffffffffffffffffff.dir}
+  eval@base:
+    outs:
+    - {path: base, hash: md5, md5: 0123456789abcdef0123456789abcdef.dir}
+"""
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> dict[str, Path]:
-    """Outputs of every stage before report, as small as they can be."""
-    for name in ("clean", "format", "merge", "sft"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text('{"rows": 1}')
-    topics = {"food": 2, "society, law and politics": 5, "health": 2}
-    (tmp_path / "clean/metrics.json").write_text(json.dumps({"rows": 1, "topics": topics}))
-    (tmp_path / "sft/curve.csv").write_text("step,loss\n1,2.0\n")
-    for model, reply in (("base", "Hello | *there*"), ("tuned", "你好\n# 标题")):
-        folder = tmp_path / model
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
+    """Outputs of every stage before report, as small as they can be, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (
+        ("clean", CLEAN),
+        ("format", {"rows": 1}),
+        ("merge", {"shards": 2, "drift": {"largest_logit": 0.0625}}),
+        ("sft", {"rows": 1, "peak_memory": 3 * 2**30}),
+    ):
+        Path(name).mkdir()
+        Path(name, "metrics.json").write_text(json.dumps(content))
+    Path("sft/curve.csv").write_text("step,loss,held_out_loss\n0,,2.5\n1,2.0,\n5,1.5,1.75\n")
+    for model, reply, answers in (("base", "Hello | *there*", "AAAA"), ("tuned", "你好\n# 标题", "ABCD")):
+        folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= {"loss": 2.0, "zh_reply_rate": 0.5, "subjects": {"ceval_law": SCORE}}
+        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES
+        results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
+        results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}}}
+        results["memory"] = {"planned": 2**29, "held": 2**28, "planned_mixtral_8x7b": 23 * 2**30}
+        results["protocol"] = {
+            "tasks": {
+                "ceval": {"num_fewshot": 5, "limit": None},
+                "mmlu": {"num_fewshot": 4, "limit": 7},
+                "cmmlu": {"num_fewshot": 5, "limit": None},
+            },
+            "chat_template": False,
+            "max_length": 4096,
+            "quantization": {"bits": 4, "double_quant": True, "compute_dtype": "float16"},
+            "lm_eval": "1.2.3",
+            "model_sha256": f"sha-of-{model}",
+        }
         (folder / "results.json").write_text(json.dumps(results))
         table = pyarrow.table({"id": ["a"], "prompt": ["你好"], "reply": [reply], "language": ["x"]})
         pyarrow.parquet.write_table(table, folder / "replies.parquet")
-    (tmp_path / "card").mkdir()
-    (tmp_path / "card/README.md").write_text("---\ntags: []\n---\n# Tuned\n\n## Scores\n\nLater.\n")
-    return {path.name: path for path in tmp_path.iterdir()}
-
-
-def gather(outputs: dict[str, Path], out: Path) -> dict:
-    metrics = {name: outputs[name] / "metrics.json" for name in ("clean", "format", "merge")}
-    folders = {model: outputs[model] for model in ("base", "tuned")}
-    cards = {"model_card.md": outputs["card"] / "README.md"}
-    return write_report(
-        metrics["clean"], metrics["format"], outputs["sft"], metrics["merge"], folders, cards, out
+        table = pyarrow.table(
+            {
+                "kind": ["medical"],
+                "number": [1],
+                "round": [1],
+                "prompt": ["我肚子疼"],
+                "reply": [reply],
+                "language": ["x"],
+            }
+        )
+        pyarrow.parquet.write_table(table, folder / "prompts.parquet")
+        names = {"task": ["ceval", "mmlu", "cmmlu", "cmmlu"], "subject": ["law"] * 4, "id": [0, 0, 0, 1]}
+        table = pyarrow.table(names | {"prediction": list(answers), "target": list("ABCD")})
+        pyarrow.parquet.write_table(table, folder / "questions.parquet")
+    for name, files in (("mmlu", [{"path": "a.csv", "sha256": "0", "bytes": 1200}]),):
+        folder = Path("raw/benchmark", name)
+        folder.mkdir(parents=True)
+        content = {"source": name, "uri": "hf://some/mmlu", "licence": "MIT", "files": files}
+        (folder / "manifest.json").write_text(json.dumps(content))
+    Path("dvc.lock").write_text(LOCK)
+    return Outputs(
+        clean=Path("clean/metrics.json"),
+        format=Path("format/metrics.json"),
+        sft=Path("sft"),
+        merge=Path("merge/metrics.json"),
+        models={"base": Path("base"), "tuned": Path("tuned")},
+        raw=Path("raw"),
+        lock=Path("dvc.lock"),
     )
 
 
-def test_the_tables_hold_what_the_stages_measured(outputs, tmp_path: Path):
-    out = tmp_path / "metrics"
-    gather(outputs, out)
-    scores = json.loads((out / "eval.json").read_text())
+def gather(outputs: Outputs) -> dict:
+    return write_report(outputs, Path("metrics"), Path("REPORT.md"), Path("report.html"))
+
+
+def cells(text: str) -> list[list[str]]:
+    """Rows of all tables of a Markdown page."""
+    return [
+        [cell.strip().replace("\\", "") for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_the_tables_hold_what_the_stages_measured(outputs: Outputs):
+    gather(outputs)
+    scores = json.loads(Path("metrics/eval.json").read_text())
     assert scores["base"]["ceval"] == SCORE
-    assert "subjects" not in scores["base"]
-    assert "ceval_law,tuned,0.5000,8" in (out / "subjects.csv").read_text()
-    assert (out / "accuracy.csv").read_text().splitlines()[1] == "ceval base,base,0.5000,0.1000,8"
-    table = ["topic,rows", '"society, law and politics",5', '"food",2', '"health",2']
-    assert (out / "topics.csv").read_text().splitlines() == table
-    assert (out / "loss.csv").read_text() == "step,loss\n1,2.0\n"
+    assert not {"subjects", "protocol"} & scores["base"].keys()
+    assert scores["tuned"]["prompts"] == REPLIES | {"n": 1}
+    assert "ceval_law,tuned,0.5000,8" in Path("metrics/subjects.csv").read_text()
+    assert "mmlu_stem,tuned,0.5000,0.1000,8" in Path("metrics/categories.csv").read_text()
+    assert Path("metrics/accuracy.csv").read_text().splitlines()[1] == "ceval base,base,0.5000,0.1000,8"
+    assert Path("metrics/loss.csv").read_bytes() == Path("sft/curve.csv").read_bytes()
 
 
-def test_a_reply_cannot_open_markup_of_its_own(outputs, tmp_path: Path):
-    gather(outputs, tmp_path / "metrics")
-    page = (tmp_path / "metrics/replies.md").read_text()
-    assert "Hello \\| \\*there\\*" in page
+def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outputs):
+    gather(outputs)
+    text = Path("REPORT.md").read_text(encoding="utf-8")
+    rows = cells(text)
+    for row in (
+        ["held-out loss, nats a token", "2.0000", "2.0000", ""],
+        ["zh_reply_rate, fixed prompts", "0.25", "0.25", ""],
+        ["medical", "1", "0.25", "0.25", "0.12", "0.12", "0.50", "0.50", "20", "20"],
+        ["我肚子疼", "Hello | *there*", "你好 # 标题"],
+        ["alpaca_data_zh_51k", "51,461", "0", "77", "0", "66", "0"],
+        ["my_chats", "-", "-", "1,234", "9", "5", "4"],
+        ["total", "141,345", "35,333", "1,311", "9", "71", "4"],
+        ["this run, tuned", "50.00 ± 10.00", "50.00 ± 10.00", "50.00 ± 10.00", "measured"],
+        ["Aurora", "51.9", "67.74", "49.69", "quoted"],
+        ["mmlu_stem", "57.53", "50.00 ± 10.00", "50.00 ± 10.00", "8"],
+        ["mmlu_humanities", "63.34", "-", "-", "-"],
+        ["inference", "25", "-", "-"],
+        ["weights of Mixtral-8x7B in these bits", "-", "23.000", "-"],
+        ["weights of this run's model", "-", "0.500", "0.250"],
+        ["training: peak_memory", "-", "-", "3.000"],
+        ["drift.largest_logit", "0.0625"],
+        ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", "00112233445566778899aabbccddeeff.dir"],
+        ["base", "stage", "", "", "0123456789abcdef0123456789abcdef.dir"],
+        ["merge/metrics.json", "stage", "", "", md5("merge/metrics.json")],
+    ):
+        assert row in rows, row
+    # One of three answers right, then all: CMMLU gains both of its two questions.
+    assert any(row[0] == "CMMLU, accuracy in %" and row[3].startswith("+100.00 (") for row in rows)
+    assert "MMLU 8 questions (the first 7 of each subject), 4 shots" in text
+    assert "sha-of-base" in text and "ffffffff" not in text
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3 and "Chinese-Alpaca-2-7B" in page and "67.74" in page
+    for name in ("topics", "subjects", "loss"):
+        picture = Path(f"metrics/pictures/{name}.svg").read_text(encoding="utf-8")
+        ElementTree.fromstring(picture)
+        assert picture.strip() in page and f"(metrics/pictures/{name}.svg)" in text
+
+
+def md5(path: str) -> str:
+    return hashlib.md5(Path(path).read_bytes()).hexdigest()
+
+
+def test_every_number_of_the_paper_stands_in_the_report_and_is_marked(outputs: Outputs):
+    gather(outputs)
+    rows = cells(Path("REPORT.md").read_text(encoding="utf-8"))
+    paper = read_paper()
+    assert len(paper["table_3"]) == 23
+    for row in paper["table_3"]:
+        quoted = [row["model"], *(f"{row[name]:g}" for name in ("ceval", "mmlu", "cmmlu")), "quoted"]
+        assert quoted in rows
+    assert sum(row[-1] == "measured" and len(row) == 5 for row in rows) == 2
+    sizes = {name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").sources.items()}
+    for row in paper["table_2"]:  # the pins of the profile say the same
+        assert sizes[row["name"]] == row["single_round"] + row["multiple_rounds"]
+
+
+def test_equal_inputs_give_equal_bytes(outputs: Outputs):
+    def snapshot() -> dict[Path, bytes]:
+        files = [path for path in Path("metrics").rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in (*files, Path("REPORT.md"), Path("report.html"))}
+
+    gather(outputs)
+    before = snapshot()
+    gather(outputs)
+    assert snapshot() == before
+    assert not [path for path in before if str(Path.cwd()).encode() in before[path]]
+
+
+def test_without_a_lock_file_folders_have_no_hash(outputs: Outputs):
+    outputs.lock.unlink()
+    gather(outputs)
+    rows = cells(Path("REPORT.md").read_text(encoding="utf-8"))
+    assert ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", "-"] in rows
+
+
+def test_a_reply_cannot_open_markup_of_its_own(outputs: Outputs):
+    gather(outputs)
+    page = Path("metrics/replies.md").read_text(encoding="utf-8")
+    assert page.count("Hello \\| \\*there\\*") == 2  # to a fixed prompt and to a held-out one
     assert "\n# 标题" not in page
+    assert page.index("## medical, fixed prompts") < page.index("## Held-out prompts")
 
 
-def test_a_missing_or_unlike_output_names_its_stage(outputs, tmp_path: Path):
-    (outputs["sft"] / "curve.csv").unlink()
+def test_a_missing_or_unlike_output_names_its_stage(outputs: Outputs):
+    Path("sft/curve.csv").unlink()
     with pytest.raises(DataError, match=r"curve\.csv: not found; it is written by: dvc repro sft"):
-        gather(outputs, tmp_path / "metrics")
-    (outputs["sft"] / "curve.csv").write_text("step\n")
+        gather(outputs)
+    Path("sft/curve.csv").write_text("step\n")
     table = pyarrow.table({"id": ["b"], "prompt": ["x"], "reply": ["y"], "language": ["x"]})
-    pyarrow.parquet.write_table(table, outputs["tuned"] / "replies.parquet")
+    pyarrow.parquet.write_table(table, "tuned/replies.parquet")
     with pytest.raises(DataError, match="answer different prompts"):
-        gather(outputs, tmp_path / "metrics")
-    assert not (tmp_path / "metrics").exists()
+        gather(outputs)
+    results = json.loads(Path("tuned/results.json").read_text())
+    del results["memory"]
+    Path("tuned/results.json").write_text(json.dumps(results))
+    with pytest.raises(
+        DataError, match=r"tuned/results\.json: no 'memory'; write it again by: dvc repro -f eval@tuned"
+    ):
+        gather(outputs)
+    assert not Path("metrics").exists() and not Path("REPORT.md").exists()
+
+
+def test_a_broken_lock_file_is_one_line(outputs: Outputs):
+    outputs.lock.write_text("[")
+    arguments = ["--clean", "clean/metrics.json", "--format", "format/metrics.json", "--sft", "sft"]
+    arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned", "--raw", "raw"]
+    arguments += ["--lock", "dvc.lock", "--out", "metrics", "--report", "REPORT.md", "--page", "report.html"]
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 1 and not found.stdout
+    assert found.stderr.startswith("error: dvc.lock: not a lock file") and found.stderr.count("\n") == 1
+    outputs.lock.write_text(LOCK)
+    assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
 def test_a_benchmark_that_was_not_run_has_no_bar():
