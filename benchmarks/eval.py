@@ -197,7 +197,11 @@ def build_config():
 
 
 def part_decode(threads: int) -> dict:
-    """Tokens a second of greedy decoding: ours, transformers' in the same batches, and one by one."""
+    """Tokens a second of greedy decoding: ours, transformers' in the same batch, and one by one.
+
+    Once every reply is cut off at its longest, and once each ends where the model says so: the row of </s> in the
+    head is made larger until that happens at a place of its own in each reply.
+    """
     import torch
 
     from aurora.replies import generate
@@ -215,27 +219,42 @@ def part_decode(threads: int) -> dict:
     for row, tokens in enumerate(prompts):
         ids[row, width - len(tokens) :] = torch.tensor(tokens)
         mask[row, width - len(tokens) :] = 1
-    settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
-    speeds: dict[str, float] = {}
-    # Replies end at different lengths: an end token that each row meets at another place.
-    free = generate(model, prompts, new, -1)
-    ends = [tokens[min(new - 1, 6 + 3 * row)] for row, tokens in enumerate(free)]
-    end = max(set(ends), key=ends.count)
+
+    def ended(rows, stop: int) -> list[list[int]]:
+        return [tokens[: tokens.index(stop)] if stop in tokens else tokens for tokens in map(list, rows)]
+
+    def batched(stop: int) -> list[list[int]]:
+        settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0}
+        return ended(model.generate(ids, attention_mask=mask, **settings)[:, width:].tolist(), stop)
+
+    def one_by_one(stop: int) -> list[list[int]]:
+        settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0}
+        rows = [
+            model.generate(torch.tensor([tokens]), **settings)[0, len(tokens) :].tolist()
+            for tokens in prompts
+        ]
+        return ended(rows, stop)
+
     runs = {
         "ours": lambda stop: generate(model, prompts, new, stop),
-        "transformers, batched": lambda stop: model.generate(
-            ids, attention_mask=mask, **settings | {"eos_token_id": stop}
-        ),
-        "transformers, one by one": lambda stop: [
-            model.generate(torch.tensor([tokens]), **settings | {"eos_token_id": stop}) for tokens in prompts
-        ],
+        "transformers, batched": batched,
+        "transformers, one by one": one_by_one,
     }
-    for name, run in runs.items():
-        run(-1)
-        start = time.perf_counter()
-        run(-1)
-        speeds[name] = len(prompts) * new / (time.perf_counter() - start)
-    return {"speeds": speeds, "end": end}
+    generate(model, prompts, 2, -1)  # the first call is slower
+    found = {}
+    for stop in (-1, model.config.eos_token_id):
+        if stop > 0:
+            with torch.no_grad():
+                model.lm_head.weight[stop] *= 2.5
+        replies, speeds = {}, {}
+        for name, run in runs.items():
+            start = time.perf_counter()
+            replies[name] = run(stop)
+            speeds[name] = sum(map(len, replies[name])) / (time.perf_counter() - start)
+        lengths = [len(tokens) for tokens in replies["ours"]]
+        equal = all(rows == replies["ours"] for rows in replies.values())
+        found[f"{min(lengths)} to {max(lengths)} tokens each"] = {"speeds": speeds, "equal": equal}
+    return found
 
 
 def in_process(part: str, arguments: argparse.Namespace) -> dict:
@@ -251,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=48, help="questions a subject")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("backends", "overhead", "decode"), help="One of the three tables.")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if "AURORA_REAL_DATA" not in os.environ:
@@ -265,6 +285,14 @@ def main() -> None:
         }
         print(json.dumps(parts[arguments.part]()))
         return
+    tables = {"backends": print_backends, "overhead": print_overhead, "decode": print_decode}
+    for name, table in tables.items():
+        if arguments.only in (None, name):
+            table(arguments)
+
+
+def print_backends(arguments: argparse.Namespace) -> None:
+    """Stock and ours, each in its process, one after the other."""
     ours, stock = (in_process(part, arguments) for part in ("ours", "stock"))
     print(
         f"{ours['questions']} questions, {ours['parameters'] / 1e6:.0f} million parameters, stock at batch size "
@@ -293,15 +321,24 @@ def main() -> None:
     ]
     changed = sum(one != other for one, other in zip(*letters, strict=True))
     print(f"largest difference of a log-probability {max(gaps):.1e}; answers changed: {changed}")
+
+
+def print_overhead(arguments: argparse.Namespace) -> None:
+    """The full suite without a model."""
     full = in_process("overhead", arguments)
     print(
         f"\nCPU work of the full suite, model stubbed: {full['questions']:,} questions in {full['wall']:.1f} s "
         f"({full['processor']:.1f} s of processor), {full['tokens']:,} tokens to forward"
     )
-    print("\ngreedy decoding, 16 prompts, 48 tokens each")
-    speeds = in_process("decode", arguments)["speeds"]
-    for name, speed in speeds.items():
-        print(f"{name:26}{speed:8.1f} tokens/s{speeds['ours'] / speed:8.2f}x")
+
+
+def print_decode(arguments: argparse.Namespace) -> None:
+    """Greedy decoding, cut off and ended."""
+    for lengths, decoded in in_process("decode", arguments).items():
+        print(f"\ngreedy decoding, 16 prompts, replies of {lengths}; equal tokens in all: {decoded['equal']}")
+        speeds = decoded["speeds"]
+        for name, speed in speeds.items():
+            print(f"{name:26}{speed:8.1f} tokens/s; ours is {speeds['ours'] / speed:.2f}x of it")
 
 
 if __name__ == "__main__":

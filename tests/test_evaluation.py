@@ -265,6 +265,7 @@ def test_a_model_of_another_family_ends_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.minutes
 def test_mistakes_are_found_before_the_model_is_loaded(
     place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
