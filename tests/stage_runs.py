@@ -1,6 +1,7 @@
 """Stages run by the commands that dvc.yaml holds, in a folder of the test's own, without DVC."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ def stages(folder: Path, *names: str, under: tuple[str, ...] = ()) -> None:
         if key:
             model = entry["foreach"][key]["model"]
             command = command.replace("${key}", key).replace("${item.model}", model)
+        for word in command.split():
+            if word.startswith("samples/"):
+                (folder / word).parent.mkdir(exist_ok=True)
+                shutil.copy(ROOT / word, folder / word)
         run(folder, *command.split()[1:], under=under)
 
 

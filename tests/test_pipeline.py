@@ -52,5 +52,8 @@ def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_pa
             "cmmlu": 67,
         }
         assert 0 <= scores[model]["zh_reply_rate"] <= 1
-    text = "".join(path.read_text() for path in (tmp_path / "metrics").iterdir())
-    assert str(tmp_path) not in text
+    tracked = [path for path in (tmp_path / "metrics").rglob("*") if path.is_file()]
+    tracked += [tmp_path / "REPORT.md", tmp_path / "data/report/report.html"]
+    assert not [path for path in tracked if str(tmp_path).encode() in path.read_bytes()]
+    page = (tmp_path / "metrics/pictures/subjects.svg").read_text()
+    assert page.count("<circle") == 2 * 176 + 2  # and the legend
