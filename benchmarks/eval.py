@@ -20,7 +20,7 @@ from pathlib import Path
 
 NAMES = ("ceval", "mmlu", "cmmlu")
 BATCH_SIZES = (1, 2, 4, 8)
-TRIAL = 16  # questions on which a batch size is tried
+TRIAL = 8  # questions on which a batch size is tried
 
 
 def build_model():
