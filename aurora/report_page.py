@@ -144,29 +144,36 @@ def _loss(found: Gathered) -> list[Block]:
 
 
 def _merge(found: Gathered) -> list[Block]:
-    rows = [(name, text) for name, text in _flat(found.merge)]
-    return [
-        Heading("Merge"),
-        Paragraph("What merge counted and measured of its own work."),
-        Table(("measure", "value"), rows, frozenset({1})),
-    ]
+    counts = {name: value for name, value in found.merge.items() if name != "drift"}
+    rows = [(name, _number(value)) for name, value in counts.items()]
+    blocks = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
+    drift = found.merge.get("drift")
+    if drift:
+        pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}
+        columns = list(next(iter(pairs.values()), {}))
+        told = ", ".join(f"{name} {_number(value)}" for name, value in drift.items() if name not in pairs)
+        blocks += [
+            Heading("Drift of the merge"),
+            Paragraph(
+                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_itself is what the "
+                "adapter changes in that base, the measure for the other rows."
+            ),
+            Table(
+                ("model", *columns),
+                [
+                    (name, *(_number(values.get(column, "-")) for column in columns))
+                    for name, values in pairs.items()
+                ],
+                frozenset(range(1, len(columns) + 1)),
+            ),
+        ]
+    return blocks
 
 
-def _flat(values: Mapping, above: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{above}{name}.")
-        else:
-            text = (
-                f"{value:,}"
-                if type(value) is int
-                else f"{value:.6g}"
-                if isinstance(value, float)
-                else str(value)
-            )
-            rows.append((above + name, text))
-    return rows
+def _number(value: object) -> str:
+    if type(value) is int:
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _inputs(found: Gathered) -> list[Block]:

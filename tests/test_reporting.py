@@ -62,7 +62,10 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     for name, content in (
         ("clean", CLEAN),
         ("format", {"rows": 1}),
-        ("merge", {"shards": 2, "drift": {"largest_logit": 0.0625}}),
+        (
+            "merge",
+            {"shards": 2, "drift": {"rows": 4, "merged_4_bits": {"mean": 0.0625, "top1_agreement": 0.75}}},
+        ),
         ("sft", {"rows": 1, "peak_memory": 3 * 2**30}),
     ):
         Path(name).mkdir()
@@ -167,7 +170,8 @@ def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outp
         ["weights of Mixtral-8x7B in these bits", "-", "23.000", "-"],
         ["weights of this run's model", "-", "0.500", "0.250"],
         ["training: peak_memory", "-", "-", "3.000"],
-        ["drift.largest_logit", "0.0625"],
+        ["shards", "2"],
+        ["merged_4_bits", "0.0625", "0.75"],
         ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", "00112233445566778899aabbccddeeff.dir"],
         ["base", "stage", "", "", "0123456789abcdef0123456789abcdef.dir"],
         ["merge/metrics.json", "stage", "", "", md5("merge/metrics.json")],
