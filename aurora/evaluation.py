@@ -84,6 +84,8 @@ def evaluate(
     write_parquet(out / "replies.parquet", replies)
     write_parquet(out / "prompts.parquet", answers)
     memory.forget()
+    if torch.cuda.is_available():  # to the log alone: a run that was killed and goes on has another peak
+        print(f"peak on the card: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB", file=sys.stderr)
     return results | {"replies": len(replies)}
 
 

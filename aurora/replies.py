@@ -44,10 +44,12 @@ def answer_prompts(
     """
     import pyarrow
 
-    prompts = chinese_prompts(rows, params.prompts, max_length - params.max_new_tokens)
+    most = max_length - params.max_new_tokens
+    prompts = chinese_prompts(rows, params.prompts, most)
     if not prompts:
         raise DataError(
-            f"{rows}: no prompt is Chinese, so there is nothing to reply to; raise format.held_out"
+            f"{rows}: no prompt of up to {most} tokens is Chinese, so there is nothing to reply to; "
+            "raise format.held_out, or lower eval.replies.max_new_tokens"
         )
     replies = greedy_replies(model, tokenizer, prompts, params.max_new_tokens, params.batch_size, memory)
     table = pyarrow.table(

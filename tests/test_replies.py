@@ -154,7 +154,7 @@ def test_prompts_are_chinese_and_in_order_of_id(tmp_path: Path) -> None:
 
 def test_no_chinese_prompt_is_an_error(tmp_path: Path) -> None:
     path = held_out(tmp_path / "held_out.parquet", [row("a", "Who are you?")])
-    with pytest.raises(DataError, match="no prompt is Chinese"):
+    with pytest.raises(DataError, match="no prompt of up to 98 tokens is Chinese"):
         answer_prompts(tiny_model(), None, path, Replies(prompts=2, max_new_tokens=2, batch_size=2), 100)
 
 
