@@ -39,7 +39,7 @@ def build_model():
         num_local_experts=8,
         num_experts_per_tok=2,
         max_position_embeddings=4096,
-        initializer_range=0.08,
+        initializer_range=0.04,
         bos_token_id=1,
         eos_token_id=2,
     )
