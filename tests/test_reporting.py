@@ -114,12 +114,15 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         content = {"source": name, "uri": "hf://some/mmlu", "licence": "MIT", "files": files}
         (folder / "manifest.json").write_text(json.dumps(content))
     Path("dvc.lock").write_text(LOCK)
+    Path("card").mkdir()
+    Path("card/README.md").write_text("---\ntags: []\n---\n# Tuned\n\n## Scores\n\nLater.\n")
     return Outputs(
         clean=Path("clean/metrics.json"),
         format=Path("format/metrics.json"),
         sft=Path("sft"),
         merge=Path("merge/metrics.json"),
         models={"base": Path("base"), "tuned": Path("tuned")},
+        cards={"adapter_card.md": Path("card/README.md"), "model_card.md": Path("card/README.md")},
         raw=Path("raw"),
         lock=Path("dvc.lock"),
     )
@@ -147,6 +150,7 @@ def test_the_tables_hold_what_the_stages_measured(outputs: Outputs):
     assert "ceval_law,tuned,0.5000,8" in Path("metrics/subjects.csv").read_text()
     assert "mmlu_stem,tuned,0.5000,0.1000,8" in Path("metrics/categories.csv").read_text()
     assert Path("metrics/accuracy.csv").read_text().splitlines()[1] == "ceval base,base,0.5000,0.1000,8"
+    assert "0.5000 ± 0.1000" in Path("metrics/model_card.md").read_text(encoding="utf-8")
     assert Path("metrics/loss.csv").read_bytes() == Path("sft/curve.csv").read_bytes()
 
 
@@ -257,6 +261,7 @@ def test_a_broken_lock_file_is_one_line(outputs: Outputs):
     outputs.lock.write_text("[")
     arguments = ["--clean", "clean/metrics.json", "--format", "format/metrics.json", "--sft", "sft"]
     arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned", "--raw", "raw"]
+    arguments += ["--adapter-card", "card/README.md", "--model-card", "card/README.md"]
     arguments += ["--lock", "dvc.lock", "--out", "metrics", "--report", "REPORT.md", "--page", "report.html"]
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 1 and not found.stdout
