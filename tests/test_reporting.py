@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from aurora.errors import DataError
 from aurora.params import load_params
@@ -272,3 +273,22 @@ def test_a_broken_lock_file_is_one_line(outputs: Outputs):
 
 def test_a_benchmark_that_was_not_run_has_no_bar():
     assert accuracy_table({"base": {"mmlu": SCORE}, "tuned": {"mmlu": SCORE}}).count("\n") == 3
+
+
+def test_every_plot_of_what_report_writes_has_its_columns_and_template(outputs: Outputs):
+    gather(outputs)
+    content = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    written = {next(iter(out)) for out in content["stages"]["report"]["outs"] if isinstance(out, dict)}
+    assert written == {path for path in written if Path(path).exists()}
+    seen = set()
+    for plot in content["plots"]:
+        ((_, settings),) = plot.items()
+        if settings["template"] not in ("linear", "bar_horizontal"):
+            json.loads((ROOT / f".dvc/plots/{settings['template']}.json").read_text(encoding="utf-8"))
+        for axis in (settings["x"], settings["y"]):
+            for file, columns in axis.items() if isinstance(axis, dict) else ():
+                header = Path(file).read_text(encoding="utf-8").splitlines()[0].split(",")
+                assert file in written
+                assert set([columns] if isinstance(columns, str) else columns) <= set(header)
+                seen.add(file)
+    assert {"metrics/accuracy.csv", "metrics/categories.csv", "metrics/subjects.csv"} <= seen
