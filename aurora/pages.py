@@ -46,7 +46,7 @@ class Picture:
 Block = Heading | Paragraph | Table | Picture
 
 
-def one_line(text: str) -> str:
+def escaped(text: str) -> str:
     """Text within a Markdown paragraph or cell, where it can open no heading, table or markup of its own."""
     flat = " ".join(text.split())
     for mark in "\\`*_[]<>#|~$":
@@ -60,14 +60,14 @@ def markdown(blocks: Sequence[Block], pictures: str) -> str:
     for block in blocks:
         match block:
             case Heading(text, level):
-                parts.append(f"{'#' * level} {one_line(text)}")
+                parts.append(f"{'#' * level} {escaped(text)}")
             case Paragraph(text):
-                parts.append(one_line(text))
+                parts.append(escaped(text))
             case Picture(file, _, text):
-                parts.append(f"![{one_line(text)}]({pictures}/{file})")
+                parts.append(f"![{escaped(text)}]({pictures}/{file})")
             case Table(header, rows, numbers):
                 rule = ["---:" if index in numbers else "---" for index in range(len(header))]
-                lines = [[one_line(cell) for cell in row] for row in (header, *rows)]
+                lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
                 lines.insert(1, rule)
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ from aurora.comparison import read_questions
 from aurora.errors import DataError
 from aurora.gathered import MODELS, NAMES, Gathered
 from aurora.model_card import with_scores
-from aurora.pages import Picture, html, markdown, one_line
+from aurora.pages import Picture, escaped, html, markdown
 from aurora.report_page import report_blocks
 from aurora.store import read_json, read_parquet, replacing, write_json, write_text
 
@@ -107,7 +107,7 @@ def replies_page(prompts: dict[str, list[dict]], held_out: dict[str, list[dict]]
     for base, tuned in zip(*(prompts[model] for model in MODELS), strict=True):
         if base["kind"] != kind:
             kind = base["kind"]
-            lines += ["", f"## {one_line(kind)}, fixed prompts"]
+            lines += ["", f"## {escaped(kind)}, fixed prompts"]
         again = f", round {base['round']}" if base["round"] > 1 else ""
         lines += _pair(f"{base['number']}{again}", base, tuned)
     lines += ["", "## Held-out prompts"]
@@ -117,9 +117,9 @@ def replies_page(prompts: dict[str, list[dict]], held_out: dict[str, list[dict]]
 
 
 def _pair(number: str, base: dict, tuned: dict) -> list[str]:
-    lines = ["", f"### {number}. {one_line(base['prompt'])}"]
+    lines = ["", f"### {number}. {escaped(base['prompt'])}"]
     for model, row in (("base", base), ("tuned", tuned)):
-        lines += ["", f"**{model}** ({row['language']}): {one_line(row['reply']) or '(empty)'}"]
+        lines += ["", f"**{model}** ({row['language']}): {escaped(row['reply']) or '(empty)'}"]
     return lines
 
 
