@@ -1,21 +1,16 @@
 """Two evaluations question by question: what changed, and whether chance alone would explain it."""
 
-import io
 import math
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy
 
 from aurora.errors import DataError, one_line
+from aurora.revisions import is_revision, read_revision, stage_folders
 from aurora.store import read_parquet
-
-if TYPE_CHECKING:
-    import pyarrow
 
 KEY = ("task", "subject", "id")
 COLUMNS = (*KEY, "prediction", "target")
@@ -122,7 +117,7 @@ def read_questions(place: str, model: str = "tuned") -> dict[tuple, tuple[str, s
                 f"{place}: no such folder, and no instance of eval or revision of git; "
                 "give a folder of eval, base, tuned, a revision, or REVISION:FOLDER"
             )
-        table = _read_revision(revision, path)
+        table = read_revision(revision, path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise DataError(f"{place}: questions.parquet has no column '{missing[0]}'; run dvc repro -f eval")
@@ -131,49 +126,6 @@ def read_questions(place: str, model: str = "tuned") -> dict[tuple, tuple[str, s
     if len(questions) < len(table):
         raise DataError(f"{place}: a question stands there twice; run dvc repro -f eval")
     return questions
-
-
-def stage_folders(path: Path = Path("dvc.yaml")) -> dict[str, str]:
-    """The output folder of each instance of the eval stage, by its key; nothing where there is no such stage."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        stage = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"]["eval"]
-        return {key: stage["do"]["outs"][0].replace("${key}", key) for key in stage["foreach"]}
-    except FileNotFoundError:
-        return {}
-    except (YAMLError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError):
-        raise DataError(
-            f"{path}: has no stage eval with a folder for each model; restore it from git"
-        ) from None
-
-
-def is_revision(name: str) -> bool:
-    """Whether git knows a commit of this name here."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"],
-        capture_output=True,
-        check=False,
-    )
-    return done.returncode == 0
-
-
-def _read_revision(revision: str, folder: str) -> "pyarrow.Table":
-    import dvc.api
-    import pyarrow.parquet
-    from dvc.exceptions import DvcException
-    from dvc_data.index import DataIndexDirError
-    from scmrepo.exceptions import SCMError
-
-    path = f"{folder}/questions.parquet"
-    try:
-        with dvc.api.open(path, rev=revision, mode="rb") as file:
-            return pyarrow.parquet.read_table(io.BytesIO(file.read()))
-    except (DvcException, DataIndexDirError, SCMError, OSError) as error:
-        raise DataError(
-            f"{revision}:{path}: not to be had from DVC ({error}); run dvc fetch --all-commits, or check the revision"
-        ) from None
 
 
 def compare_questions(before: dict, after: dict) -> tuple[list[Difference], list[Difference], list[tuple]]:
