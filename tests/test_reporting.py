@@ -287,8 +287,9 @@ def test_every_plot_of_what_report_writes_has_its_columns_and_template(outputs: 
             json.loads((ROOT / f".dvc/plots/{settings['template']}.json").read_text(encoding="utf-8"))
         for axis in (settings["x"], settings["y"]):
             for file, columns in axis.items() if isinstance(axis, dict) else ():
+                if file not in written:  # another stage's
+                    continue
                 header = Path(file).read_text(encoding="utf-8").splitlines()[0].split(",")
-                assert file in written
                 assert set([columns] if isinstance(columns, str) else columns) <= set(header)
                 seen.add(file)
     assert {"metrics/accuracy.csv", "metrics/categories.csv", "metrics/subjects.csv"} <= seen
