@@ -40,7 +40,7 @@ CLEAN = {
         "single_round": 71,
         "multiple_rounds": 4,
     },
-    "topics": {"food": 3, "computer": 10},
+    "topics": {"food": 3, "society, law": 3, "computer": 10},
 }
 LOCK = """schema: '2.0'
 stages:
@@ -152,6 +152,8 @@ def test_the_tables_hold_what_the_stages_measured(outputs: Outputs):
     assert "mmlu_stem,tuned,0.5000,0.1000,8" in Path("metrics/categories.csv").read_text()
     assert Path("metrics/accuracy.csv").read_text().splitlines()[1] == "ceval base,base,0.5000,0.1000,8"
     assert "0.5000 ± 0.1000" in Path("metrics/model_card.md").read_text(encoding="utf-8")
+    table = ["topic,rows", '"computer",10', '"food",3', '"society, law",3']
+    assert Path("metrics/topics.csv").read_text().splitlines() == table
     assert Path("metrics/loss.csv").read_bytes() == Path("sft/curve.csv").read_bytes()
 
 
