@@ -177,22 +177,21 @@ def _number(value: object) -> str:
 
 
 def _inputs(found: Gathered) -> list[Block]:
-    rows = []
+    left, rows = dict(found.hashes), []
     for manifest in found.inputs:
         size = sum(file["bytes"] for file in manifest["files"])
-        path = manifest["path"]
-        rows.append((path, manifest["uri"], manifest["licence"], f"{size:,}", found.hashes.get(path, "-")))
-    fetched = {manifest["path"] for manifest in found.inputs}
-    others = [(path, "stage", "", "", digest) for path, digest in found.hashes.items() if path not in fetched]
+        path = next(path for path in (manifest["path"], f"{manifest['path']}/manifest.json") if path in left)
+        rows.append((path, manifest["uri"], manifest["licence"], f"{size:,}", left.pop(path)))
+    rows += [(path, "stage", "", "", digest) for path, digest in left.items()]
     return [
         Heading("Inputs"),
         Paragraph(
-            "DVC's hash of each input, as dvc.lock holds it; a folder's ends in .dir. A hyphen stands where DVC has "
-            "recorded none. SHA-256 over the files of the models: "
+            "The hash by which DVC knows each input; a folder's ends in .dir, and a model stands with its manifest, "
+            "which holds the SHA-256 of every file. SHA-256 over the files of the models: "
             + ", ".join(f"{m} {found.results[m]['protocol']['model_sha256']}" for m in MODELS)
             + "."
         ),
-        Table(("path", "origin", "licence", "bytes", "DVC hash"), rows + others, frozenset({3})),
+        Table(("path", "origin", "licence", "bytes", "DVC hash"), rows, frozenset({3})),
     ]
 
 

@@ -1,7 +1,6 @@
 """The small files that git tracks, gathered from the outputs of the stages before."""
 
 import csv
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from aurora.errors import DataError
 from aurora.gathered import MODELS, NAMES, Gathered
 from aurora.model_card import with_scores
 from aurora.pages import Picture, escaped, html, markdown
+from aurora.provenance import dvc_hash
 from aurora.report_page import report_blocks
 from aurora.store import read_json, read_parquet, replacing, write_json, write_text
 
@@ -29,7 +29,7 @@ class Outputs:
     models: dict[str, Path]  # folders of eval
     cards: dict[str, Path]  # model cards by the name of the file that each becomes, with the scores
     raw: Path  # folder of what was fetched
-    lock: Path  # dvc.lock
+    lengths: Path  # CSV of token lengths by source
 
 
 def evaluation(results: dict[str, dict]) -> dict:
@@ -161,33 +161,21 @@ def read_manifests(raw: Path) -> list[dict]:
     ]
 
 
-def read_hashes(outputs: Outputs, fetched: list[str]) -> dict[str, str]:
-    """DVC's hash of each input by its path: of folders as dvc.lock holds it, of a file the MD5 of its bytes.
-
-    Folders that dvc.lock does not list, or all where there is none, are left out.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    locked = {}
-    if outputs.lock.is_file():
-        try:
-            stages = YAML(typ="safe").load(outputs.lock.read_text(encoding="utf-8"))["stages"]
-            locked = {
-                out["path"]: out["md5"]
-                for stage in stages.values()
-                for out in stage.get("outs", ())
-                if "md5" in out
-            }
-        except (YAMLError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f"{outputs.lock}: not a lock file of DVC; restore it by: git checkout {outputs.lock}"
-            ) from None
-    folders = [*fetched, outputs.sft.as_posix(), *(folder.as_posix() for folder in outputs.models.values())]
-    hashes = {folder: locked[folder] for folder in folders if folder in locked}
-    for path in (outputs.clean, outputs.format, outputs.merge, *outputs.cards.values()):
-        hashes[path.as_posix()] = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    return hashes
+def read_hashes(outputs: Outputs, manifests: list[dict]) -> dict[str, str]:
+    """The hash by which DVC knows each input, by its path; of a model, which may have 90 GB, that of its manifest."""
+    paths = [
+        Path(manifest["path"]) / ("manifest.json" if manifest["kind"] == "model" else "")
+        for manifest in manifests
+    ]
+    paths += [
+        outputs.sft,
+        *outputs.models.values(),
+        outputs.clean,
+        outputs.format,
+        outputs.lengths,
+        outputs.merge,
+    ]
+    return {path.as_posix(): dvc_hash(path) for path in (*paths, *outputs.cards.values())}
 
 
 def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
@@ -203,6 +191,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         if not path.is_file():
             raise DataError(f"{path}: not found; it is written by: dvc repro merge")
     cards = {name: path.read_text(encoding="utf-8") for name, path in outputs.cards.items()}
+    if not outputs.lengths.is_file():
+        raise DataError(f"{outputs.lengths}: not found; it is written by: dvc repro format")
     metrics = {
         "clean": read_json(outputs.clean, "clean"),
         "format": read_json(outputs.format, "format"),
@@ -222,12 +212,13 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             prompts=prompts,
             curve=list(csv.DictReader(io.StringIO(curve_text))),
             inputs=manifests,
-            hashes=read_hashes(outputs, [manifest["path"] for manifest in manifests]),
+            hashes=read_hashes(outputs, manifests),
         )
     )
     for name, content in metrics.items():
         write_json(out / f"{name}.json", content)
     write_text(out / "loss.csv", curve_text)
+    write_text(out / "lengths.csv", outputs.lengths.read_text(encoding="utf-8"))
     write_text(out / "accuracy.csv", accuracy_table(results))
     write_text(out / "categories.csv", category_table(results))
     write_text(out / "subjects.csv", subject_table(results))

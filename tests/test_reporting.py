@@ -42,18 +42,6 @@ CLEAN = {
     },
     "topics": {"food": 3, "society, law": 3, "computer": 10},
 }
-LOCK = """schema: '2.0'
-stages:
-  fetch@mmlu:
-    outs:
-    - {path: raw/benchmark/mmlu, hash: md5, md5: 00112233445566778899aabbccddeeff.dir}
-  fetch@gone:
-    outs:
-    - {path: raw/benchmark/gone, hash: md5, md5: ffffffffffffffffffffffffffffffff.dir}
-  eval@base:
-    outs:
-    - {path: base, hash: md5, md5: 0123456789abcdef0123456789abcdef.dir}
-"""
 
 
 @pytest.fixture
@@ -109,12 +97,14 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         names = {"task": ["ceval", "mmlu", "cmmlu", "cmmlu"], "subject": ["law"] * 4, "id": [0, 0, 0, 1]}
         table = pyarrow.table(names | {"prediction": list(answers), "target": list("ABCD")})
         pyarrow.parquet.write_table(table, folder / "questions.parquet")
-    for name, files in (("mmlu", [{"path": "a.csv", "sha256": "0", "bytes": 1200}]),):
-        folder = Path("raw/benchmark", name)
+    for kind, name, size in (("benchmark", "mmlu", 1200), ("model", "base", 7)):
+        folder = Path("raw", kind, name)
         folder.mkdir(parents=True)
-        content = {"source": name, "uri": "hf://some/mmlu", "licence": "MIT", "files": files}
+        content = {"source": name, "kind": kind, "uri": f"hf://some/{name}", "licence": "MIT"}
+        content["files"] = [{"path": "a.csv", "sha256": "0", "bytes": size}]
         (folder / "manifest.json").write_text(json.dumps(content))
-    Path("dvc.lock").write_text(LOCK)
+    Path("raw/benchmark/mmlu/a.csv").write_bytes(b"question")
+    Path("format/lengths.csv").write_text("source,tokens,rows\nmine,64,1\n")
     Path("card").mkdir()
     Path("card/README.md").write_text("---\ntags: []\n---\n# Tuned\n\n## Scores\n\nLater.\n")
     return Outputs(
@@ -125,7 +115,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         models={"base": Path("base"), "tuned": Path("tuned")},
         cards={"adapter_card.md": Path("card/README.md"), "model_card.md": Path("card/README.md")},
         raw=Path("raw"),
-        lock=Path("dvc.lock"),
+        lengths=Path("format/lengths.csv"),
     )
 
 
@@ -179,8 +169,6 @@ def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outp
         ["training: peak_memory", "-", "-", "3.000"],
         ["shards", "2"],
         ["merged_4_bits", "0.0625", "0.75"],
-        ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", "00112233445566778899aabbccddeeff.dir"],
-        ["base", "stage", "", "", "0123456789abcdef0123456789abcdef.dir"],
         ["merge/metrics.json", "stage", "", "", md5("merge/metrics.json")],
     ):
         assert row in rows, row
@@ -226,11 +214,22 @@ def test_equal_inputs_give_equal_bytes(outputs: Outputs):
     assert not [path for path in before if str(Path.cwd()).encode() in before[path]]
 
 
-def test_without_a_lock_file_folders_have_no_hash(outputs: Outputs):
-    outputs.lock.unlink()
+def test_inputs_stand_with_the_hashes_of_dvc(outputs: Outputs):
     gather(outputs)
     rows = cells(Path("REPORT.md").read_text(encoding="utf-8"))
-    assert ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", "-"] in rows
+    files = [("a.csv", b"question"), ("manifest.json", Path("raw/benchmark/mmlu/manifest.json").read_bytes())]
+    listing = json.dumps([{"md5": hashlib.md5(text).hexdigest(), "relpath": name} for name, text in files])
+    folder = hashlib.md5(listing.encode()).hexdigest() + ".dir"
+    assert ["raw/benchmark/mmlu", "hf://some/mmlu", "MIT", "1,200", folder] in rows
+    manifest = hashlib.md5(Path("raw/model/base/manifest.json").read_bytes()).hexdigest()
+    assert ["raw/model/base/manifest.json", "hf://some/base", "MIT", "7", manifest] in rows
+    assert [
+        "clean/metrics.json",
+        "stage",
+        "",
+        "",
+        hashlib.md5(Path("clean/metrics.json").read_bytes()).hexdigest(),
+    ] in rows
 
 
 def test_a_reply_cannot_open_markup_of_its_own(outputs: Outputs):
@@ -260,17 +259,18 @@ def test_a_missing_or_unlike_output_names_its_stage(outputs: Outputs):
     assert not Path("metrics").exists() and not Path("REPORT.md").exists()
 
 
-def test_a_broken_lock_file_is_one_line(outputs: Outputs):
-    outputs.lock.write_text("[")
+def test_the_stage_takes_its_places_from_its_options(outputs: Outputs):
     arguments = ["--clean", "clean/metrics.json", "--format", "format/metrics.json", "--sft", "sft"]
     arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned", "--raw", "raw"]
     arguments += ["--adapter-card", "card/README.md", "--model-card", "card/README.md"]
-    arguments += ["--lock", "dvc.lock", "--out", "metrics", "--report", "REPORT.md", "--page", "report.html"]
+    arguments += ["--lengths", "format/lengths.csv", "--out", "metrics", "--report", "REPORT.md"]
+    arguments += ["--page", "report.html"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert Path("metrics/lengths.csv").read_bytes() == Path("format/lengths.csv").read_bytes()
+    Path("format/lengths.csv").unlink()
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 1 and not found.stdout
-    assert found.stderr.startswith("error: dvc.lock: not a lock file") and found.stderr.count("\n") == 1
-    outputs.lock.write_text(LOCK)
-    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert found.stderr == "error: format/lengths.csv: not found; it is written by: dvc repro format\n"
 
 
 def test_a_benchmark_that_was_not_run_has_no_bar():
