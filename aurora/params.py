@@ -225,6 +225,12 @@ class Sft(Section):
     """Rows a device and forward pass."""
     gradient_accumulation_steps: Count
     """Forward passes an optimiser step."""
+    processes: Count
+    """Processes, one a card, under `accelerate launch` where more than one; each holds the whole model (DDP)."""
+    effective_batch_size: Count
+    """Rows an optimiser step over all processes: must be the product of the three values above."""
+    accelerate_config: str | None
+    """File of `accelerate config` that names several machines, of which each has its own; null is this machine."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
     warmup_steps: Annotated[int, Field(ge=0)]
     """Optimiser steps of linear warm-up."""
@@ -254,8 +260,31 @@ class Sft(Section):
     save_total_limit: Count
     """Checkpoints kept."""
     threads: Count
-    """CPU threads of torch; part of the recipe because sums depend on it."""
+    """CPU threads of torch in each process; part of the recipe because sums depend on it."""
     lora: Lora
+
+    @model_validator(mode="after")
+    def _batch_and_intervals_agree(self) -> "Sft":
+        apart = self.per_device_train_batch_size * self.processes
+        product = apart * self.gradient_accumulation_steps
+        if product != self.effective_batch_size:
+            wanted, left = divmod(self.effective_batch_size, apart)
+            remedy = (
+                f"set gradient_accumulation_steps: {wanted}"
+                if wanted and not left
+                else f"make it a multiple of {apart}, or lower per_device_train_batch_size"
+            )
+            raise ValueError(
+                f"effective_batch_size is {self.effective_batch_size}, but per_device_train_batch_size"
+                f" {self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} x"
+                f" processes {self.processes} = {product}; {remedy}"
+            )
+        if self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}, so a resumed run"
+                f" would log other means; set it to {-(-self.save_steps // self.logging_steps) * self.logging_steps}"
+            )
+        return self
 
 
 class Drift(Section):

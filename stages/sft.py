@@ -1,12 +1,15 @@
 """sft: a LoRA adapter for the quantised base, trained on the rows of format."""
 
+import sys
 from pathlib import Path
 
 import click
 
 from aurora.errors import one_line
+from aurora.launching import check_workers, is_worker, launch
 from aurora.params import load_params
-from aurora.training import train, write_outcome
+from aurora.single_run import end_with_dvc, end_with_parent, single_run
+from aurora.training import SCRATCH, check_before, train
 
 
 @click.command()
@@ -18,12 +21,25 @@ from aurora.training import train, write_outcome
 def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
     """Fine-tune the base."""
     params = load_params()
-    metrics, curve = train(base, rows, adapter, params.sft, params.quantization)
-    write_outcome(out, metrics, curve)
-    print(
-        f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
-        f" -> {metrics['held_out_loss_last']:.3f}"
-    )
+    try:
+        if is_worker():
+            end_with_parent()
+            check_workers(params.sft)
+            line = train(base, rows, adapter, out, params)
+            if line:  # of the first process alone
+                print(line)
+            return
+        with single_run(SCRATCH / "lock"):
+            end_with_dvc()
+            check_before(base, rows, params)
+            if params.sft.processes > 1:
+                launch(params.sft, sys.argv[1:])
+            else:
+                print(train(base, rows, adapter, out, params))
+    except KeyboardInterrupt:
+        if not is_worker():
+            print("\nsft: interrupted; dvc repro goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""One process a card: the sft stage run again, as many times as sft.processes says, under `accelerate launch`."""
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from aurora.errors import ParamsError, ResourceError
+from aurora.params import Sft
+
+
+def is_worker() -> bool:
+    """Whether this process is one that `accelerate launch` has started."""
+    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def check_workers(sft: Sft) -> None:
+    """Raises ParamsError where the launcher has started another number of processes than params.yaml states."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != sft.processes:
+        raise ParamsError(
+            f"params.yaml: sft.processes is {sft.processes}, but {started} were started; the number is part of the"
+            " recipe, since the effective batch depends on it: let them agree"
+        )
+
+
+def launch(sft: Sft, options: list[str]) -> None:
+    """Runs `python -m stages.sft` with `options` in sft.processes processes under DistributedDataParallel.
+
+    Of all that `accelerate config` can set, only what names the machines is taken; the recipe stands in params.yaml.
+    Raises ResourceError if a process fails for a reason that it has not said itself, else exits as it did.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    arguments += ["--num_processes", str(sft.processes), "--num_cpu_threads_per_process", str(sft.threads)]
+    if sft.accelerate_config:
+        if not Path(sft.accelerate_config).is_file():
+            raise ParamsError(
+                f"params.yaml: sft.accelerate_config: {sft.accelerate_config} not found; write it by: accelerate"
+                f" config --config_file {sft.accelerate_config}, or set null for one machine"
+            )
+        arguments += ["--config_file", sft.accelerate_config]
+    else:
+        arguments += shlex.split("--num_machines 1 --machine_rank 0 --main_process_port 0 --gpu_ids all")
+    for name in ("torch.distributed.elastic", "torch.distributed.run", "accelerate"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args([*arguments, "-m", "stages.sft", *options]))
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        code = next(iter(error.failures.values())).exitcode
+        if code == 1:  # said in its own line
+            sys.exit(1)
+        raise ResourceError(
+            f"sft: a training process ended with status {code} (below 0: a signal); dvc repro goes on from the last"
+            " checkpoint"
+        ) from None
