@@ -7,7 +7,9 @@ import click
 COMMANDS = {
     "check": ("aurora.checking", "check"),
     "compare": ("aurora.comparison", "compare"),
+    "doctor": ("aurora.doctor", "doctor"),
     "inspect": ("aurora.inspection", "inspect"),
+    "plan": ("aurora.planning", "plan_command"),
     "preview": ("aurora.preview", "preview"),
     "sources": ("aurora.source_table", "sources"),
     "why": ("aurora.reasons", "why"),
