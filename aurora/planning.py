@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from itertools import pairwise
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import click
@@ -13,7 +13,7 @@ import click
 from aurora.checkpoint import meta_model
 from aurora.doctor import link_type
 from aurora.errors import DataError, ModelError, one_line
-from aurora.inspection import held_bytes
+from aurora.inspection import BYTES, held_bytes, largest_arrival
 from aurora.machine import GIB, machine
 from aurora.params import Params, load_params
 from aurora.plan import Plan, Rows, check, measure_rows, plan_of, read_speed
@@ -69,6 +69,16 @@ def shape_of(params: Params, base: Path):
         )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config), known
+
+
+def arrival_of(params: Params, skeleton, base: Path) -> int:
+    """Bytes of the largest dense tensor while loading; experts come one by one where the base is not fetched yet."""
+    if is_current("fetch@base"):
+        return largest_arrival(base, skeleton, params.quantization)
+    if params.quantization.bits != 4:
+        return 0
+    sizes = (prod(tensor.shape[-2:]) for tensor in skeleton.parameters())
+    return max(sizes) * BYTES[params.quantization.compute_dtype]
 
 
 def rows_of(params: Params, rows: Path) -> Rows:
@@ -152,7 +162,10 @@ def plan_command(tokens_per_second: float | None, memory_gib: float | None, as_j
     """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
     params, paths = load_params(), stage_paths()
     skeleton, where = shape_of(params, paths["base"])
-    plan = plan_of(params, skeleton, rows_of(params, paths["rows"]), disk_of(params, skeleton, paths))
+    arrival = arrival_of(params, skeleton, paths["base"])
+    plan = plan_of(
+        params, skeleton, arrival, rows_of(params, paths["rows"]), disk_of(params, skeleton, paths)
+    )
     measured = read_speed(paths["base"], params.sft.processes)
     speed = tokens_per_second or measured
     packed = held_bytes(skeleton, params.quantization.model_copy(update={"bits": 4}))

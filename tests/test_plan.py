@@ -22,7 +22,7 @@ from aurora.cli import main
 from aurora.errors import DataError, ResourceError
 from aurora.params import Params, load_params
 from aurora.plan import Machine, check, measure_rows, plan, read_speed, write_speed
-from aurora.planning import rows_of, stage_paths
+from aurora.planning import arrival_of, rows_of, stage_paths
 from aurora.small_base.tokenizer_folder import write_tokenizer
 from aurora.store import write_parquet
 from aurora.training import build_trainer
@@ -128,7 +128,7 @@ def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     monkeypatch.setattr("aurora.planning.is_current", lambda target: False)
     rows = rows_of(params, ROWS)
     assert rows.rows == ceil((51461 + 48818 + 76399) * 0.995)
-    found = plan_of(params, skeleton, rows, {})
+    found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {})
     assert found.parameters == 46_702_792_704 and found.trainable == 32 * 8 * (4096 + 4096 + 4096 + 1024)
     assert (found.steps, found.effective_batch) == (3000, 8)
     # The packed model by the paper's own arithmetic, 4.127 bits a weight; the paper measured 45 GiB in training.
