@@ -15,6 +15,11 @@ def is_worker() -> bool:
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
+def is_first_worker() -> bool:
+    """Whether it is the first of its machine."""
+    return is_worker() and os.environ["LOCAL_RANK"] == "0"
+
+
 def check_workers(sft: Sft) -> None:
     """Raises ParamsError where the launcher has started another number of processes than params.yaml states."""
     started = int(os.environ.get("WORLD_SIZE", 1))

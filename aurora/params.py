@@ -256,9 +256,9 @@ class Sft(Section):
     eval_steps: Count
     """Optimiser steps between held-out losses."""
     save_steps: Count
-    """Optimiser steps between checkpoints."""
+    """Optimiser steps between checkpoints; a multiple of logging_steps."""
     save_total_limit: Count
-    """Checkpoints kept."""
+    """Checkpoints kept until the adapter is written; with two, a damaged one has another before it."""
     threads: Count
     """CPU threads of torch in each process; part of the recipe because sums depend on it."""
     lora: Lora

@@ -190,8 +190,11 @@ def load_rows(path: Path, scratch: Path):
     return data.select_columns(["input_ids", "labels"])
 
 
-def check_before(base: Path, rows: Path, params: Params) -> None:
-    """Raises AuroraError, before anything is loaded, for a machine or inputs on which the run would fail later."""
+def check_before(base: Path, rows: Path, params: Params, memory: bool = True) -> None:
+    """Raises AuroraError, before anything is loaded, for a machine or inputs on which the run would fail later.
+
+    Without `memory` nothing is asked of a card that would make it hold memory for this process.
+    """
     check_surroundings(params.sft)
     for name in ("train", "held_out"):
         path = rows / f"{name}.parquet"
@@ -199,7 +202,9 @@ def check_before(base: Path, rows: Path, params: Params) -> None:
             raise DataError(
                 f"{path}: no row has a trained token, so there is no loss; see data/format/metrics.json"
             )
-    check(plan(params, base, rows))
+    found = plan(params, base, rows)
+    if memory:
+        check(found)
 
 
 def save_adapter(model, folder: Path, base: Path, record: dict) -> None:

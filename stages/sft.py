@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.launching import check_workers, is_worker, launch
+from aurora.launching import check_workers, is_first_worker, is_worker, launch
 from aurora.params import load_params
 from aurora.single_run import end_with_dvc, end_with_parent, single_run
 from aurora.training import SCRATCH, check_before, train
@@ -25,14 +25,17 @@ def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
         if is_worker():
             end_with_parent()
             check_workers(params.sft)
+            if is_first_worker():
+                check_before(base, rows, params)
             line = train(base, rows, adapter, out, params)
             if line:  # of the first process alone
                 print(line)
             return
         with single_run(SCRATCH / "lock"):
             end_with_dvc()
-            check_before(base, rows, params)
-            if params.sft.processes > 1:
+            many = params.sft.processes > 1
+            check_before(base, rows, params, memory=not many)  # else the first worker looks at its card
+            if many:
                 launch(params.sft, sys.argv[1:])
             else:
                 print(train(base, rows, adapter, out, params))
