@@ -138,8 +138,14 @@ def test_every_optimiser_s_state_comes_back(case: Path, monkeypatch, optim: str)
     assert outcome(case) == expected
 
 
-@pytest.mark.minutes
-@pytest.mark.parametrize("damage", ["bytes", "missing", "sums"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("bytes", marks=pytest.mark.minutes),
+        pytest.param("missing", marks=pytest.mark.slow),
+        pytest.param("sums", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     case: Path, whole, monkeypatch, capsys, damage: str
 ):
@@ -252,7 +258,7 @@ training.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_killed_processes_go_on_to_the_same_bytes(case: Path, whole_stage):
     status, _ = run(case, python=("-c", KILL.format(AMID_A_CHECKPOINT)))
     assert status == -signal.SIGKILL
