@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 CHANGES = {
-    "num_train_epochs": 0.3,
+    "num_train_epochs": 0.2,
     "per_device_train_batch_size": 2,
     "effective_batch_size": 4,
     "logging_steps": 2,
