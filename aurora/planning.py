@@ -15,6 +15,7 @@ from aurora.doctor import link_type
 from aurora.errors import DataError, ModelError, one_line
 from aurora.inspection import BYTES, held_bytes, largest_arrival
 from aurora.machine import GIB, machine
+from aurora.packed_cache import CACHE, WORTH
 from aurora.params import Params, load_params
 from aurora.plan import Plan, Rows, check, measure_rows, plan_of, read_speed
 
@@ -104,6 +105,9 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
     """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
     size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
     left = {"base": 0 if is_current("fetch@base") else size}
+    packed = held_bytes(skeleton, params.quantization)
+    kept = params.quantization.bits == 4 and size >= WORTH and not any(CACHE.glob("*"))
+    left["packed base"] = packed if kept else 0
     left["merged model"] = 0 if (paths["adapter"].parent / "merged").is_dir() else size
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -115,11 +119,11 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
             )
     except DvcException:
         kind = "copy"
-    left[f"DVC cache ({kind})"] = sum(left.values()) if kind == "copy" else 0
+    left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
     return left
 
 
-def report(plan: Plan, where: str, packed: int, speed: float | None, from_run: bool) -> str:
+def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
     """The plan as text."""
     found = machine()
     lines = [
@@ -136,7 +140,6 @@ def report(plan: Plan, where: str, packed: int, speed: float | None, from_run: b
         lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in parts.items()]
     lines.append(f"{'disk':<12}{sum(plan.disk.values()) / GIB:.2f} GiB still to be written")
     lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in plan.disk.items()]
-    lines.append(f"{'':<12}{packed / GIB:>10.2f}  packed base, if one is kept (save_packed); not in the sum")
     if speed:
         origin = "of the last training here" if from_run else "as given"
         lines.append(f"{'time':<12}{plan.tokens / speed / 3600:.2f} hours at {speed:,.0f} tokens/s, {origin}")
@@ -168,13 +171,12 @@ def plan_command(tokens_per_second: float | None, memory_gib: float | None, as_j
     )
     measured = read_speed(paths["base"], params.sft.processes)
     speed = tokens_per_second or measured
-    packed = held_bytes(skeleton, params.quantization.model_copy(update={"bits": 4}))
     if as_json:
         hours = plan.tokens / speed / 3600 if speed else None
         click.echo(
             json.dumps(dataclasses.asdict(plan) | {"tokens_per_second": speed, "hours": hours}, indent=2)
         )
     else:
-        click.echo(report(plan, where, packed, speed, not tokens_per_second))
+        click.echo(report(plan, where, speed, not tokens_per_second))
     sys.stdout.flush()
     check(plan, None if memory_gib is None else int(memory_gib * GIB))
