@@ -89,7 +89,10 @@ class _Shape:
 
     def backward(self, tokens: int) -> int:
         """Transient: the gradients of the experts' rows, and all that one group of experts holds."""
-        group = self.group(tokens, 6 * self.inner + 2 * self.hidden)
+        upcast = (
+            4 * self.inner if self.width < 4 else 0
+        )  # two float32 copies, for the gradient of the routing
+        group = self.group(tokens, 6 * self.inner + 2 * self.hidden + upcast)
         return tokens * self.width * self.hidden * (self.experts_each + 2) + group
 
     def forward(self, tokens: int) -> int:
