@@ -72,6 +72,9 @@ def plan(params: Params, base: Path, rows: Path) -> Plan:
     """The plan for a base and rows that lie on the disk. Raises DataError or ModelError if they do not serve."""
     read_config(base)  # of a folder that is not there transformers would ask the hub
     skeleton = meta_model(base)
+    trainable_parameters(
+        skeleton, params.sft
+    )  # a target that matches nothing comes before a file that is missing
     arrival = largest_arrival(base, skeleton, params.quantization)
     return plan_of(params, skeleton, arrival, measure_rows(rows / "train.parquet"), disk_left(params, base))
 
