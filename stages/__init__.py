@@ -12,6 +12,8 @@ import warnings
 from importlib.util import find_spec
 
 os.environ |= {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+# Threads that wait for each other spin only briefly: with other work on the machine, long spinning costs most of it.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
     sys.exit(
