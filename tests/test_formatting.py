@@ -164,9 +164,9 @@ def test_the_plot_of_lengths_draws_columns_of_the_table(tmp_path, root):
         for entry in yaml.safe_load((root / "dvc.yaml").read_text())["plots"]
         for name, plot in entry.items()
     }
-    (plot,) = [plot for plot in plots.values() if "data/format/lengths.csv" in plot["y"]]
+    (plot,) = [plot for plot in plots.values() if "metrics/lengths.csv" in plot["y"]]
     template = json.loads((root / ".dvc" / "plots" / f"{plot['template']}.json").read_text())
-    assert {plot["x"]["data/format/lengths.csv"], plot["y"]["data/format/lengths.csv"]} == {"tokens", "rows"}
+    assert {plot["x"]["metrics/lengths.csv"], plot["y"]["metrics/lengths.csv"]} == {"tokens", "rows"}
     assert {"tokens", "rows", template["facet"]["row"]["field"]} == set(header)
 
 

@@ -28,7 +28,8 @@ def test_an_emulated_processor_gives_the_same_bytes(tmp_path: Path):
         pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user)")
     params = read_yaml(ROOT / "params.yaml")
     params["format"]["held_out"] = 0.03  # emulation is some twenty times slower
-    params["sft"] |= {"stop_after_steps": 2, "eval_steps": 1000, "per_device_train_batch_size": 2}
+    params["sft"] |= {"stop_after_steps": 2, "eval_steps": 1000}
+    params["sft"] |= {"per_device_train_batch_size": 2, "effective_batch_size": 2}
     params["eval"]["tasks"] = {name: {"num_fewshot": 5, "limit": 2} for name in params["eval"]["tasks"]}
     params["eval"] |= {"loss_rows": 8, "replies": {"prompts": 4, "max_new_tokens": 6, "batch_size": 4}}
     native, emulated = tmp_path / "native", tmp_path / "emulated"

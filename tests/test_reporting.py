@@ -59,7 +59,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     ):
         Path(name).mkdir()
         Path(name, "metrics.json").write_text(json.dumps(content))
-    Path("sft/curve.csv").write_text("step,loss,held_out_loss\n0,,2.5\n1,2.0,\n5,1.5,1.75\n")
+    Path("sft/curve.csv").write_text(
+        "step,loss,learning_rate,grad_norm,held_out_loss\n0,,,,2.5\n1,2.0,0.1,1.0,\n5,1.5,0.1,0.5,1.75\n"
+    )
     for model, reply, answers in (("base", "Hello | *there*", "AAAA"), ("tuned", "你好\n# 标题", "ABCD")):
         folder = Path(model)
         folder.mkdir()

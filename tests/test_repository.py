@@ -4,9 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
+import networkx
 import pytest
+from dvc.repo import Repo
 
 pytestmark = pytest.mark.minutes
 DVC = str(Path(sys.executable).with_name("dvc"))
@@ -39,9 +42,21 @@ def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def would_run(folder: Path) -> list[str]:
-    """Stages that `dvc repro` would run with the artefacts of dvc.lock at hand."""
-    lines = run(folder, DVC, "repro", "--dry", "--allow-missing").splitlines()
-    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+    """Stages that `dvc repro` would run with the artefacts of dvc.lock at hand, in the order of their names.
+
+    `dvc repro --dry --allow-missing` cannot say it of a stage that changed, since it would hash what is missing.
+    """
+    with chdir(folder):
+        repo = Repo()
+        first = {
+            stage
+            for stage in repo.index.stages
+            if any(dep.status() for dep in stage.deps if dep in stage.params or Path(dep.def_path).exists())
+        }
+        graph = repo.index.graph  # an edge leads from a stage to one that it needs
+        found = first.union(*(networkx.ancestors(graph, stage) for stage in first))
+        repo.close()
+        return sorted(stage.addressing for stage in found)
 
 
 def changed(folder: Path, file: str, before: str, after: str) -> list[str]:
@@ -58,11 +73,12 @@ def changed(folder: Path, file: str, before: str, after: str) -> list[str]:
 
 def test_the_lock_file_is_that_of_this_code(clone: Path):
     assert would_run(clone) == [], "run dvc repro and commit dvc.lock and metrics/"
+    assert "Running stage" not in run(clone, DVC, "repro", "--dry", "--allow-missing")
 
 
 def test_a_new_learning_rate_runs_training_and_what_follows(clone: Path):
     stages = changed(clone, "params.yaml", "learning_rate: 5e-3", "learning_rate: 4e-3")
-    assert stages == ["sft", "merge", "eval@tuned", "report"]
+    assert stages == ["eval@tuned", "merge", "report", "sft"]
 
 
 def test_an_evaluation_setting_leaves_the_models_alone(clone: Path):
@@ -74,7 +90,6 @@ def test_one_changed_source_is_fetched_alone(clone: Path):
     file = "samples/mmlu/data/test/astronomy_test.csv"
     first = (clone / file).read_text(encoding="utf-8").partition(",")[0]
     stages = changed(clone, file, first, f"{first} ")
-    assert stages[0] == "fetch@mmlu"
     assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@mmlu"]
 
 
@@ -88,7 +103,7 @@ def test_metrics_and_plots_need_no_pull(clone: Path):
     metrics.write_text(text.replace('"zh_reply_rate": 1.0', '"zh_reply_rate": 0.5'), encoding="utf-8")
     difference = json.loads(run(clone, DVC, "metrics", "diff", "main", "--json"))
     metrics.write_text(text, encoding="utf-8")
-    assert difference["diff"]["metrics/eval.json"]["tuned.zh_reply_rate"]["diff"] == -0.5
+    assert difference["metrics/eval.json"]["tuned.zh_reply_rate"]["diff"] == -0.5
     run(clone, DVC, "plots", "show", "--out", "dvc_plots")
     page = (clone / "dvc_plots/index.html").read_text(encoding="utf-8")
     assert "held_out_loss" in page
