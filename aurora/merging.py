@@ -57,6 +57,7 @@ def merge(
     ResourceError for a disk that is too small; then nothing is left behind. `card` becomes README.md; what
     `measure` finds about the whole folder, before it gets its name, joins the metrics.
     """
+    _refuse_overlap(out, (base, adapter))
     shards = _mergeable(base)
     deltas = read_deltas(adapter)
     if not check_base(adapter, base):
@@ -93,6 +94,17 @@ def merge(
         "largest_delta": largest,
         **measured,
     }
+
+
+def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
+    # The folder `out` is replaced whole; one that holds an input, or lies in one, would take it along.
+    target = out.resolve()
+    for folder in inputs:
+        source = folder.resolve()
+        if target == source or target in source.parents or source in target.parents:
+            raise ModelError(
+                f"{out}: would replace {folder}, from which it is merged; name another folder to write"
+            )
 
 
 def _mergeable(base: Path) -> dict[str, dict[str, Place]]:

@@ -23,13 +23,14 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
     """Merge the adapter into the base."""
     import torch
 
-    from aurora.drift import drift, require_room
+    from aurora.drift import drift, read_samples, require_room
 
     params = load_params()
     settings = params.merge.drift
     torch.set_num_threads(params.merge.threads)
     if settings:
         require_room(base, settings, params.quantization)
+        read_samples(rows, settings)  # a mistake there is found before the merge, which takes long
 
     def measure(folder: Path) -> dict:
         if settings is None:

@@ -481,6 +481,16 @@ def test_a_merge_twice_gives_the_same_bytes_and_takes_the_place_of_the_first(sma
     assert not (tmp_path / "one/README.md").exists()
 
 
+@pytest.mark.parametrize("place", ["base", "base/inside", "adapter", "."])
+def test_an_output_that_would_replace_its_input_is_refused(pair, tmp_path: Path, place: str):
+    base, adapter = pair
+    names = {"base": base, "base/inside": base / "inside", "adapter": adapter, ".": base.parent}
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    with pytest.raises(ModelError, match="name another folder to write"):
+        merge(base, adapter, names[place])
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+
+
 def test_other_weights_and_the_base_s_card_stay_behind(pair, tmp_path: Path):
     base, adapter = pair
     for name in ("consolidated.00.pt", "pytorch_model.bin", "manifest.json", "README.md", ".gitattributes"):
