@@ -1,6 +1,6 @@
 """Clean at the paper's size, and its near-duplicate step beside datasketch and brute force.
 
-    AURORA_REAL_DATA=../shared/data .venv/bin/python benchmarks/clean.py [--rows 176678] [--compared 20000] [--brute 6000]
+    AURORA_REAL_DATA=FOLDER .venv/bin/python benchmarks/clean.py [--rows 176678] [--compared 20000] [--brute 6000]
 
 Writes files with the paper's numbers of rows in the true formats to a temporary folder. Their conversations are real
 ones (or those of samples/) used once as they are, and then with every sentence replaced by another of about its length,

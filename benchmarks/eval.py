@@ -1,6 +1,6 @@
 """Prefix sharing beside lm-eval's own backend, the CPU work of the full suite, and batched decoding.
 
-    AURORA_REAL_DATA=../shared/data .venv/bin/python benchmarks/eval.py [--questions 48] [--threads 2]
+    AURORA_REAL_DATA=FOLDER .venv/bin/python benchmarks/eval.py [--questions 48] [--threads 2]
 
 The model is a random Mixtral of 100 million parameters in float32. The questions are the first of every twentieth
 subject of the three real benchmarks, with five shots. Each backend runs in a process of its own, stock at the fastest

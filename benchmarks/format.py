@@ -1,6 +1,6 @@
 """The claim: conversations become checked, counted rows at close to the speed of the bare tokeniser.
 
-    python benchmarks/format.py [--data ../shared/data] [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
+    python benchmarks/format.py [--data FOLDER] [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
 
 The same conversations go through the whole format stage (Parquet in, checks, counts, Parquet out), through the bare
 batch encoders (fastokens too, where it is installed), through TRL's own dataset preparation (chat template,

@@ -52,3 +52,7 @@ def test_questions_are_in_the_upstream_formats(root: Path, benchmark: str):
         assert {len(row) for row in rows} == {len(HEADERS.get(benchmark, range(6)))}
         questions += len(rows)
     assert questions >= 20
+    shots = sorted((root / "samples" / benchmark).glob("**/dev/*.csv"))
+    assert len(shots) == len(list((root / "samples" / benchmark).glob(QUESTIONS[benchmark])))
+    for path in shots:
+        assert len(path.read_text(encoding="utf-8").splitlines()) >= 5
