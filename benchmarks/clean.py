@@ -270,7 +270,10 @@ def conversations(folders: dict[str, Path], count: int) -> list[str]:
 
 
 def near_duplicates(texts: list[str], brute: int) -> None:
-    from datasketch import MinHash, MinHashLSH
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ModuleNotFoundError:
+        raise SystemExit("the comparison of near duplicates needs: pip install datasketch==2.0.0") from None
     from scipy.sparse import csr_matrix
 
     start = time.perf_counter()
