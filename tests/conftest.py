@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from hub_server import LocalHub, certificate
 
 ROOT = Path(__file__).parent.parent
+# A shell starts what runs in its background with SIGINT ignored, and so would run what a test wants to interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
