@@ -6,7 +6,7 @@ Counted are live tensors: what a card's driver, its kernels and the allocator's 
 from typing import TYPE_CHECKING
 
 from aurora.inspection import BYTES, WIDTH, held_bytes
-from aurora.params import Params, Quantization, Sft
+from aurora.params import Eval, Quantization, Sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,12 +47,14 @@ def training_memory(
     }
 
 
-def inference_memory(skeleton: "PreTrainedModel", params: Params) -> dict[str, int]:
+def inference_memory(
+    skeleton: "PreTrainedModel", quantization: Quantization, evaluation: Eval
+) -> dict[str, int]:
     """Bytes at the peak of eval: eval.batch_tokens tokens forward at once, and the longest prompt's cache."""
-    shape = _Shape(skeleton, params.quantization)
-    tokens = max(params.eval.batch_tokens, params.eval.max_length)
+    shape = _Shape(skeleton, quantization)
+    tokens = max(evaluation.batch_tokens, evaluation.max_length)
     return {
-        "model": held_bytes(skeleton, params.quantization),
+        "model": held_bytes(skeleton, quantization),
         "keys and values": 2 * shape.layers * tokens * shape.keys * shape.width,
         "one layer": shape.forward(tokens),
     }

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from aurora.errors import DataError, ModelError, ResourceError
 from aurora.footprint import inference_memory, training_memory
 from aurora.inspection import held_bytes, largest_arrival
 from aurora.machine import GIB, Machine, machine
-from aurora.params import Params, Sft
+from aurora.params import Params, Quantization, Sft
 from aurora.store import sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Plan:
     trainable: int
     loading: int  # bytes at the peak, before anything is computed
     training: dict[str, int]  # part -> bytes at the peak
-    inference: dict[str, int]
+    inference: dict[str, int]  # empty where only the training is planned
     disk: dict[str, int]  # what is still to be written -> bytes
     processes: int
     several_machines: bool
@@ -68,25 +68,35 @@ class Plan:
         return max(self.loading, sum(self.inference.values()))
 
 
-def plan(params: Params, base: Path, rows: Path) -> Plan:
-    """The plan for a base and rows that lie on the disk. Raises DataError or ModelError if they do not serve."""
+def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
+    """The plan of a training alone, for a base that lies on the disk. Raises ModelError if it does not serve."""
     read_config(base)  # of a folder that is not there transformers would ask the hub
     skeleton = meta_model(base)
-    trainable_parameters(
-        skeleton, params.sft
-    )  # a target that matches nothing comes before a file that is missing
-    arrival = largest_arrival(base, skeleton, params.quantization)
-    return plan_of(params, skeleton, arrival, measure_rows(rows / "train.parquet"), disk_left(params, base))
+    trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
+    arrival = largest_arrival(base, skeleton, quantization)
+    return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base))
 
 
 def plan_of(
     params: Params, skeleton: "PreTrainedModel", arrival: int, rows: Rows, disk: dict[str, int]
 ) -> Plan:
-    """The plan for a model of this shape, `skeleton` being on the meta device.
+    """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
 
     `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
     """
-    sft = params.sft
+    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
+    return replace(found, inference=inference_memory(skeleton, params.quantization, params.eval))
+
+
+def training_plan(
+    sft: Sft,
+    quantization: Quantization,
+    skeleton: "PreTrainedModel",
+    arrival: int,
+    rows: Rows,
+    disk: dict[str, int],
+) -> Plan:
+    """As `plan_of`, without inference: all that the sft stage, which reads no parameter of eval, can know."""
     batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * sft.processes
     count, length = rows.rows, rows.longest
     if sft.packing:  # best-fit decreasing fills rows to some 99 %
@@ -104,9 +114,9 @@ def plan_of(
         tokens=round(rows.tokens * steps / epoch_steps),
         parameters=sum(tensor.numel() for tensor in skeleton.parameters()),
         trainable=trainable,
-        loading=held_bytes(skeleton, params.quantization) + arrival,
-        training=training_memory(skeleton, params.quantization, sft, trainable, length, rows.most_trained),
-        inference=inference_memory(skeleton, params),
+        loading=held_bytes(skeleton, quantization) + arrival,
+        training=training_memory(skeleton, quantization, sft, trainable, length, rows.most_trained),
+        inference={},
         disk=disk | {"adapter and checkpoints": (sft.save_total_limit + 1) * 12 * trainable + 4 * trainable},
         processes=sft.processes,
         several_machines=sft.accelerate_config is not None,
@@ -159,7 +169,7 @@ def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:
     return count
 
 
-def disk_left(params: Params, base: Path) -> dict[str, int]:
+def disk_left(base: Path) -> dict[str, int]:
     """Bytes that are still to be written beside the adapter once base and rows are there: the merged model."""
     size = sum(path.stat().st_size for path in base.rglob("*.safetensors"))
     return {"merged model": size}

@@ -196,15 +196,15 @@ def check_before(base: Path, rows: Path, params: Params, memory: bool = True) ->
     Without `memory` nothing is asked of a card that would make it hold memory for this process.
     """
     check_surroundings(params.sft)
-    for name in ("train", "held_out"):
-        path = rows / f"{name}.parquet"
-        if not measure_rows(path).most_trained:
+    measured = {name: measure_rows(rows / f"{name}.parquet") for name in ("train", "held_out")}
+    for found in measured.values():
+        if not found.most_trained:
             raise DataError(
-                f"{path}: no row has a trained token, so there is no loss; see data/format/metrics.json"
+                f"{found.source}: no row has a trained token, so there is no loss; see data/format/metrics.json"
             )
-    found = plan(params, base, rows)
+    planned = plan(params.sft, params.quantization, base, measured["train"])
     if memory:
-        check(found)
+        check(planned)
 
 
 def save_adapter(model, folder: Path, base: Path, record: dict) -> None:

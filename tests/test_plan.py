@@ -52,7 +52,7 @@ def case(tmp_path: Path, monkeypatch) -> Path:
 )
 def test_steps_tokens_and_parameters_are_those_of_the_run(case: Path, sft: dict):
     params = write_params(case, save_steps=1000, **sft)
-    found = plan(params, BASE, ROWS)
+    found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
     trainer = build_trainer(BASE, ROWS, params.sft, params.quantization, case, Checkpoints(case / "c", 2))
     trainer.train()
     assert found.steps == trainer.state.global_step
@@ -79,7 +79,7 @@ SHAPES = {
 def test_predicted_memory_is_what_live_tensors_reach(tmp_path: Path, monkeypatch, shape: str):
     monkeypatch.chdir(tmp_path)
     params = middling(tmp_path, **SHAPES[shape])
-    found = plan(params, BASE, ROWS)
+    found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
     trainer = build_trainer(
         BASE, ROWS, params.sft, params.quantization, tmp_path, Checkpoints(tmp_path / "c", 2)
     )
@@ -141,7 +141,8 @@ def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
 
 
 def test_a_machine_that_is_too_small_is_one_line(case: Path, monkeypatch):
-    found = plan(write_params(case), BASE, ROWS)
+    params = write_params(case)
+    found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
     check(found)
     monkeypatch.setattr("aurora.plan.machine", lambda: Machine("toy", 0, 1000))
     with pytest.raises(
