@@ -76,18 +76,6 @@ def largest_arrival(folder: Path, skeleton: "PreTrainedModel", quantization: Qua
     return largest * BYTES[quantization.compute_dtype]
 
 
-def training_step_bytes(
-    skeleton: "PreTrainedModel", quantization: Quantization, rows: int, length: int, checkpointing: bool
-) -> int:
-    """Bytes that a training step needs at least beside the weights: hidden states kept for backward, and logits."""
-    config, width = (
-        skeleton.config,
-        BYTES[quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]],
-    )
-    kept = config.num_hidden_layers * (1 if checkpointing else 8) * config.hidden_size * width
-    return rows * length * (kept + config.vocab_size * (width + 4))
-
-
 def stored(folder: Path) -> dict[str, dict]:
     """Parameters and bytes by part as the files hold them: dense, or packed by this project."""
     packed = bool(read_config(folder).get("quantization_config"))

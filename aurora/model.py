@@ -1,7 +1,6 @@
 """The one loader of models and tokenisers: sft, eval and chat all come through here."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +25,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-Work = Callable[["PreTrainedModel"], int]  # bytes that a caller will need beside the weights of such a model
-
-
-def load_model(
-    folder: Path, quantization: Quantization, *, device: str | None = None, work: Work | None = None
-) -> "PreTrainedModel":
+def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
     """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
 
     With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one tensor of the
@@ -39,8 +33,7 @@ def load_model(
     `device` is by default this process's own card, or the CPU. The packed form of a large fetched folder is kept
     and read from then on (aurora/packed_cache.py). Raises ModelError for a folder that is no such
     model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
-    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice for
-    that and for `work`, of which the caller tells the bytes.
+    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice.
     """
     from aurora.packed_cache import keep, place_of
 
@@ -48,16 +41,16 @@ def load_model(
     place = place_of(folder, quantization, device)
     if place is not None and place.is_dir():
         try:
-            return _load(place, quantization, device, work)
+            return _load(place, quantization, device)
         except ModelError:  # damaged: the model itself is still there
             remove(place)
-    model = _load(folder, quantization, device, work)
+    model = _load(folder, quantization, device)
     if place is not None:
         keep(model, place)
     return model
 
 
-def _load(folder: Path, quantization: Quantization, device: str, work: Work | None) -> "PreTrainedModel":
+def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     from aurora.allocator import release_heap
@@ -74,7 +67,7 @@ def _load(folder: Path, quantization: Quantization, device: str, work: Work | No
         verify_packed(folder, skeleton, quantization.double_quant)
     else:
         verify(folder, skeleton, packing=quantization.bits == 4)
-    require_memory(folder, skeleton, quantization, device, work(skeleton) if work else 0)
+    require_memory(folder, skeleton, quantization, device)
     dtype = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]
     options = {"dtype": getattr(torch, dtype), "device_map": {"": device}, "output_loading_info": True}
     config = skeleton.config
@@ -143,21 +136,21 @@ def prove_packed(model: torch.nn.Module, folder: Path) -> None:
 
 
 def require_memory(
-    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str, work: int = 0
+    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str
 ) -> None:
-    """Raises ResourceError, with the sum, where `skeleton` and what comes on top will not fit into the free memory.
+    """Raises ResourceError, with the sum, where `skeleton` and its largest tensor will not fit into the free memory.
 
-    On top comes the largest tensor while it arrives, or `work` bytes afterwards.
+    What a training step takes beside them is in `aurora.plan`.
     """
     from aurora.inspection import held_bytes, largest_arrival
 
     held, arrival = held_bytes(skeleton, quantization), largest_arrival(folder, skeleton, quantization)
-    free, more = free_memory(device), max(arrival, work)
-    if free is not None and held + more > free:
-        what = "at least for a training step" if work > arrival else "while the largest tensor arrives"
+    free = free_memory(device)
+    if free is not None and held + arrival > free:
         raise ResourceError(
-            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {more / GIB:.2f} GiB {what}"
-            f" = {(held + more) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
+            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {arrival / GIB:.2f} GiB"
+            " while the largest tensor arrives"
+            f" = {(held + arrival) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
             " card, fewer quantization.bits or smaller batches"
         )
 

@@ -506,20 +506,17 @@ def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypa
 
 
 def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkeypatch):
-    from aurora.inspection import training_step_bytes
+    from aurora.plan import Machine, Rows, check, plan
 
-    monkeypatch.setattr(module, "free_memory", lambda device: 20 * 2**20)
-    load_model(folder, NF4, device="cpu", work=lambda skeleton: 2**20)
+    sft = load_params(Path(__file__).parent.parent / "params.yaml").sft
+    short, long = (Rows(8, 8 * length, length, length, "rows") for length in (10, 3000))
+    monkeypatch.setattr("aurora.plan.machine", lambda: Machine("cpu", 0, 20 * 2**20))
     monkeypatch.setattr(
         AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
     )
-    with pytest.raises(ResourceError, match=r"held \+ 0.06 GiB at least for a training step = 0.06 GiB"):
-        load_model(
-            folder,
-            NF4,
-            device="cpu",
-            work=lambda skeleton: training_step_bytes(skeleton, NF4, 8, 3000, checkpointing=True),
-        )
+    check(plan(sft, NF4, folder, short))
+    with pytest.raises(ResourceError, match=r"training takes about 0\.\d\d GiB, and cpu has 0\.02 GiB free"):
+        check(plan(sft, NF4, folder, long))
 
 
 # Long ones.
