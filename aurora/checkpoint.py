@@ -15,6 +15,8 @@ PACKABLE = ("F32", "F16", "BF16")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
 LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 METHOD = "aurora_nf4"  # quant_method in the config.json of a checkpoint that this project has packed
 
 
@@ -54,15 +56,12 @@ def read_config(folder: Path) -> dict:
 def read_headers(folder: Path) -> dict[str, Entry]:
     """Every tensor of the folder by name; raises ModelError for a missing, cut-off or damaged file."""
     folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            raise ModelError(f"{index}: not a safetensors index; {REMEDY}") from None
+        listed = read_index(index)
         files = sorted(set(listed.values()))
-    elif (folder / "model.safetensors").is_file():
-        listed, files = None, ["model.safetensors"]
+    elif (folder / SINGLE).is_file():
+        listed, files = None, [SINGLE]
     else:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only {pickles[0]}, a pickle, which is not read" if pickles else "none"
@@ -77,16 +76,45 @@ def read_headers(folder: Path) -> dict[str, Entry]:
     return entries
 
 
+def read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor, by an index; raises ModelError for one that is none or names a file elsewhere."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
+        if not listed or any(Path(file).name != file for file in listed.values()):
+            raise ValueError("weight_map names no file, or one outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a safetensors index ({error}); {REMEDY}") from None
+    return listed
+
+
+def open_header(path: Path) -> tuple[dict, int, int]:
+    """The header of a safetensors file without its metadata, the byte at which tensors begin, and the file's size.
+
+    Raises OSError for a file that cannot be read, ValueError, TypeError or AttributeError for one that is damaged.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{size:,} bytes are too few for its header")
+        header = json.loads(file.read(length), object_pairs_hook=_once)
+    header.pop("__metadata__", None)
+    return header, 8 + length, size
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    # json keeps the last of two equal keys without a word.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return result
+
+
 def _read_header(path: Path) -> dict[str, Entry]:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        header, start, size = open_header(path)
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         entries = {
             name: Entry(entry["dtype"], tuple(entry["shape"]), path.name) for name, entry in header.items()
         }
@@ -94,8 +122,8 @@ def _read_header(path: Path) -> dict[str, Entry]:
         raise ModelError(f"{path}: not found, though the index names it; {REMEDY}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path}: not a safetensors file, or damaged; {REMEDY}") from None
-    if 8 + length + end != size:
-        raise ModelError(f"{path}: is {size:,} bytes, its header says {8 + length + end:,}; {REMEDY}")
+    if end != size:
+        raise ModelError(f"{path}: is {size:,} bytes, its header says {end:,}; {REMEDY}")
     return entries
 
 

@@ -30,7 +30,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationMethod
 
-from aurora.checkpoint import METHOD
+from aurora.checkpoint import INDEX, METHOD
 from aurora.errors import ModelError
 from aurora.experts import (
     FUSED,
@@ -245,7 +245,7 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
                 os.fsync(written.fileno())  # or a crash could leave zeros behind a name that says it is whole
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
-            write_json(partial / "model.safetensors.index.json", index)
+            write_json(partial / INDEX, index)
         copy.deepcopy(model.config).save_pretrained(partial)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(partial)

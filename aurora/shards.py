@@ -1,6 +1,5 @@
 """Safetensors files as byte ranges: what each holds and where, from headers that are checked to the last byte."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -8,14 +7,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.checkpoint import REMEDY, SIZES
+from aurora.checkpoint import INDEX, REMEDY, SINGLE, SIZES, open_header, read_index
 from aurora.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names
 
 
@@ -37,7 +34,7 @@ def read_shards(folder: Path) -> dict[str, dict[str, Place]]:
     """
     listed = None
     if (folder / INDEX).is_file():
-        listed = _read_index(folder / INDEX)
+        listed = read_index(folder / INDEX)
         files = sorted(set(listed.values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
@@ -62,28 +59,12 @@ def read_shards(folder: Path) -> dict[str, dict[str, Place]]:
     return shards
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
-        if not listed or any(Path(file).name != file for file in listed.values()):
-            raise ValueError("weight_map names no file, or one outside the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not a safetensors index ({error}); {REMEDY}") from None
-    return listed
-
-
 def read_places(path: Path, remedy: str = REMEDY) -> dict[str, Place]:
     """Tensors of one safetensors file in the order of their bytes; raises ModelError for a file that is not whole."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"{size:,} bytes are too few for its header")
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-        header.pop("__metadata__", None)
-        places = dict(_places(header, 8 + length))
-        end = max((place.end for place in places.values()), default=8 + length)
+        header, start, size = open_header(path)
+        places = dict(_places(header, start))
+        end = max((place.end for place in places.values()), default=start)
         if end != size:
             raise ValueError(f"{size:,} bytes where the header asks for {end:,}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,15 +81,6 @@ def _places(header: dict, start: int) -> Iterator[tuple[str, Place]]:
             raise ValueError(f"bytes of {name} do not fit its shape and neighbours")
         expected = end
         yield name, Place(entry["dtype"], shape, begin, end)
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    # json keeps the last of two equal keys without a word.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
-    return result
 
 
 def read_tensor(file: FileIO, place: Place) -> "torch.Tensor":
