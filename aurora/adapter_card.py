@@ -7,7 +7,8 @@ since no stage changes what another has written.
 import json
 from pathlib import Path
 
-from aurora.provenance import read_manifest, read_record
+from aurora.manifests import find_manifest
+from aurora.provenance import read_record
 from aurora.store import read_json
 
 SCORES = "## Scores\n"
@@ -16,7 +17,7 @@ REPORTED = "They are measured after this folder is written: `metrics/{file}` of 
 
 def adapter_card(base: Path, adapter: Path) -> str:
     """README.md of the adapter, from its training.json and adapter_config.json."""
-    record, manifest = read_record(adapter), read_manifest(base) or {}
+    record, manifest = read_record(adapter), find_manifest(base) or {}
     front = {
         "base_model": hub_id(manifest.get("uri")),
         "base_model_relation": "adapter",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from aurora.errors import DataError
+from aurora.manifests import MANIFEST
 from aurora.store import read_json
 
 Benchmark = Literal["ceval", "mmlu", "cmmlu"]
@@ -124,7 +125,7 @@ def find_benchmarks(folder: Path, names: list[str]) -> dict[str, Path]:
     Raises DataError if one is missing or two sources have the same format.
     """
     found: dict[str, Path] = {}
-    for manifest in sorted(folder.glob("*/manifest.json")):
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
         content = read_json(manifest, f"fetch@{manifest.parent.name}")
         kind = content.get("format") if isinstance(content, dict) else None
         if kind in found:

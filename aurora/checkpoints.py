@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from aurora.declarations import reached
+from aurora.manifests import manifest_hash
 from aurora.params import Quantization, Sft
 from aurora.store import remove, sha256_file
 
@@ -102,7 +103,7 @@ def fingerprint(base: Path, rows: Path, sft: Sft, quantization: Quantization, de
     files = (path for path in base.rglob("*") if path.is_file())
     sizes = sorted((path.relative_to(base).as_posix(), path.stat().st_size) for path in files)
     parts = {
-        "base": [sha256_file(base / "manifest.json") if (base / "manifest.json").is_file() else None, sizes],
+        "base": [manifest_hash(base), sizes],
         "rows": [sha256_file(rows / f"{name}.parquet") for name in ("train", "held_out")],
         "sft": sft.model_dump_json(),
         "quantization": quantization.model_dump_json(),

@@ -14,9 +14,10 @@ from aurora.accounting import Outcome, account
 from aurora.errors import DataError
 from aurora.filters import TRADITIONAL, traditional_share
 from aurora.judgement import judge
+from aurora.manifests import read_manifest
 from aurora.params import Clean
 from aurora.records import Conversation, content_id
-from aurora.source_files import read_items, read_manifest
+from aurora.source_files import read_items
 from aurora.sources import Drop, parse
 from aurora.topics import names, topic
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from aurora.archives import unpack
 from aurora.digests import Digests, Pins, copy, measure
 from aurora.errors import SourceError
+from aurora.manifests import MANIFEST
 from aurora.params import Source
-from aurora.recorded import MANIFEST, recorded, take_again
+from aurora.recorded import recorded, take_again
 from aurora.store import remove, replacing, write_json
 from aurora.uris import Address, non_commercial, parse
 

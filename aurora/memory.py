@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+from aurora.manifests import MANIFEST
 from aurora.store import sha256_file
 
 SCRATCH = Path(".aurora/eval")  # ignored by git and DVC
@@ -58,7 +59,7 @@ def open_memory(digest: str, settings: dict, folder: Path = SCRATCH) -> Memory:
 
 def digest_of(model: Path) -> str:
     """SHA-256 in hex over the names and bytes of every file of a model folder, its manifest excepted."""
-    files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != MANIFEST)
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
         digests = list(pool.map(sha256_file, files))
     parts = [

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from aurora.adapter import Delta, read_deltas
 from aurora.checkpoint import METHOD, read_config, refuse_foreign_quantization
 from aurora.errors import ModelError, ResourceError
+from aurora.manifests import MANIFEST
 from aurora.provenance import check_base
 from aurora.resumption import resuming, whole
 from aurora.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
-OWN = ("manifest.json", CARD)  # of the base's folder; the merged one is another model
+OWN = (MANIFEST, CARD)  # of the base's folder; the merged one is another model
 
 
 @dataclass

@@ -15,7 +15,8 @@ from aurora.adapter_card import (
     recipe_section,
     table,
 )
-from aurora.provenance import dvc_hash, read_manifest, read_record
+from aurora.manifests import MANIFEST, find_manifest
+from aurora.provenance import dvc_hash, read_record
 from aurora.store import read_json
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
@@ -23,9 +24,9 @@ BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (t
 
 def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
     """README.md of the merged model; `instructions` is the folder of the fetched instruction sources."""
-    record, manifest = read_record(adapter), read_manifest(base) or {}
+    record, manifest = read_record(adapter), find_manifest(base) or {}
     sources = [
-        (folder, read_json(folder / "manifest.json", f"fetch@{folder.name}"))
+        (folder, read_json(folder / MANIFEST, f"fetch@{folder.name}"))
         for folder in sorted(instructions.iterdir())
         if folder.is_dir()
     ]

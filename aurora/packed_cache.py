@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from aurora.checkpoint import read_config
+from aurora.manifests import MANIFEST
 from aurora.params import Quantization
 from aurora.store import remove, sha256_file
 
@@ -38,7 +39,7 @@ def place_of(folder: Path, quantization: Quantization, device: str) -> Path | No
     ones, merged ones (read once) and folders that their manifest does not describe have none.
     """
     folder = Path(folder)
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if quantization.bits != 4 or not manifest.is_file() or read_config(folder).get("quantization_config"):
         return None
     try:

@@ -14,8 +14,9 @@ from aurora.errors import DataError, ModelError, ResourceError
 from aurora.footprint import inference_memory, training_memory
 from aurora.inspection import held_bytes, largest_arrival
 from aurora.machine import GIB, Machine, machine
+from aurora.manifests import manifest_hash
 from aurora.params import Params, Quantization, Sft
-from aurora.store import sha256_file, write_json
+from aurora.store import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -208,7 +209,7 @@ def write_speed(base: Path, tokens_per_second: float, processes: int) -> None:
     write_json(
         SPEED,
         {
-            "base": sha256_file(base / "manifest.json") if (base / "manifest.json").is_file() else None,
+            "base": manifest_hash(base),
             "device": machine().name,
             "processes": processes,
             "tokens_per_second": tokens_per_second,
@@ -220,7 +221,8 @@ def read_speed(base: Path, processes: int) -> float | None:
     """Tokens a second of the last training here, if it was of this base on this device."""
     try:
         found = json.loads(SPEED.read_text(encoding="utf-8"))
-        same = found["base"] == sha256_file(base / "manifest.json") and found["device"] == machine().name
+        known = manifest_hash(base)
+        same = known is not None and found["base"] == known and found["device"] == machine().name
         return found["tokens_per_second"] if same and found["processes"] == processes else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from aurora.errors import ModelError
+from aurora.manifests import find_manifest
 from aurora.params import Quantization, Sft
 from aurora.store import read_json, read_parquet
 
@@ -12,18 +13,12 @@ RECORD = "training.json"  # in the adapter folder
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """The manifest that fetch wrote beside the files, or None for a folder that it did not write."""
-    path = folder / "manifest.json"
-    return read_json(path, f"fetch@{folder.name}") if path.is_file() else None
-
-
 def weights_hash(base: Path) -> str | None:
     """SHA-256 over name and SHA-256 of each safetensors file in the base's manifest, in hex; None without one.
 
     Licence, URI and tokeniser are left out: the same weights fetched from elsewhere are the same base.
     """
-    files = (read_manifest(base) or {}).get("files", ())
+    files = (find_manifest(base) or {}).get("files", ())
     weights = sorted(
         f"{file['sha256']}  {file['path']}\n" for file in files if file["path"].endswith(".safetensors")
     )
@@ -35,9 +30,8 @@ def weights_hash(base: Path) -> str | None:
 def dvc_hash(path: Path) -> str:
     """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        names = [(file.relative_to(path).as_posix(), file) for file in files]
-        entries = [{"md5": dvc_hash(file), "relpath": name} for name, file in sorted(names)]
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
     with path.open("rb") as file:
@@ -48,7 +42,7 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
     """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
     from importlib.metadata import version
 
-    manifest = read_manifest(base) or {}
+    manifest = find_manifest(base) or {}
     counts: dict[str, int] = {}
     table = read_parquet(rows / "train.parquet", "format")
     for source in table["source"].to_pylist() if "source" in table.column_names else ():

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from aurora.digests import Pins, copy, measure
 from aurora.errors import SourceError
+from aurora.manifests import MANIFEST
 from aurora.store import read_json, remove
 
 LOCK = Path("dvc.lock")
-MANIFEST = "manifest.json"
 
 
 def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:

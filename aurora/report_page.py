@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from aurora.gathered import MODELS, REPLY_MEASURES, Gathered
+from aurora.manifests import MANIFEST
 from aurora.pages import Block, Heading, Paragraph, Picture, Table
 from aurora.pictures import bars, lines
 from aurora.report_scores import all_models, categories, outcome, protocol, subjects
@@ -180,7 +181,7 @@ def _inputs(found: Gathered) -> list[Block]:
     left, rows = dict(found.hashes), []
     for manifest in found.inputs:
         size = sum(file["bytes"] for file in manifest["files"])
-        path = next(path for path in (manifest["path"], f"{manifest['path']}/manifest.json") if path in left)
+        path = next(path for path in (manifest["path"], f"{manifest['path']}/{MANIFEST}") if path in left)
         rows.append((path, manifest["uri"], manifest["licence"], f"{size:,}", left.pop(path)))
     rows += [(path, "stage", "", "", digest) for path, digest in left.items()]
     return [

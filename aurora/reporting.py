@@ -8,6 +8,7 @@ from pathlib import Path
 from aurora.comparison import read_questions
 from aurora.errors import DataError
 from aurora.gathered import MODELS, NAMES, Gathered
+from aurora.manifests import MANIFEST
 from aurora.model_card import with_scores
 from aurora.pages import Picture, escaped, html, markdown
 from aurora.provenance import dvc_hash
@@ -157,15 +158,14 @@ def read_manifests(raw: Path) -> list[dict]:
     """Manifests of what was fetched, each with its folder under `path`."""
     return [
         read_json(path, f"fetch@{path.parent.name}") | {"path": path.parent.as_posix()}
-        for path in sorted(raw.glob("*/*/manifest.json"))
+        for path in sorted(raw.glob(f"*/*/{MANIFEST}"))
     ]
 
 
 def read_hashes(outputs: Outputs, manifests: list[dict]) -> dict[str, str]:
     """The hash by which DVC knows each input, by its path; of a model, which may have 90 GB, that of its manifest."""
     paths = [
-        Path(manifest["path"]) / ("manifest.json" if manifest["kind"] == "model" else "")
-        for manifest in manifests
+        Path(manifest["path"]) / (MANIFEST if manifest["kind"] == "model" else "") for manifest in manifests
     ]
     paths += [
         outputs.sft,

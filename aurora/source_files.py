@@ -7,21 +7,8 @@ from pathlib import Path
 
 from aurora.errors import DataError
 from aurora.sources import Drop, Repeated
-from aurora.store import read_json
 
 SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def read_manifest(folder: Path) -> dict:
-    """The manifest that fetch wrote; raises DataError if it is missing or incomplete."""
-    path = folder / "manifest.json"
-    manifest = read_json(path, f"fetch@{folder.name}")
-    for key in ("source", "kind", "format", "rows", "files"):
-        if not isinstance(manifest, dict) or key not in manifest:
-            raise DataError(
-                f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
-            )
-    return manifest
 
 
 def read_items(path: Path) -> Iterator[object]:

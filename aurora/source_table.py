@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from aurora.errors import DataError, one_line
+from aurora.manifests import MANIFEST, read_manifest
 from aurora.params import PARAMS_FILE, Params, Source, load_params
-from aurora.source_files import read_items, read_manifest
+from aurora.source_files import read_items
 from aurora.uris import non_commercial
 
 HEADINGS = ("name", "kind", "pin", "licence", "rows", "bytes", "fetched")
@@ -50,7 +51,7 @@ def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
 def _row(name: str, source: Source, folder: Path) -> tuple[str, ...]:
     licence = source.licence + (" (non-commercial)" if non_commercial(source.licence) else "")
     count, size, state = source.rows, source.bytes, "no"
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         state = "another uri"
         if manifest.get("uri") == source.uri:
