@@ -11,12 +11,11 @@ from pathlib import Path
 import click
 
 from aurora.errors import AuroraError, one_line
+from aurora.machine import GIB, machine
 from aurora.params import PARAMS_FILE, load_params
 
-GIB = 2**30
 LEAST_DISK = 3 * GIB  # what the small profile needs
 LINKS = ("reflink", "hardlink", "symlink", "copy")
-SCRATCH = Path(".aurora/sft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,6 @@ def versions(pins: list[str] | None = None) -> Iterator[Finding]:
 def device() -> Iterator[Finding]:
     """The card or the CPU, and the precisions that it computes in."""
     import torch
-
-    from aurora.machine import machine
 
     found = machine()
     if not found.cards:
@@ -168,6 +165,8 @@ def link_type(cache: Path, wanted: list[str] | str, workspace: Path) -> str:
 
 def unfinished() -> Iterator[Finding]:
     """Checkpoints of trainings that never came to an end."""
+    from aurora.training import SCRATCH
+
     for folder in sorted(path for path in SCRATCH.glob("*") if path.is_dir()):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         yield Finding(

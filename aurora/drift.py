@@ -44,7 +44,8 @@ def drift(
 def require_room(base: Path, settings: Drift, quantization: Quantization) -> None:
     """Raises ResourceError or ModelError, before anything is merged, where one of the models will not run here."""
     from aurora.checkpoint import meta_model
-    from aurora.model import default_device, require_memory
+    from aurora.machine import default_device
+    from aurora.model import require_memory
     from aurora.streaming import require_streamable
 
     if 16 in settings.merged_bits:
@@ -59,7 +60,8 @@ def merged_logits(
     merged: Path, samples: list[tuple[list[int], list[int]]], bits: int, quantization: Quantization
 ) -> list["torch.Tensor"]:
     """Logits of the merged model: layer by layer in 16 bits, whole in 4."""
-    from aurora.model import default_device, load_model
+    from aurora.machine import default_device
+    from aurora.model import load_model
     from aurora.streaming import streamed_logits
 
     if bits == 16:

@@ -1,7 +1,9 @@
 """The device that computes: its name, its memory, what it has used."""
 
+import os
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 GIB = 2**30
 
@@ -35,9 +37,30 @@ def machine() -> Machine:
     """What this process computes on."""
     import torch
 
-    from aurora.model import default_device, free_memory
-
     device = default_device()
     if device == "cpu":
         return Machine("cpu", 0, free_memory(device) or 2**62)
     return Machine(torch.cuda.get_device_name(device), torch.cuda.device_count(), free_memory(device))
+
+
+def default_device() -> str:
+    """This process's card under `accelerate launch`, the first card otherwise, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can still be allocated on a device, as far as it can be known."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -1,6 +1,5 @@
 """The one loader of models and tokenisers: sft, eval and chat all come through here."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,13 @@ from aurora.checkpoint import (
     verify_packed,
 )
 from aurora.errors import ModelError, ResourceError
+from aurora.machine import GIB, default_device, free_memory
 from aurora.nf4 import PackedExperts
 from aurora.params import Quantization
 from aurora.store import remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-GIB = 2**30
 
 
 def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
@@ -110,13 +108,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def default_device() -> str:
-    """This process's card under `accelerate launch`, the first card otherwise, or the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-
-
 def prove_packed(model: torch.nn.Module, folder: Path) -> None:
     """Raises ModelError, naming the tensor, if an expert or attention matrix is floating point."""
     packed = {name for name, module in model.named_modules() if isinstance(module, PackedExperts)}
@@ -153,18 +144,6 @@ def require_memory(
             f" = {(held + arrival) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
             " card, fewer quantization.bits or smaller batches"
         )
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that can still be allocated on a device, as far as it can be known."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def _agree(folder: Path, packed: dict, quantization: Quantization) -> None:
