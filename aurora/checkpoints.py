@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +10,7 @@ from pathlib import Path
 from aurora.declarations import reached
 from aurora.manifests import manifest_hash
 from aurora.params import Quantization, Sft
-from aurora.store import remove, sha256_file
+from aurora.store import flush, remove, sha256_file
 
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
@@ -69,15 +68,6 @@ class Checkpoints:
         flush(self.folder)
         for old in self.steps()[: -self.limit]:
             remove(self.path(old))
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def damage_of(checkpoint: Path) -> str | None:

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from aurora.adapter import Delta, read_deltas
 from aurora.checkpoint import METHOD, read_config, refuse_foreign_quantization
+from aurora.copying import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
 from aurora.errors import ModelError, ResourceError
 from aurora.manifests import MANIFEST
 from aurora.provenance import check_base
 from aurora.resumption import resuming, whole
 from aurora.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
 from aurora.store import sha256_file, write_text
-from aurora.transfer import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,14 @@ OWN = (MANIFEST, CARD)  # of the base's folder; the merged one is another model
 
 
 @dataclass
-class Counts:
-    """What the log says about the way the bytes took; it depends on the file system and is no metric."""
+class Work:
+    """What the shards of one merge share, and what the log says of the way their bytes took.
 
+    The counts depend on the file system and are no metric.
+    """
+
+    deltas: dict[str, Delta]
+    advance: Callable[[int], object]  # told of each count of bytes that is done
     merged: int = 0
     reflinked: int = 0
     linked: int = 0
@@ -65,15 +70,14 @@ def merge(
         print("merge: no hash of the adapter's base to compare; names and shapes are", file=sys.stderr)
     _check_fit(base, adapter, shards, deltas)
     changed = {shard for shard, places in shards.items() if any(name in deltas for name in places)}
-    counts, largest = Counts(), 0.0
+    largest = 0.0
     with resuming(out, _inputs(base, adapter, shards, card)) as scratch, disk_errors(out):
         _check_disk(base, scratch, shards, changed, deltas)
         total = sum((base / shard).stat().st_size for shard in shards)
         with tqdm(total=total, desc="merge", unit="B", unit_scale=True) as bar:
+            work = Work(deltas, bar.update)
             for shard, places in shards.items():
-                largest = max(
-                    largest, _take(base / shard, scratch / shard, places, deltas, counts, bar.update)
-                )
+                largest = max(largest, _take(base / shard, scratch / shard, places, work))
         for path in _companions(base):
             target = scratch / path.relative_to(base)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,9 +86,9 @@ def merge(
             write_text(scratch / CARD, card)
         measured = measure(scratch)
     print(
-        f"merge: {counts.written:,} bytes written; shards: {counts.merged} merged"
-        f" ({counts.reflinked} of them as reflinks), {counts.linked} shared with the base,"
-        f" {counts.copied} copied, {counts.kept} found whole",
+        f"merge: {work.written:,} bytes written; shards: {work.merged} merged"
+        f" ({work.reflinked} of them as reflinks), {work.linked} shared with the base,"
+        f" {work.copied} copied, {work.kept} found whole",
         file=sys.stderr,
     )
     return {
@@ -140,7 +144,7 @@ def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]], card
     import torch
 
     stats = [(path, path.stat()) for path in sorted(base.rglob("*")) if path.is_file()]
-    names = ("adapter", "merging", "resumption", "shards", "transfer")
+    names = ("adapter", "merging", "resumption", "shards", "copying")
     return [
         [(path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
         [sha256_file(path) for path in sorted(adapter.iterdir()) if path.is_file()],
@@ -158,66 +162,50 @@ def _companions(base: Path) -> Iterator[Path]:
             yield path
 
 
-def _take(
-    source: Path,
-    target: Path,
-    places: dict[str, Place],
-    deltas: dict[str, Delta],
-    counts: Counts,
-    advance: Callable,
-) -> float:
+def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> float:
     """Brings one shard to `target`; returns the largest absolute element of its deltas."""
     size = source.stat().st_size
-    adapted = [name for name in places if name in deltas]
+    adapted = {name: place for name, place in places.items() if name in work.deltas}
     if target.is_file() and target.stat().st_size == size:
-        counts.kept += 1
-        advance(size)
-        return max((_update(name, deltas[name])[1] for name in adapted), default=0.0)
+        work.kept += 1
+        work.advance(size)
+        return max((_update(name, work.deltas[name])[1] for name in adapted), default=0.0)
     if adapted:
         with whole(target) as partial:
-            largest = _merge_shard(
-                source, partial, {name: places[name] for name in adapted}, deltas, counts, advance
-            )
-        counts.merged += 1
+            largest = _merge_shard(source, partial, adapted, work)
+        work.merged += 1
         return largest
     with whole(target) as partial:
         if reflink(source, partial) or hard_link(source, partial):
-            counts.linked += 1
-            advance(size)
+            work.linked += 1
+            work.advance(size)
         else:
-            counts.copied += 1
-            counts.written += size
+            work.copied += 1
+            work.written += size
             with source.open("rb", 0) as reader, partial.open("wb", 0) as writer:
-                copy_range(reader, writer, 0, size, advance)
+                copy_range(reader, writer, 0, size, work.advance)
     return 0.0
 
 
-def _merge_shard(
-    source: Path,
-    target: Path,
-    adapted: dict[str, Place],
-    deltas: dict[str, Delta],
-    counts: Counts,
-    advance: Callable,
-) -> float:
+def _merge_shard(source: Path, target: Path, adapted: dict[str, Place], work: Work) -> float:
     largest, size = 0.0, source.stat().st_size
     shared = reflink(source, target)
-    counts.reflinked += shared
+    work.reflinked += shared
     with source.open("rb", 0) as reader, target.open("r+b" if shared else "wb", 0) as writer:
         done = 0
         for name, place in adapted.items():  # in the order of their bytes
             if not shared:
-                copy_range(reader, writer, done, place.begin, advance)
+                copy_range(reader, writer, done, place.begin, work.advance)
             weight = read_tensor(reader, place)
-            largest = max(largest, _add(name, weight, deltas[name]))
+            largest = max(largest, _add(name, weight, work.deltas[name]))
             write_all(writer, as_bytes(weight), place.begin)
             done = place.end
-            advance(place.end - place.begin)
+            work.advance(place.end - place.begin)
         if shared:
-            advance(size - sum(place.end - place.begin for place in adapted.values()))
+            work.advance(size - sum(place.end - place.begin for place in adapted.values()))
         else:
-            copy_range(reader, writer, done, size, advance)
-    counts.written += sum(place.end - place.begin for place in adapted.values()) if shared else size
+            copy_range(reader, writer, done, size, work.advance)
+    work.written += sum(place.end - place.begin for place in adapted.values()) if shared else size
     return largest
 
 

@@ -5,7 +5,6 @@ fused expert tensor is packed as its parts are read: no more than one tensor of 
 """
 
 import copy
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -41,7 +40,7 @@ from aurora.experts import (
     replace,
 )
 from aurora.nf4 import PackedExperts
-from aurora.store import replacing, write_json
+from aurora.store import flush, replacing, write_json
 
 SHARD = "2GB"  # what saving copies at a time
 
@@ -241,8 +240,7 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
             # bitsandbytes shares the table of the sixteen values between matrices; a file may not.
             tensors = {name: state[name].contiguous().to("cpu", copy=True) for name in names}
             save_file(tensors, partial / file, metadata={"format": "pt"})
-            with open(partial / file, "rb") as written:
-                os.fsync(written.fileno())  # or a crash could leave zeros behind a name that says it is whole
+            flush(partial / file)  # or a crash could leave zeros behind a name that says it is whole
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
             write_json(partial / INDEX, index)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora import merging, transfer
+from aurora import copying, merging
 from aurora.adapter import read_deltas
 from aurora.errors import ModelError, ResourceError
 from aurora.merging import merge
@@ -285,7 +285,7 @@ def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tm
 
 def test_where_nothing_can_be_shared_all_is_copied(small, tmp_path: Path, monkeypatch, capsys):
     merge(*small, tmp_path / "linked")
-    for place in (merging, transfer):
+    for place in (merging, copying):
         monkeypatch.setattr(place, "hard_link", lambda source, target: False)
         monkeypatch.setattr(place, "reflink", lambda source, target: False)
     merge(*small, tmp_path / "copied")
