@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_mixtral import DENSE, NF4, SHAPE
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import aurora.model
@@ -27,17 +28,10 @@ from aurora.streaming import streamed_logits
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
-PACKED = Quantization(bits=4, double_quant=True, compute_dtype="float32")
-DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
-SMALL = {
+SMALL = SHAPE | {
     "vocab_size": 96,
-    "hidden_size": 64,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "num_local_experts": 4,
-    "num_experts_per_tok": 2,
     "initializer_range": 0.2,
 }
 ROWS = [
@@ -129,7 +123,7 @@ def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
     merge(folders["base"], tmp_path / "adapter", tmp_path / "merged")
     places = folders | {name: tmp_path / name for name in ("adapter", "merged")}
-    found = measure(places, SETTINGS, PACKED)
+    found = measure(places, SETTINGS, NF4)
     nothing = {"greatest": 0, "mean": 0, "kl_divergence": 0, "top1_agreement": 1}
     assert found["adapter_itself"] == found["merged_4_bits"] == nothing
     assert found["merged_16_bits"]["greatest"] > 0  # the base in 4 bits is not the base in 16
@@ -165,7 +159,7 @@ def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
 
     monkeypatch.setattr(aurora.model, "load_model", watched(aurora.model.load_model))
     monkeypatch.setattr(aurora.streaming, "_one_layer", watched(aurora.streaming._one_layer))
-    assert measure(folders, SETTINGS, PACKED) == measure(folders, SETTINGS, PACKED)
+    assert measure(folders, SETTINGS, NF4) == measure(folders, SETTINGS, NF4)
     assert len(loaded) == 2 * (1 + 2 + 1)  # base, two layers, merged in 4 bits
 
 
@@ -202,12 +196,12 @@ def test_twelve_layers_take_no_more_memory_than_three(tmp_path: Path):
 
 def test_what_cannot_run_here_is_told_before_the_merge(folders, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(aurora.model, "free_memory", lambda device: 300_000)
-    require_room(folders["base"], SETTINGS, PACKED)
+    require_room(folders["base"], SETTINGS, NF4)
     with pytest.raises(ResourceError, match="loading in 32 bits takes"):
         require_room(folders["base"], SETTINGS, DENSE)
     (tmp_path / "config.json").write_text('{"model_type": "gemma"}')
     with pytest.raises(ModelError, match=r"is a gemma; .*set merge\.drift\.merged_bits: \[4\]"):
-        require_room(tmp_path, SETTINGS, PACKED)
+        require_room(tmp_path, SETTINGS, NF4)
 
 
 def test_rows_without_answers_are_refused(tmp_path: Path):

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_mixtral import SHAPE
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora import copying, merging
@@ -25,15 +26,10 @@ from aurora.shards import read_shards
 from aurora.store import sha256_file
 
 ROOT = Path(__file__).parent.parent
-CONFIG = {
+CONFIG = SHAPE | {
     "vocab_size": 320,
-    "hidden_size": 64,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "num_local_experts": 4,
-    "num_experts_per_tok": 2,
 }
 # Recipes beside r 4 on q and v, each in PEFT's own words.
 RECIPES = {

@@ -13,6 +13,7 @@ from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_mixtral import DENSE, NF4, SHAPE
 from transformers import (
     AutoModelForCausalLM,
     MixtralConfig,
@@ -28,17 +29,10 @@ from aurora.nf4 import PackedExperts
 from aurora.packing import save_packed
 from aurora.params import Quantization, load_params
 
-NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")
-DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
-SMALL = {
+SMALL = SHAPE | {
     "vocab_size": 256,
-    "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "num_local_experts": 8,
-    "num_experts_per_tok": 2,
     "max_position_embeddings": 512,
     "initializer_range": 0.1,
 }

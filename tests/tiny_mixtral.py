@@ -1,4 +1,4 @@
-"""A random Mixtral of two layers with the real tokeniser: the smallest model on which backends can be compared."""
+"""Random Mixtrals of two layers: the shape of the smallest that NF4 takes, and one with the real tokeniser."""
 
 from functools import cache
 from pathlib import Path
@@ -7,8 +7,18 @@ import mistral_common
 import torch
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from aurora.params import Quantization
 from aurora.small_base.tokenizer_folder import write_tokenizer
 
+NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")
+DENSE = Quantization(bits=32, double_quant=True, compute_dtype="float32")
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+}
 VOCABULARY = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 
 
