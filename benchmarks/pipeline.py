@@ -1,0 +1,85 @@
+"""The small profile as a user meets it, in a fresh clone of HEAD: from empty, again, and after an edit.
+
+    python benchmarks/pipeline.py [--learning-rate 2e-3]
+
+Runs `dvc repro` with this environment and prints seconds, their share of the first run, the peak memory of all its
+processes together (PSS, sampled), and the stages that ran. It ends non-zero if a run fails, and says whether the
+clone's dvc.lock, metrics and report are still those of the commit after the first run.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+DVC = Path(sys.executable).with_name("dvc")
+RATE = r"(?m)^  learning_rate: \S+$"
+
+
+def tree_bytes(process: psutil.Process) -> int:
+    """Proportional set size of a process and all that it has started, in bytes."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
+
+
+def repro(folder: Path) -> tuple[float, int, list[str]]:
+    """Seconds, peak bytes and the stages that ran."""
+    log = folder.with_name("log.txt")
+    started, peak = time.perf_counter(), 0
+    environment = {"PATH": f"{DVC.parent}:/usr/bin:/bin", "HOME": str(folder.parent), "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as output:
+        running = psutil.Popen([DVC, "repro"], cwd=folder, env=environment, stdout=output, stderr=output)
+        while running.poll() is None:
+            try:
+                peak = max(peak, tree_bytes(running))
+            except psutil.Error:
+                break
+            time.sleep(0.5)
+        status = running.wait()
+    seconds, text = time.perf_counter() - started, log.read_text(errors="replace")
+    if status:
+        sys.exit(f"{text[-2000:]}\ndvc repro ended with status {status}")
+    return seconds, peak, re.findall(r"Running stage '([^']+)'", text)
+
+
+@click.command()
+@click.option("--learning-rate", default="2e-3", show_default=True, help="Of the edit before the third run.")
+def main(learning_rate: str) -> None:
+    """Run the small profile three times in a fresh clone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "clone"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+        print(f"{'dvc repro':<28}{'seconds':>9}{'of the first':>14}{'peak GiB':>10}  stages that ran")
+        first = None
+        for title in ("from empty", "again", f"learning_rate {learning_rate}"):
+            if title.startswith("learning_rate"):
+                params = folder / "params.yaml"
+                params.write_text(re.sub(RATE, f"  learning_rate: {learning_rate}", params.read_text()))
+            seconds, peak, stages = repro(folder)
+            first = first or seconds
+            ran = f"all {len(stages)}" if title == "from empty" else ", ".join(stages) or "none"
+            print(
+                f"{title:<28}{seconds:>9.1f}{seconds / first:>13.3f}x{peak / 2**30:>10.2f}  {ran}", flush=True
+            )
+            if title == "from empty":
+                command = ["git", "status", "--porcelain"]
+                changed = subprocess.run(
+                    command, cwd=folder, capture_output=True, text=True, check=True
+                ).stdout
+        kept = "as committed, byte for byte" if not changed else f"changed:\n{changed}"
+        print(f"dvc.lock, metrics/ and REPORT.md after the first run: {kept}")
+
+
+if __name__ == "__main__":
+    main()
