@@ -6,11 +6,11 @@ import click
 
 COMMANDS = {
     "check": ("aurora.checking", "check"),
-    "compare": ("aurora.comparison", "compare"),
-    "doctor": ("aurora.doctor", "doctor"),
-    "inspect": ("aurora.inspection", "inspect"),
-    "plan": ("aurora.planning", "plan_command"),
-    "preview": ("aurora.preview", "preview"),
+    "compare": ("aurora.eval.comparison", "compare"),
+    "doctor": ("aurora.sft.doctor", "doctor"),
+    "inspect": ("aurora.model.inspection", "inspect"),
+    "plan": ("aurora.sft.planning", "plan_command"),
+    "preview": ("aurora.format.preview", "preview"),
     "sources": ("aurora.source_table", "sources"),
     "why": ("aurora.reasons", "why"),
 }

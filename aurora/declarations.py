@@ -12,7 +12,7 @@ from aurora.errors import ParamsError
 MAP = Path("dvc.yaml")
 PACKAGES = ("aurora", "stages")
 # An instance of fetch has one of them as `item.dep`.
-BY_SOURCE = frozenset({"aurora/hub", "aurora/small_base"})
+BY_SOURCE = frozenset({"aurora/fetch/hub", "aurora/small_base"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:
@@ -50,7 +50,8 @@ def imported(path: Path, root: Path) -> set[Path]:
 def reached(stage: str, root: Path) -> dict[str, str]:
     """Every module that running a stage can import, as dvc.yaml lists it, with the module that imports it.
 
-    A package is listed as its folder; what an instance of fetch watches by its source's `dep` is left out.
+    A package that is imported as such is listed as its folder, and any other by the __init__.py that Python runs
+    before a module of it. What an instance of fetch watches by its source's `dep` is left out.
     """
     start = root / "stages" / f"{stage}.py"
     todo, seen = [start], {start: "python -m"}
@@ -62,7 +63,12 @@ def reached(stage: str, root: Path) -> dict[str, str]:
             seen[file] = _name(importer, root)
             todo.append(file)
     modules = {_name(file, root): importer for file, importer in seen.items()}
-    return modules | {f"{package}/__init__.py": "python -m" for package in PACKAGES}
+    folders = {Path(name) for name in modules if not name.endswith(".py")}
+    for file in seen:
+        for package in file.relative_to(root).parents[:-1]:
+            if package not in folders:
+                modules.setdefault(f"{package.as_posix()}/__init__.py", "python -m")
+    return modules
 
 
 def _name(file: Path, root: Path) -> str:

@@ -39,7 +39,7 @@ class Source(Section):
     `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
     dep: str
     """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
-    the embedded base (aurora/small_base), or the downloader (aurora/hub)."""
+    the embedded base (aurora/small_base), or the downloader (aurora/fetch/hub)."""
     format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers"]
     """Published file format, which chooses the reader."""
     licence: str
@@ -99,7 +99,9 @@ class Source(Section):
             raise ValueError(
                 "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
             )
-        wanted = {"path": address.path, "embedded": "aurora/small_base"}.get(address.scheme, "aurora/hub")
+        wanted = {"path": address.path, "embedded": "aurora/small_base"}.get(
+            address.scheme, "aurora/fetch/hub"
+        )
         if self.dep != wanted:
             raise ValueError(
                 f"dep is '{self.dep}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
@@ -115,7 +117,7 @@ class Source(Section):
 
 
 class Clean(Section):
-    """Rules of the clean stage, each a switch or a threshold; aurora/filters.py says what each rule does."""
+    """Rules of the clean stage, each a switch or a threshold; aurora/clean/filters.py says what each rule does."""
 
     faulty_round: Literal["cut", "drop"]
     """A fault behind the first round cuts the conversation in front of it (mended, counted), or drops it."""

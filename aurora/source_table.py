@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
+from aurora.clean.source_files import read_items
 from aurora.errors import DataError, one_line
 from aurora.manifests import MANIFEST, read_manifest
 from aurora.params import PARAMS_FILE, Params, Source, load_params
-from aurora.source_files import read_items
 from aurora.uris import non_commercial
 
 HEADINGS = ("name", "kind", "pin", "licence", "rows", "bytes", "fetched")
@@ -64,7 +64,7 @@ def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:
     if source.kind == "instructions":
         return sum(1 for file in manifest["files"] for _ in read_items(folder / file["path"]))
     if source.kind == "benchmark":
-        from aurora.contamination import read_questions  # heavy: near-duplicate search
+        from aurora.clean.contamination import read_questions  # heavy: near-duplicate search
 
         return len(read_questions(folder))
     return None

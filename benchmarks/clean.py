@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from aurora import filters, judgement, mending
-from aurora.cleaning import CHUNK, clean
-from aurora.contamination import Questions, read_questions
-from aurora.judgement import whole_rounds
-from aurora.near_duplicates import BANDS, ROWS, find, jaccard, shingles
+from aurora.clean import filters, judgement, mending
+from aurora.clean.cleaning import CHUNK, clean
+from aurora.clean.contamination import Questions, read_questions
+from aurora.clean.judgement import whole_rounds
+from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
+from aurora.clean.shingles import characters
+from aurora.clean.source_files import read_items
+from aurora.clean.sources import parse
+from aurora.clean.topics import topic
 from aurora.params import load_params
 from aurora.records import Message, content_id
-from aurora.shingles import characters
-from aurora.source_files import read_items
-from aurora.sources import parse
-from aurora.topics import topic
 
 ROOT = Path(__file__).parent.parent
 PAPER = {"alpaca_data_zh_51k": 51461, "alpaca_gpt4_data_zh": 48818, "sharegpt_70k": 76399}
@@ -329,7 +329,7 @@ def near_duplicates(texts: list[str], brute: int) -> None:
 
 def found_pairs(texts: list[str], inside: set[int]) -> set[tuple[int, int]]:
     """Verified pairs among some rows: those of equal buckets, compared one by one."""
-    from aurora.near_duplicates import buckets, signatures
+    from aurora.clean.near_duplicates import buckets, signatures
 
     rows = sorted(inside)
     table = buckets(signatures([texts[row] for row in rows]))

@@ -60,14 +60,14 @@ def build_tokenizer():
 
 def subjects(data: Path, step: int, limit: int | None) -> dict[str, list]:
     """Every `step`-th subject of each benchmark."""
-    from aurora.benchmarks import read_benchmark
+    from aurora.eval.benchmarks import read_benchmark
 
     return {name: read_benchmark(data / "benchmarks" / name, name, 5, limit)[::step] for name in NAMES}
 
 
 def requests(data: Path, limit: int) -> list:
     """Requests as lm-eval's tasks build them."""
-    from aurora.tasks import load_task
+    from aurora.eval.tasks import load_task
 
     found = []
     for name, members in subjects(data, 20, limit).items():
@@ -120,7 +120,7 @@ def part_backend(kind: str, data: Path, limit: int, threads: int) -> dict:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from aurora.prefix import PrefixLM
+    from aurora.eval.prefix import PrefixLM
 
     torch.set_num_threads(threads)
     model, tokenizer, asked = build_model(), build_tokenizer(), requests(data, limit)
@@ -169,9 +169,9 @@ def part_overhead(data: Path, threads: int) -> dict:
 
     start = time.perf_counter(), time.process_time()
     torch.set_num_threads(threads)
-    from aurora.evaluation import score_benchmarks
+    from aurora.eval.evaluation import score_benchmarks
+    from aurora.eval.prefix import PassRunner, PrefixLM
     from aurora.params import load_params
-    from aurora.prefix import PassRunner, PrefixLM
 
     logits = torch.randn(1, 32000)
     PassRunner.run = lambda self, step, places=None: logits.expand(len(step.rows), -1)
@@ -204,7 +204,7 @@ def part_decode(threads: int) -> dict:
     """
     import torch
 
-    from aurora.replies import generate
+    from aurora.eval.replies import generate
 
     torch.set_num_threads(threads)
     model = build_model()

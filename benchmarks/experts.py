@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/experts.py [--hidden 4096 --intermediate 14336] [--layers 2] [--tokens 512]
 
-ours           aurora.experts: each expert packed by itself, dequantised where a token was routed to it
+ours           aurora.model.experts: each expert packed by itself, dequantised where a token was routed to it
 parametrised   bitsandbytes.nn.parametrize on the fused tensors, and transformers' grouped_mm
 linear4bit     one Linear4bit per expert matrix in a loop: the layout of transformers 4
 
@@ -75,9 +75,9 @@ def build(way: str, hidden: int, inner: int, device: str, dtype: torch.dtype) ->
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-    from aurora.experts import IMPLEMENTATION, replace
-    from aurora.nf4 import PackedExperts
-    from aurora.packing import register
+    from aurora.model.experts import IMPLEMENTATION, replace
+    from aurora.model.nf4 import PackedExperts
+    from aurora.model.packing import register
 
     if way == "linear4bit":
         return ExpertLoop(hidden, inner, device, dtype)

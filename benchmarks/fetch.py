@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/fetch.py [--megabytes 2048] [--files 8] [--rounds 3] [--folder FOLDER]
 
 The server of tests/hub_server.py runs as a process of its own and serves a model of safetensors shards by the hub's
-protocol (and each shard by a redirect, as the hub does). aurora.fetching verifies and lists every byte; curl and
+protocol (and each shard by a redirect, as the hub does). aurora.fetch.fetching verifies and lists every byte; curl and
 huggingface_hub's snapshot_download do not. Each runs in turn in each round as a process of its own, the clock starts
 behind the imports, and rates are medians over the rounds. Peak memory is the greatest resident set of the process.
 """
@@ -44,11 +44,11 @@ def serve(folder: Path) -> None:
 
 
 def aurora(out: Path) -> None:
-    from aurora.fetching import fetch
-    from aurora.hub import download  # noqa: F401 (import time is nobody's download)
+    from aurora.fetch.fetching import fetch
+    from aurora.fetch.hub import download  # noqa: F401 (import time is nobody's download)
     from aurora.params import Source
 
-    source = Source(kind="model", uri=URI, dep="aurora/hub", format="transformers", licence="none")
+    source = Source(kind="model", uri=URI, dep="aurora/fetch/hub", format="transformers", licence="none")
     timed(lambda: fetch("base", source, out))
 
 
@@ -166,9 +166,9 @@ def faults(work: Path, megabytes: int) -> None:
     from hub_server import LocalHub, Repository
     from test_hub_transfer import SURVIVED
 
-    from aurora.digests import Pins
-    from aurora.hub import transfer
-    from aurora.hub.transfer import Remote, bring
+    from aurora.fetch.digests import Pins
+    from aurora.fetch.hub import transfer
+    from aurora.fetch.hub.transfer import Remote, bring
 
     transfer.PAUSE = 0.01
     content = os.urandom(64 << 20)

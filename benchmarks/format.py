@@ -104,7 +104,7 @@ def texts_of(path: Path) -> list[str]:
     """What the stage hands to the tokeniser."""
     import pyarrow.parquet
 
-    from aurora.chat import prompt_text
+    from aurora.format.chat import prompt_text
 
     turns = pyarrow.parquet.read_table(path)["messages"].combine_chunks().flatten()
     pairs = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
@@ -115,7 +115,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
     import pandas  # noqa: F401 (pyarrow brings it in; imports do not count)
     from tqdm import tqdm  # noqa: F401
 
-    from aurora.formatting import format_rows
+    from aurora.format.formatting import format_rows
     from aurora.params import Format
 
     rules = Format(
@@ -132,7 +132,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
 
 
 def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    from aurora.tokenizer import sentencepiece_processor
+    from aurora.format.tokenizer import sentencepiece_processor
 
     processor, texts = sentencepiece_processor(model_file), texts_of(path)
     start = clock()
@@ -143,8 +143,8 @@ def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) 
 
 
 def leg_sentencepiece_numpy(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    from aurora.chat import encode_texts
-    from aurora.tokenizer import sentencepiece_processor
+    from aurora.format.chat import encode_texts
+    from aurora.format.tokenizer import sentencepiece_processor
 
     processor, texts = sentencepiece_processor(model_file), texts_of(path)
     start = clock()
@@ -158,9 +158,9 @@ def leg_fastokens(path: Path, model_file: Path, workers: int, folder: Path) -> d
     import fastokens
     import numpy
 
-    from aurora.chat import encode_texts
+    from aurora.format.chat import encode_texts
+    from aurora.format.tokenizer import sentencepiece_processor
     from aurora.small_base.tokenizer_folder import fast_tokenizer
-    from aurora.tokenizer import sentencepiece_processor
 
     texts = texts_of(path)
     tokenizer = fastokens.Tokenizer.from_json_str(fast_tokenizer(model_file).to_str())

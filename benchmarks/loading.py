@@ -71,9 +71,9 @@ def anonymous_bytes() -> int:
 
 def measure(folder: Path, bits: int, warm: Path) -> dict:
     """One load: seconds, peak, and bytes held by part of the model."""
-    from aurora import packed_cache
-    from aurora.checkpoint import group_of
-    from aurora.model import load_model
+    from aurora.model import packed_cache
+    from aurora.model.folder import group_of
+    from aurora.model.loading import load_model
     from aurora.params import Quantization
 
     settings = Quantization(bits=bits, double_quant=True, compute_dtype="bfloat16")

@@ -41,7 +41,7 @@ PROJECTIONS = {
 }
 PEAK = "print('peak', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
 OURS = (
-    "import sys; from pathlib import Path; from aurora.merging import merge; merge(*map(Path, sys.argv[1:])); "
+    "import sys; from pathlib import Path; from aurora.merge.merging import merge; merge(*map(Path, sys.argv[1:])); "
     + PEAK
 )
 PEFT = (

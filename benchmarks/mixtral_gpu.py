@@ -9,7 +9,7 @@ only part of them is installed and there is no network, the rest unpacked into a
 bitsandbytes (43 MB) the Python files and the libbitsandbytes_cuda*.so of the card's CUDA (4 MB) suffice. torchao gives
 the paper's 4-bit optimiser; without it adamw_torch stands in, for 3.4 million LoRA weights. No model weights are needed:
 random ones of the true shape are packed on the card, one expert at a time, and run through the project's own sft path
-(aurora.training.build_trainer, profiles/paper.yaml).
+(aurora.sft.training.build_trainer, profiles/paper.yaml).
 
 Printed as it goes, so that a cut-off run still tells what it has measured; after LAST seconds it cuts itself off:
   the card      bfloat16 product and copy speed, measured here: the limits below are arithmetic on these two
@@ -66,9 +66,9 @@ def random_model(config, quantization, device: str):
     from bitsandbytes.nn import Linear4bit, Params4bit
     from transformers import MixtralForCausalLM
 
-    from aurora.experts import fused_tensors, replace
-    from aurora.nf4 import PackedExperts
-    from aurora.packing import PackingConfig, PackingQuantizer, register
+    from aurora.model.experts import fused_tensors, replace
+    from aurora.model.nf4 import PackedExperts
+    from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()
     dtype = getattr(torch, quantization.compute_dtype)
@@ -138,7 +138,7 @@ def measure_card(device: str, tiny: bool) -> tuple[float, float]:
 @contextmanager
 def dequantising(device: str) -> Iterator[list]:
     """Collects a pair of marks around each dequantisation of experts."""
-    from aurora.nf4 import PackedExperts
+    from aurora.model.nf4 import PackedExperts
 
     original, pairs = PackedExperts.dense_of, []  # AT_ONCE takes a whole expert of Mixtral-8x7B on a card
 
@@ -205,7 +205,7 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
     """Some micro-batches of the project's sft stage; returns what was measured. The model comes back unadapted."""
     from transformers import TrainerCallback
 
-    from aurora import training
+    from aurora.sft import training
 
     marks: list[float] = []
 
@@ -227,8 +227,8 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
     settings = sft.model_copy(update=changes)
     with (
         TemporaryDirectory() as folder,
-        mock.patch("aurora.model.load_model", lambda *args, **options: model),
-        mock.patch("aurora.model.load_tokenizer", lambda *args: tokenizer()),
+        mock.patch("aurora.model.loading.load_model", lambda *args, **options: model),
+        mock.patch("aurora.model.loading.load_tokenizer", lambda *args: tokenizer()),
         dequantising(device) as pairs,
     ):
         write_rows(Path(folder), rows, length, model.config.vocab_size)

@@ -46,9 +46,9 @@ def stage(steps: int) -> dict:
     """The trainer of the stage."""
     import torch
 
-    from aurora.allocator import keep_heap
-    from aurora.checkpoints import Checkpoints
-    from aurora.training import be_deterministic, build_trainer
+    from aurora.model.allocator import keep_heap
+    from aurora.sft.checkpoints import Checkpoints
+    from aurora.sft.training import be_deterministic, build_trainer
 
     params = recipe(steps)
     keep_heap()
@@ -70,7 +70,7 @@ def flat(steps: int, lean: bool) -> dict:
     import flat_loop
     import torch
 
-    from aurora.allocator import keep_heap
+    from aurora.model.allocator import keep_heap
 
     def labelled(model, batch):
         ids, labels, mask = batch
@@ -96,8 +96,8 @@ def trl(steps: int, defaults: bool) -> dict:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from aurora.allocator import keep_heap
-    from aurora.model import load_model, load_tokenizer
+    from aurora.model.allocator import keep_heap
+    from aurora.model.loading import load_model, load_tokenizer
 
     params = recipe(steps)
     sft = params.sft

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from aurora.clean_page import write_page
-from aurora.cleaning import clean
+from aurora.clean.clean_page import write_page
+from aurora.clean.cleaning import clean
+from aurora.clean.row_tables import write_tables
 from aurora.errors import DataError, one_line
 from aurora.params import load_params
-from aurora.row_tables import write_tables
 from aurora.store import remove, replacing, write_json
 
 

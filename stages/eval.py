@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.evaluation import evaluate
+from aurora.eval.evaluation import evaluate
 from aurora.params import load_params
 from aurora.store import replacing
 

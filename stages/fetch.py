@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from aurora.errors import ParamsError, one_line
-from aurora.fetching import fetch
+from aurora.fetch.fetching import fetch
 from aurora.params import load_params
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.formatting import format_rows
+from aurora.format.formatting import format_rows
+from aurora.format.preview import write_page
 from aurora.params import load_params
-from aurora.preview import write_page
 from aurora.store import replacing
 
 

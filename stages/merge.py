@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
+from aurora.cards.model_card import merged_card
 from aurora.errors import one_line
-from aurora.merging import merge
-from aurora.model_card import merged_card
+from aurora.merge.merging import merge
 from aurora.params import load_params
 from aurora.store import replacing, write_json
 
@@ -23,7 +23,7 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
     """Merge the adapter into the base."""
     import torch
 
-    from aurora.drift import drift, read_samples, require_room
+    from aurora.merge.drift import drift, read_samples, require_room
 
     params = load_params()
     settings = params.merge.drift

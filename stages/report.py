@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.gathered import MODELS
-from aurora.reporting import Outputs, write_report
+from aurora.report.gathered import MODELS
+from aurora.report.reporting import Outputs, write_report
 
 PATH = click.Path(path_type=Path)
 

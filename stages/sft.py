@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.launching import check_workers, is_first_worker, is_worker, launch
 from aurora.params import load_params
-from aurora.single_run import end_with_dvc, end_with_parent, single_run
-from aurora.training import SCRATCH, check_before, train
+from aurora.sft.launching import check_workers, is_first_worker, is_worker, launch
+from aurora.sft.single_run import end_with_dvc, end_with_parent, single_run
+from aurora.sft.training import SCRATCH, check_before, train
 
 
 @click.command()

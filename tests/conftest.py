@@ -39,11 +39,11 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A local hub over https, which huggingface_hub and aurora.hub take for the real one, in an empty folder."""
+    """A local hub over https, which huggingface_hub and aurora.fetch.hub take for the real one, in an empty folder."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    from aurora.hub import transfer
+    from aurora.fetch.hub import transfer
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import torch
 from torch import nn
 
-from aurora.model import load_model
+from aurora.model.loading import load_model
 from aurora.params import Quantization, Sft
 
 PAD = 2  # </s>

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora import archives
-from aurora.archives import unpack
 from aurora.errors import ResourceError, SourceError
+from aurora.fetch import archives
+from aurora.fetch.archives import unpack
 
 
 def archive(kind: str, members: dict[str, bytes]) -> bytes:

@@ -10,9 +10,9 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from aurora.benchmarks import find_benchmarks, read_benchmark
 from aurora.errors import DataError, ParamsError
-from aurora.tasks import CMMLU_CATEGORY, load_groups, load_other_task, load_task
+from aurora.eval.benchmarks import find_benchmarks, read_benchmark
+from aurora.eval.tasks import CMMLU_CATEGORY, load_groups, load_other_task, load_task
 
 NAMES = ("ceval", "mmlu", "cmmlu")
 STOCK = Path(lm_eval.tasks.__file__).parent

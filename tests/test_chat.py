@@ -11,7 +11,8 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, UserMess
 from mistral_common.protocol.instruct.request import ChatCompletionRequest, InstructRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from aurora.chat import (
+from aurora.errors import DataError, ModelError
+from aurora.format.chat import (
     IGNORED,
     check_row,
     encode,
@@ -21,9 +22,8 @@ from aurora.chat import (
     prompt_text,
     trained_spans,
 )
-from aurora.errors import DataError, ModelError
+from aurora.format.tokenizer import sentencepiece_processor
 from aurora.records import Message
-from aurora.tokenizer import sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 REFERENCE = MistralTokenizer.v1()

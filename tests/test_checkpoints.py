@@ -26,10 +26,10 @@ from training_case import (
     write_params,
 )
 
-from aurora.checkpoints import Checkpoints, code_behind_sft, fingerprint
+from aurora.sft.checkpoints import Checkpoints, code_behind_sft, fingerprint
+from aurora.sft.trainer import LabelledPositionsTrainer
+from aurora.sft.training import train
 from aurora.store import write_parquet
-from aurora.trainer import LabelledPositionsTrainer
-from aurora.training import train
 
 SFT = {"eval_steps": 3, "save_steps": 2}
 
@@ -220,15 +220,15 @@ def test_the_fingerprint_covers_every_input(case: Path):
 def test_the_fingerprint_s_code_is_what_dvc_watches():
     found = {path.relative_to(ROOT).as_posix() for path in code_behind_sft()}
     assert found == {dep for dep in body("sft")["deps"] if dep.endswith(".py")}
-    assert "aurora/trainer.py" in found and all((ROOT / name).is_file() for name in found)
+    assert "aurora/sft/trainer.py" in found and all((ROOT / name).is_file() for name in found)
 
 
 # `stages` comes first, as under `python -m`: it settles how the processor adds up.
 KILL = """
 import os, signal
 import stages
-from aurora import checkpoints, training
-from aurora.trainer import LabelledPositionsTrainer
+from aurora.sft import checkpoints, training
+from aurora.sft.trainer import LabelledPositionsTrainer
 {}
 from stages.sft import main
 main()
@@ -237,7 +237,7 @@ PAUSED = """
 import stages
 import time
 from pathlib import Path
-from aurora.trainer import LabelledPositionsTrainer
+from aurora.sft.trainer import LabelledPositionsTrainer
 usual = LabelledPositionsTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):
     while self.state.global_step >= 4 and Path("pause").exists():

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aurora.accounting import PAPER
-from aurora.clean_page import write_page
-from aurora.cleaning import clean
-from aurora.contamination import read_questions
+from aurora.clean.accounting import PAPER
+from aurora.clean.clean_page import write_page
+from aurora.clean.cleaning import clean
+from aurora.clean.contamination import read_questions
+from aurora.clean.judgement import judge, whole_rounds
+from aurora.clean.row_tables import write_tables
+from aurora.clean.sources import Turns
 from aurora.errors import DataError
-from aurora.judgement import judge, whole_rounds
 from aurora.params import load_params
 from aurora.records import Message
-from aurora.row_tables import write_tables
-from aurora.sources import Turns
 from stages.clean import main
 
 ROOT = Path(__file__).parent.parent

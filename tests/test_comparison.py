@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from click.testing import CliRunner
 
-from aurora.comparison import clopper_pearson, compare, difference
+from aurora.eval.comparison import clopper_pearson, compare, difference
 from aurora.store import write_parquet
 
 stats = pytest.importorskip("scipy.stats")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora.contamination import Question, Questions, read_questions
+from aurora.clean.contamination import Question, Questions, read_questions
 from aurora.errors import DataError
 
 CHINESE = Question(

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from dvc.repo import Repo
 from training_case import write_params
 
-from aurora import doctor
 from aurora.cli import main
+from aurora.sft import doctor
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_params_ask_for_and_the_machine_lacks_is_a_fault_with_its_remedy(fo
 
 def test_a_full_disk_is_a_fault(folder: Path, monkeypatch):
     usage = doctor.shutil.disk_usage(folder)
-    monkeypatch.setattr("aurora.doctor.shutil.disk_usage", lambda _: usage._replace(free=1))
+    monkeypatch.setattr("aurora.sft.doctor.shutil.disk_usage", lambda _: usage._replace(free=1))
     (finding,) = doctor.disk()
     assert finding.fault and finding.remedy.startswith("free some space")
 
@@ -84,13 +84,13 @@ def test_the_first_link_that_works_is_taken_and_nothing_stays(tmp_path: Path, mo
 def test_the_command_fails_with_the_number_of_faults(folder: Path, monkeypatch):
     (folder / ".aurora/sft/0123/checkpoints").mkdir(parents=True)
     monkeypatch.setattr(
-        "aurora.doctor.versions", lambda: iter([doctor.Finding("click", "0.1", "update", True)])
+        "aurora.sft.doctor.versions", lambda: iter([doctor.Finding("click", "0.1", "update", True)])
     )
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1 and done.stderr == "1 faults\n"
     assert "FAULT click" in done.stdout and "-> update" in done.stdout
     assert "rm -r .aurora/sft/0123" in done.stdout
-    monkeypatch.setattr("aurora.doctor.versions", lambda: iter([]))
+    monkeypatch.setattr("aurora.sft.doctor.versions", lambda: iter([]))
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
 
 

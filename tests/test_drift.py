@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from tiny_mixtral import DENSE, NF4, SHAPE
 from transformers import MixtralConfig, MixtralForCausalLM
 
-import aurora.model
-import aurora.streaming
-from aurora.drift import compare, drift, logits, read_samples, require_room
+import aurora.merge.streaming
+import aurora.model.loading
 from aurora.errors import DataError, ModelError, ResourceError
-from aurora.merging import merge
+from aurora.merge.drift import compare, drift, logits, read_samples, require_room
+from aurora.merge.merging import merge
+from aurora.merge.streaming import streamed_logits
 from aurora.params import Drift, Quantization
-from aurora.streaming import streamed_logits
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
@@ -135,7 +135,7 @@ def test_layer_by_layer_gives_the_bits_of_the_whole_model(tmp_path: Path, folder
     config = MixtralConfig(**SMALL | {"num_hidden_layers": 3, "tie_word_embeddings": tied})
     MixtralForCausalLM(config).save_pretrained(tmp_path / "model", max_shard_size="40KB")
     samples = read_samples(folders["held_out.parquet"], SETTINGS)
-    model = aurora.model.load_model(
+    model = aurora.model.loading.load_model(
         tmp_path / "model", Quantization(bits=16, double_quant=True, compute_dtype="float32")
     )
     found = streamed_logits(tmp_path / "model", samples, "cpu")
@@ -157,8 +157,8 @@ def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(aurora.model, "load_model", watched(aurora.model.load_model))
-    monkeypatch.setattr(aurora.streaming, "_one_layer", watched(aurora.streaming._one_layer))
+    monkeypatch.setattr(aurora.model.loading, "load_model", watched(aurora.model.loading.load_model))
+    monkeypatch.setattr(aurora.merge.streaming, "_one_layer", watched(aurora.merge.streaming._one_layer))
     assert measure(folders, SETTINGS, NF4) == measure(folders, SETTINGS, NF4)
     assert len(loaded) == 2 * (1 + 2 + 1)  # base, two layers, merged in 4 bits
 
@@ -166,7 +166,7 @@ def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
 PEAK = """
 import sys
 from pathlib import Path
-from aurora.streaming import streamed_logits
+from aurora.merge.streaming import streamed_logits
 streamed_logits(Path(sys.argv[1]), [([1, 2, 3], [1, 2])], "cpu")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
@@ -195,7 +195,7 @@ def test_twelve_layers_take_no_more_memory_than_three(tmp_path: Path):
 
 
 def test_what_cannot_run_here_is_told_before_the_merge(folders, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(aurora.model, "free_memory", lambda device: 300_000)
+    monkeypatch.setattr(aurora.model.loading, "free_memory", lambda device: 300_000)
     require_room(folders["base"], SETTINGS, NF4)
     with pytest.raises(ResourceError, match="loading in 32 bits takes"):
         require_room(folders["base"], SETTINGS, DENSE)

@@ -20,15 +20,15 @@ from lm_eval import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny_mixtral import load_tokenizer, tiny_model, write_model
 
-from aurora.benchmarks import read_benchmark
 from aurora.errors import DataError, SourceError
-from aurora.evaluation import evaluate, load_other_tasks, score_benchmarks, score_other_tasks
-from aurora.held_out import held_out_loss
-from aurora.memory import Memory, digest_of, fingerprint, open_memory
+from aurora.eval.benchmarks import read_benchmark
+from aurora.eval.evaluation import evaluate, load_other_tasks, score_benchmarks, score_other_tasks
+from aurora.eval.held_out import held_out_loss
+from aurora.eval.memory import Memory, digest_of, fingerprint, open_memory
+from aurora.eval.prefix import PassRunner, PrefixLM
+from aurora.eval.tasks import load_groups, load_other_task, load_task
 from aurora.params import BenchmarkParams, Eval, Quantization
-from aurora.prefix import PassRunner, PrefixLM
 from aurora.store import write_parquet
-from aurora.tasks import load_groups, load_other_task, load_task
 from stages.eval import main
 
 NAMES = ("ceval", "mmlu", "cmmlu")
@@ -270,7 +270,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("aurora.model.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("aurora.model.loading.load_model", lambda *_: pytest.fail("the model was loaded"))
     text = (root / "params.yaml").read_text(encoding="utf-8")
     faulty = shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
     for folder in ("dev", "val"):

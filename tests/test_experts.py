@@ -13,17 +13,17 @@ from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTex
 from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from aurora import experts as module
-from aurora import nf4
-from aurora.experts import IMPLEMENTATION, pack, packed_experts_forward, product, product_of_few
-from aurora.nf4 import PackedExperts
+from aurora.model import experts as module
+from aurora.model import nf4
+from aurora.model.experts import IMPLEMENTATION, pack, packed_experts_forward, product, product_of_few
+from aurora.model.nf4 import PackedExperts
 
 EXPERTS, HIDDEN, INNER, TOP = 8, 64, 96, 2
 
 
 @pytest.fixture(autouse=True)
 def _registered():
-    from aurora.packing import register
+    from aurora.model.packing import register
 
     register()
     torch.manual_seed(0)

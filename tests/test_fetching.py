@@ -16,9 +16,9 @@ import pytest
 from hub_server import TOKEN, Fault, LocalHub, Repository, sha256
 from ruamel.yaml import YAML
 
-from aurora import fetching
 from aurora.errors import SourceError
-from aurora.fetching import SCRATCH, fetch
+from aurora.fetch import fetching
+from aurora.fetch.fetching import SCRATCH, fetch
 from aurora.params import Source
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ ROWS = b'[{"instruction": "a", "input": "", "output": "b"}]\n'
 def source(uri: str, **more: object) -> Source:
     """A source as params.yaml would give it."""
     remote = uri.startswith(("https:", "hf:"))
-    dep = "aurora/hub" if remote else uri.removeprefix("file:").partition("!/")[0]
+    dep = "aurora/fetch/hub" if remote else uri.removeprefix("file:").partition("!/")[0]
     return Source(
         **{"kind": "instructions", "uri": uri, "dep": dep, "format": "alpaca", "licence": "MIT"} | more
     )
@@ -349,7 +349,9 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     content = os.urandom(8 << 20)
     hub.files["/rows.json"] = content
     hub.faults["/rows.json"] = [Fault(stalls=60)]
-    params(tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(content)})
+    params(
+        tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/fetch/hub", "sha256": sha256(content)}
+    )
     command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/far")
     running = stage(tmp_path, hub, *command, HF_TOKEN=TOKEN)
     part = None
@@ -391,8 +393,8 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
     hub.files["/rows.json"] = ROWS
     params(
         repository,
-        far={"uri": f"hf://datasets/o/n@{COMMIT}/rows.json", "dep": "aurora/hub"},
-        kept={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "pin": "record"},
+        far={"uri": f"hf://datasets/o/n@{COMMIT}/rows.json", "dep": "aurora/fetch/hub"},
+        kept={"uri": f"{hub.url}/rows.json", "dep": "aurora/fetch/hub", "pin": "record"},
     )
 
     def run(*arguments: str, at: Path = repository, status: int = 0) -> str:
@@ -417,7 +419,7 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
     clean = changed()
     assert clean == {"fetch@base"}  # never run here
     for path, affected in (
-        ("aurora/hub/client.py", {"fetch@far", "fetch@kept"}),
+        ("aurora/fetch/hub/client.py", {"fetch@far", "fetch@kept"}),
         ("aurora/small_base/__init__.py", set()),
     ):
         text = (repository / path).read_text()
@@ -425,8 +427,8 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
         assert changed() == clean | affected, path
         (repository / path).write_text(text)
 
-    (repository / "aurora/hub/client.py").write_text(
-        (repository / "aurora/hub/client.py").read_text() + "# \n"
+    (repository / "aurora/fetch/hub/client.py").write_text(
+        (repository / "aurora/fetch/hub/client.py").read_text() + "# \n"
     )
     ran = run("dvc", "repro", "fetch@far")
     assert "fetch far: 1 file" in ran  # it ran, and took what DVC's cache holds

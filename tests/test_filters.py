@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from aurora import filters
-from aurora.mending import reread, visible, without_html
+from aurora.clean import filters
+from aurora.clean.mending import reread, visible, without_html
+from aurora.clean.truncation import asks_to_go_on, cut_off
 from aurora.params import load_params
-from aurora.truncation import asks_to_go_on, cut_off
 
 CLEAN = load_params(Path(__file__).parent.parent / "profiles/paper.yaml").clean
 HERE = Path(__file__).parent

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from aurora.chat import encode, trained_spans
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
-from aurora.formatter import CHECKED
-from aurora.formatting import format_rows
+from aurora.format.chat import encode, trained_spans
+from aurora.format.formatter import CHECKED
+from aurora.format.formatting import format_rows
+from aurora.format.rounds import cut_rounds, truncate_prompt
+from aurora.format.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
+from aurora.format.row_statistics import ChineseCost, packed_rows, packing_efficiency
+from aurora.format.tokenizer import sentencepiece_processor
 from aurora.params import Format
 from aurora.records import Message, content_id
-from aurora.rounds import cut_rounds, truncate_prompt
-from aurora.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
-from aurora.row_statistics import ChineseCost, packed_rows, packing_efficiency
 from aurora.store import rounded
-from aurora.tokenizer import sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 PROCESSOR = sentencepiece_processor(MODEL_FILE)
@@ -403,7 +403,7 @@ def test_the_row_of_a_broken_conversation_is_named(tmp_path):
 
 
 def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
-    import aurora.formatter
+    import aurora.format.formatter
 
     def losing(processor, texts, threads=1):
         return [
@@ -411,7 +411,7 @@ def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
             for text in texts
         ]
 
-    monkeypatch.setattr(aurora.formatter, "encode_texts", losing)
+    monkeypatch.setattr(aurora.format.formatter, "encode_texts", losing)
     with pytest.raises(
         ModelError, match="the tokens trained in round 0 decode to '好', but the answer is '你好'"
     ):
@@ -548,12 +548,12 @@ def test_the_real_mix_packs_well(tmp_path, real_data):
 
 @pytest.mark.parametrize("prompt", ["mistral", "bos_every_turn"])
 def test_forged_control_tokens_would_stop_the_run(tmp_path, monkeypatch, prompt):
-    import aurora.formatter
+    import aurora.format.formatter
 
     def forging(processor, texts, threads=1):
         return [numpy.array([*processor.encode(text), 2], dtype=numpy.int32) for text in texts]
 
-    monkeypatch.setattr(aurora.formatter, "encode_texts", forging)
+    monkeypatch.setattr(aurora.format.formatter, "encode_texts", forging)
     with pytest.raises(ModelError, match="40 control tokens where 20 were placed; the text forged some"):
         run(tmp_path, [("a", talk(f"q{number}", "r")) for number in range(10)], params(prompt=prompt))
 

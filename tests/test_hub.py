@@ -11,11 +11,11 @@ from hub_server import TOKEN, Fault, LocalHub, Repository, git_blob, sha256
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from aurora import hub as downloads
-from aurora.digests import Digests, Pins
 from aurora.errors import ResourceError, SourceError
-from aurora.hub import Downloaded, Unreachable, client, download, transfer
-from aurora.hub.transfer import Remote
+from aurora.fetch import hub as downloads
+from aurora.fetch.digests import Digests, Pins
+from aurora.fetch.hub import Downloaded, Unreachable, client, download, transfer
+from aurora.fetch.hub.transfer import Remote
 from aurora.uris import parse
 
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"

@@ -9,10 +9,10 @@ import httpx2
 import pytest
 from hub_server import Fault, LocalHub
 
-from aurora.digests import Pins
 from aurora.errors import ResourceError, SourceError
-from aurora.hub import client, transfer
-from aurora.hub.transfer import Refused, Remote, Stopped, Unreachable, bring, retry_after
+from aurora.fetch.digests import Pins
+from aurora.fetch.hub import client, transfer
+from aurora.fetch.hub.transfer import Refused, Remote, Stopped, Unreachable, bring, retry_after
 
 BYTES = random.Random(1).randbytes(1 << 20)
 PINS = Pins(len(BYTES), hashlib.sha256(BYTES).hexdigest())

@@ -8,10 +8,10 @@ from bitsandbytes.nn import Linear4bit
 from click.testing import CliRunner
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora.checkpoint import group_of, read_headers
-from aurora.inspection import inspect, planned_tensors, stored
-from aurora.model import load_model
-from aurora.packing import save_packed
+from aurora.model.folder import group_of, read_headers
+from aurora.model.inspection import inspect, planned_tensors, stored
+from aurora.model.loading import load_model
+from aurora.model.packing import save_packed
 from aurora.params import Quantization
 
 SIZES = {"vocab_size": 128, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2}
@@ -56,7 +56,7 @@ def test_dense_groups_are_those_of_the_model(folder):
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_plan_is_what_the_loaded_model_holds(folder, double_quant, dtype):
-    from aurora.checkpoint import meta_model
+    from aurora.model.folder import meta_model
 
     settings = Quantization(bits=4, double_quant=double_quant, compute_dtype=dtype)
     model = load_model(folder, settings, device="cpu")
@@ -93,8 +93,8 @@ def test_nf4_and_a_packed_folder_tell_the_same_experts(folder, tmp_path):
 
 def test_the_true_model_by_arithmetic(tmp_path):
     """46.7 billion parameters, 22.8 GiB in all, experts at no more than 4.13 bits: no file is needed for it."""
-    from aurora.checkpoint import meta_model
-    from aurora.inspection import planned
+    from aurora.model.folder import meta_model
+    from aurora.model.inspection import planned
 
     MixtralConfig(dtype="bfloat16", architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
     groups = planned(tmp_path, Quantization(bits=4, double_quant=True, compute_dtype="bfloat16"))

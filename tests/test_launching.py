@@ -10,7 +10,7 @@ import pytest
 from training_case import OPTIONS, ROOT, run, start, write_case, write_params
 
 from aurora.errors import ParamsError
-from aurora.launching import check_workers, is_worker, launch
+from aurora.sft.launching import check_workers, is_worker, launch
 
 MACHINE = """
 compute_environment: LOCAL_MACHINE

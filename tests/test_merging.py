@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from tiny_mixtral import SHAPE
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora import copying, merging
-from aurora.adapter import read_deltas
 from aurora.errors import ModelError, ResourceError
-from aurora.merging import merge
-from aurora.shards import read_shards
+from aurora.merge import copying, merging
+from aurora.merge.adapter import read_deltas
+from aurora.merge.merging import merge
+from aurora.model.shards import read_shards
 from aurora.store import sha256_file
 
 ROOT = Path(__file__).parent.parent
@@ -388,7 +388,7 @@ def test_it_goes_on_after_an_interruption_at_any_shard_and_ends_in_the_same_byte
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from aurora import merging
+from aurora.merge import merging
 left, write = int(sys.argv[4]), merging.write_all
 
 def write_half(writer, content, at):
@@ -438,7 +438,7 @@ def test_what_an_interrupted_run_left_is_not_taken_under_other_inputs(pair, tmp_
     with pytest.raises(KeyboardInterrupt):
         merge(base, adapter, out, measure=interrupt)
     (first,) = tmp_path.glob(".out.*.partial")
-    monkeypatch.setattr("aurora.resumption.BOOT", tmp_path / "another_boot")
+    monkeypatch.setattr("aurora.merge.resumption.BOOT", tmp_path / "another_boot")
     (tmp_path / "another_boot").write_text("2\n")
     with pytest.raises(KeyboardInterrupt):
         merge(base, adapter, out, measure=interrupt)
@@ -598,7 +598,7 @@ def test_another_base_is_known_by_its_recorded_hash(pair, tmp_path: Path):
     shard = next(iter(read_shards(base)))
     files = [{"path": shard, "sha256": "a" * 64, "bytes": 1}]
     (base / "manifest.json").write_text(json.dumps({"files": files}))
-    from aurora.provenance import weights_hash
+    from aurora.cards.provenance import weights_hash
 
     (adapter / "training.json").write_text(json.dumps({"base": {"weights_sha256": weights_hash(base)}}))
     merge(base, adapter, tmp_path / "merged")
@@ -657,7 +657,7 @@ def test_a_quantised_base_is_refused(pair, tmp_path: Path):
 PEAK = """
 import sys
 from pathlib import Path
-from aurora.merging import merge
+from aurora.merge.merging import merge
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

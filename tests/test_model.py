@@ -22,11 +22,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from aurora import model as module
 from aurora.errors import ModelError, ParamsError, ResourceError
-from aurora.model import load_model, load_tokenizer, prove_packed
-from aurora.nf4 import PackedExperts
-from aurora.packing import save_packed
+from aurora.model import loading as module
+from aurora.model.loading import load_model, load_tokenizer, prove_packed
+from aurora.model.nf4 import PackedExperts
+from aurora.model.packing import save_packed
 from aurora.params import Quantization, load_params
 
 SMALL = SHAPE | {
@@ -361,15 +361,15 @@ def test_lora_beyond_attention_is_refused_before_anything_loads(name, tmp_path):
 
 
 def test_there_is_one_loader(root):
-    """Only aurora/model.py takes weights from a folder; checkpoint.py builds skeletons, small_base makes a model."""
+    """Only aurora/model/loading.py takes weights from a folder; folder.py builds skeletons, small_base makes a model."""
     loaders = {
         path.relative_to(root).as_posix()
         for folder in ("aurora", "stages")
         for path in (root / folder).rglob("*.py")
         if "ForCausalLM.from_pretrained" in path.read_text(encoding="utf-8")
     }
-    assert loaders == {"aurora/model.py"}
-    users = {path.stem for path in (root / "aurora").glob("*.py") if "import load_model" in path.read_text()}
+    assert loaders == {"aurora/model/loading.py"}
+    users = {path.stem for path in (root / "aurora").rglob("*.py") if "import load_model" in path.read_text()}
     assert {"training", "evaluation"} <= users
 
 
@@ -500,11 +500,11 @@ def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypa
 
 
 def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkeypatch):
-    from aurora.plan import Machine, Rows, check, plan
+    from aurora.sft.plan import Machine, Rows, check, plan
 
     sft = load_params(Path(__file__).parent.parent / "params.yaml").sft
     short, long = (Rows(8, 8 * length, length, length, "rows") for length in (10, 3000))
-    monkeypatch.setattr("aurora.plan.machine", lambda: Machine("cpu", 0, 20 * 2**20))
+    monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("cpu", 0, 20 * 2**20))
     monkeypatch.setattr(
         AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
     )
@@ -518,9 +518,9 @@ def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkey
 PEAK = """
 import json, sys, threading, time
 from pathlib import Path
-from aurora.model import load_model
+from aurora.model.loading import load_model
 from aurora.params import Quantization
-import torch, transformers, aurora.packing
+import torch, transformers, aurora.model.packing
 torch.set_num_threads(1)
 
 def anonymous():
@@ -544,8 +544,8 @@ print(json.dumps({"peak": peak[0] - before, "held": anonymous() - before}))
 @pytest.mark.slow
 def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
     """Measured as a process of its own: the packed model, one tensor's arrival, and little else."""
-    from aurora.checkpoint import meta_model, read_headers
-    from aurora.inspection import held_bytes, largest_arrival
+    from aurora.model.folder import meta_model, read_headers
+    from aurora.model.inspection import held_bytes, largest_arrival
 
     sizes = {"vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 12}
     config = MixtralConfig(**{**SMALL, **sizes, "num_attention_heads": 8}, dtype="bfloat16")
@@ -594,8 +594,8 @@ def test_the_true_shape_on_this_machine():
     """One Mixtral-8x7B layer's experts, forward and backward, against arithmetic on a few tokens."""
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-    from aurora.experts import IMPLEMENTATION
-    from aurora.packing import register
+    from aurora.model.experts import IMPLEMENTATION
+    from aurora.model.packing import register
 
     register()
     torch.manual_seed(0)
@@ -636,7 +636,7 @@ from pathlib import Path
 from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
-from aurora.model import load_model, load_tokenizer, prove_packed
+from aurora.model.loading import load_model, load_tokenizer, prove_packed
 from aurora.params import Quantization
 folder, out, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from aurora.adapter_card import adapter_card, hub_id, licence_fields
+from aurora.cards.adapter_card import adapter_card, hub_id, licence_fields
+from aurora.cards.model_card import merged_card, with_scores
+from aurora.cards.provenance import check_base, dvc_hash, training_record, weights_hash
 from aurora.errors import DataError
-from aurora.model_card import merged_card, with_scores
 from aurora.params import load_params
-from aurora.provenance import check_base, dvc_hash, training_record, weights_hash
 
 ROOT = Path(__file__).parent.parent
 SCORES = {

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from aurora.near_duplicates import find
-from aurora.shingles import characters, joined, ngrams, windows
+from aurora.clean.near_duplicates import find
+from aurora.clean.shingles import characters, joined, ngrams, windows
 
 
 def brute(left: str, right: str) -> float:

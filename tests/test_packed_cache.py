@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from aurora import packed_cache as module
-from aurora.model import load_model
-from aurora.packed_cache import keep, place_of
+from aurora.model import packed_cache as module
+from aurora.model.loading import load_model
+from aurora.model.packed_cache import keep, place_of
 from aurora.params import Quantization
 from aurora.store import sha256_file
 
@@ -158,7 +158,7 @@ def test_a_failed_writer_leaves_nothing_and_does_not_stop_the_stage(base, monkey
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aurora.packing.save_file", full)
+    monkeypatch.setattr("aurora.model.packing.save_file", full)
     assert load_model(base, NF4, device="cpu") is not None
     assert copies() == [] and "no packed copy kept" in capsys.readouterr().err
 

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aurora.pages import Heading, Paragraph, Picture, Table, html, markdown
-from aurora.pictures import bars, dots, lines
+from aurora.report.pages import Heading, Paragraph, Picture, Table, html, markdown
+from aurora.report.pictures import bars, dots, lines
 
 SVG = "{http://www.w3.org/2000/svg}"
 BLOCKS = [

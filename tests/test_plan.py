@@ -16,16 +16,16 @@ from tiny_mixtral import VOCABULARY
 from training_case import BASE, ROWS, run, write_case, write_params
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora.checkpoint import meta_model
-from aurora.checkpoints import Checkpoints
 from aurora.cli import main
 from aurora.errors import DataError, ResourceError
+from aurora.model.folder import meta_model
 from aurora.params import Params, load_params
-from aurora.plan import Machine, check, measure_rows, plan, read_speed, write_speed
-from aurora.planning import arrival_of, rows_of, stage_paths
+from aurora.sft.checkpoints import Checkpoints
+from aurora.sft.plan import Machine, check, measure_rows, plan, read_speed, write_speed
+from aurora.sft.planning import arrival_of, rows_of, stage_paths
+from aurora.sft.training import build_trainer
 from aurora.small_base.tokenizer_folder import write_tokenizer
 from aurora.store import write_parquet
-from aurora.training import build_trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,11 +121,11 @@ def middling(folder: Path, checkpointing: bool, dtype: str, dropout: float) -> P
 def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     params = load_params(ROOT / "profiles/paper.yaml")
     monkeypatch.chdir(ROOT)
-    from aurora.plan import plan_of
+    from aurora.sft.plan import plan_of
 
     with torch.device("meta"):
         skeleton = MixtralForCausalLM(MixtralConfig())
-    monkeypatch.setattr("aurora.planning.is_current", lambda target: False)
+    monkeypatch.setattr("aurora.sft.planning.is_current", lambda target: False)
     rows = rows_of(params, ROWS)
     assert rows.rows == ceil((51461 + 48818 + 76399) * 0.995)
     found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {})
@@ -144,23 +144,23 @@ def test_a_machine_that_is_too_small_is_one_line(case: Path, monkeypatch):
     params = write_params(case)
     found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
     check(found)
-    monkeypatch.setattr("aurora.plan.machine", lambda: Machine("toy", 0, 1000))
+    monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("toy", 0, 1000))
     with pytest.raises(
         ResourceError, match=r"training takes about 0\.\d\d GiB, and toy has 0\.00 GiB free; lower sft"
     ):
         check(found)
-    monkeypatch.setattr("aurora.plan.machine", lambda: Machine("toy", 1, 2**40))
+    monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("toy", 1, 2**40))
     with pytest.raises(ResourceError, match=r"sft\.processes is 2, and there are 1 cards here"):
         check(dataclasses.replace(found, processes=2))
     usage = shutil.disk_usage(case)
-    monkeypatch.setattr("aurora.plan.shutil.disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr("aurora.sft.plan.shutil.disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(ResourceError, match=r"still to be written, and the disk has 0\.00 GiB free"):
         check(found)
 
 
 @pytest.mark.minutes
 def test_the_stage_refuses_before_it_loads(case: Path):
-    code = "import stages, aurora.plan as plan; plan.machine = lambda: plan.Machine('toy', 0, 1000)\n"
+    code = "import stages, aurora.sft.plan as plan; plan.machine = lambda: plan.Machine('toy', 0, 1000)\n"
     code += "from stages.sft import main; main()"
     status, log = run(case, python=("-c", code))
     assert status == 1 and "error: plan: training takes about" in log
@@ -180,7 +180,7 @@ def test_rows_that_are_damaged_or_missing_are_one_line(case: Path, monkeypatch):
     (case / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"bad\.parquet: not Parquet of rows"):
         measure_rows(case / "bad.parquet")
-    monkeypatch.setattr("aurora.planning.is_current", lambda target: False)
+    monkeypatch.setattr("aurora.sft.planning.is_current", lambda target: False)
     with pytest.raises(
         DataError, match=r"sources\.alpaca_data_zh_51k states no number of rows.*dvc repro format"
     ):
@@ -196,7 +196,7 @@ def test_the_command_prints_the_plan_and_fails_where_the_machine_is_too_small(ca
     )
     with (case / "dvc.yaml").open("w") as file:
         YAML().dump(content, file)
-    monkeypatch.setattr("aurora.planning.is_current", lambda target: True)
+    monkeypatch.setattr("aurora.sft.planning.is_current", lambda target: True)
     done = CliRunner().invoke(main, ["plan", "--tokens-per-second", "10"])
     assert done.exit_code == 0, done.output
     assert "12 of 4 rows, 6 an epoch" in done.output and "hours at 10 tokens/s, as given" in done.output

@@ -12,14 +12,14 @@ from lm_eval.models.huggingface import HFLM
 from tiny_mixtral import load_tokenizer, tiny_model, write_model
 from transformers import PreTrainedTokenizerFast
 
-from aurora.benchmarks import Subject, read_benchmark
-from aurora.evaluation import score_benchmarks
-from aurora.memory import Memory
-from aurora.model import load_model
+from aurora.eval.benchmarks import Subject, read_benchmark
+from aurora.eval.evaluation import score_benchmarks
+from aurora.eval.memory import Memory
+from aurora.eval.prefix import PassRunner, PrefixLM
+from aurora.eval.tasks import load_task
+from aurora.eval.token_tree import plan_passes
+from aurora.model.loading import load_model
 from aurora.params import Quantization, load_params
-from aurora.prefix import PassRunner, PrefixLM
-from aurora.tasks import load_task
-from aurora.token_tree import plan_passes
 
 NAMES = ("ceval", "mmlu", "cmmlu")
 ROOT = Path(__file__).parent.parent

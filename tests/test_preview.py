@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from test_formatting import PARAMS, many, talk, write
 
-from aurora.chat import encode
-from aurora.formatting import format_rows
-from aurora.preview import (
+from aurora.format.chat import encode
+from aurora.format.formatting import format_rows
+from aurora.format.preview import (
     PAGE_ROWS,
     characters,
     html_row,
@@ -20,7 +20,7 @@ from aurora.preview import (
     tokens,
     write_page,
 )
-from aurora.tokenizer import sentencepiece_processor
+from aurora.format.tokenizer import sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 PROCESSOR = sentencepiece_processor(MODEL_FILE)

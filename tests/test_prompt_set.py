@@ -6,14 +6,14 @@ import pytest
 import torch
 from tiny_mixtral import VOCABULARY, load_tokenizer, tiny_model
 
-from aurora.chat import encode_prompt
 from aurora.errors import DataError
-from aurora.language import HAN
+from aurora.eval.language import HAN
+from aurora.eval.prompt_set import Dialogue, answer_prompt_set, read_prompt_set
+from aurora.eval.replies import reply_metrics
+from aurora.format.chat import encode_prompt
+from aurora.format.tokenizer import sentencepiece_processor
 from aurora.params import Replies
-from aurora.prompt_set import Dialogue, answer_prompt_set, read_prompt_set
 from aurora.records import Message
-from aurora.replies import reply_metrics
-from aurora.tokenizer import sentencepiece_processor
 
 ROOT = Path(__file__).parent.parent
 PARAMS = Replies(prompts=1, max_new_tokens=6, batch_size=2)
@@ -64,7 +64,7 @@ def test_a_dialogue_goes_on_from_the_replies_of_the_model(
         asked.extend((prompt.text, prompt.tokens) for prompt in prompts)
         return [tokenizer.encode("我在", add_special_tokens=False) for _ in prompts]
 
-    monkeypatch.setattr("aurora.prompt_set.greedy_tokens", tokens)
+    monkeypatch.setattr("aurora.eval.prompt_set.greedy_tokens", tokens)
     metrics, table = answer_prompt_set(model, tokenizer, dialogues, form, PARAMS, 500)
     processor = sentencepiece_processor(VOCABULARY)
     turns = [Message("user", "你好"), Message("assistant", "我在"), Message("user", "再说一遍")]

@@ -21,11 +21,15 @@ def test_the_table_holds_the_tracked_numbers(root: Path):
 
 
 def test_the_tree_names_every_module(root: Path):
-    tree = (root / "README.md").read_text(encoding="utf-8").partition("## The tree")[2].splitlines()
-    named = {line.split()[0] for line in tree if line.startswith("  ")}
-    modules = {path.name for folder in ("aurora", "benchmarks") for path in (root / folder).glob("*.py")}
-    assert modules - {"__init__.py"} <= named
-    assert {f"hub/{path.name}" for path in (root / "aurora/hub").glob("[!_]*.py")} | {
-        "hub/",
-        "small_base/",
-    } <= named
+    tree = (root / "README.md").read_text(encoding="utf-8").partition("\naurora/\n")
+    before, after = tree[0].splitlines(), tree[2].splitlines()
+    for folder in ("stages", "benchmarks"):
+        named = {line.split()[0] for line in before if line.startswith("  ")}
+        assert {path.name for path in (root / folder).glob("[!_]*.py")} <= named
+    package, named = "", set()
+    for line in after[:-1]:
+        name, depth = line.split()[0], len(line) - len(line.lstrip())
+        package = name if depth == 2 and name.endswith("/") else package if depth == 4 else ""
+        named.add(name if depth == 2 else package + name)
+    modules = {path.relative_to(root / "aurora").as_posix() for path in (root / "aurora").rglob("*.py")}
+    assert {name.replace("/__init__.py", "/") for name in modules} - {"__init__.py"} <= named

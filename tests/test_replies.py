@@ -8,9 +8,8 @@ import torch
 from tiny_mixtral import load_tokenizer, tiny_model
 
 from aurora.errors import DataError
-from aurora.language import language
-from aurora.params import Replies
-from aurora.replies import (
+from aurora.eval.language import language
+from aurora.eval.replies import (
     Prompt,
     answer_prompts,
     chinese_prompts,
@@ -19,6 +18,7 @@ from aurora.replies import (
     repetition,
     reply_metrics,
 )
+from aurora.params import Replies
 from aurora.store import write_parquet
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from aurora.errors import DataError
 from aurora.params import load_params
-from aurora.reporting import Outputs, accuracy_table, read_paper, write_report
+from aurora.report.reporting import Outputs, accuracy_table, read_paper, write_report
 from stages.report import main
 
 ROOT = Path(__file__).parent.parent

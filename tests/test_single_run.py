@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from aurora.errors import ResourceError
-from aurora.single_run import single_run
+from aurora.sft.single_run import single_run
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"} | {
     "PYTHONPATH": str(ROOT)
 }
-HOLD = "import sys, time; from pathlib import Path; from aurora.single_run import single_run\n"
+HOLD = "import sys, time; from pathlib import Path; from aurora.sft.single_run import single_run\n"
 HOLD += "with single_run(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -42,7 +42,7 @@ def test_runs_in_turn_are_none_of_each_other_s_business(tmp_path: Path):
             pass
 
 
-CHILD = "import os, time; from aurora import single_run; single_run.{}(); print(os.getpid(), flush=True); time.sleep(60)"
+CHILD = "import os, time; from aurora.sft import single_run; single_run.{}(); print(os.getpid(), flush=True); time.sleep(60)"
 # As DVC does: the variable is the command's alone.
 PARENT = "import os, subprocess, sys; subprocess.run(sys.argv[1:], env=os.environ | {'DVC_STAGE': 'sft'})"
 
@@ -84,7 +84,7 @@ def alive(process: int) -> bool:
 
 
 def test_without_dvc_a_run_may_outlive_its_shell():
-    code = "from aurora.single_run import end_with_dvc; import threading; end_with_dvc(); print(threading.active_count())"
+    code = "from aurora.sft.single_run import end_with_dvc; import threading; end_with_dvc(); print(threading.active_count())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from aurora.cli import main
-from aurora.fetching import fetch
+from aurora.fetch.fetching import fetch
 from aurora.params import load_params
 
 ROOT = Path(__file__).parent.parent

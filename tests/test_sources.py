@@ -7,11 +7,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from aurora.clean.judgement import judge
+from aurora.clean.source_files import read_items
+from aurora.clean.sources import Drop, parse
 from aurora.errors import DataError
-from aurora.judgement import judge
 from aurora.params import load_params
-from aurora.source_files import read_items
-from aurora.sources import Drop, parse
 
 CLEAN = load_params(Path(__file__).parent.parent / "profiles/paper.yaml").clean
 

@@ -8,11 +8,11 @@ import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from test_cleaning import CLEAN, put, row
 
-from aurora.cleaning import clean
-from aurora.formatting import format_rows
+from aurora.clean.cleaning import clean
+from aurora.clean.row_tables import write_tables
+from aurora.format.formatting import format_rows
+from aurora.format.split import is_held_out, split
 from aurora.params import Format
-from aurora.row_tables import write_tables
-from aurora.split import is_held_out, split
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 RULES = Format(

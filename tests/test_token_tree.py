@@ -4,7 +4,7 @@ import numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora.token_tree import Pass, plan_passes
+from aurora.eval.token_tree import Pass, plan_passes
 
 ROWS = st.lists(
     st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=30, unique=True

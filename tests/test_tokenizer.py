@@ -10,8 +10,8 @@ import sentencepiece
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from aurora.errors import ModelError
+from aurora.format.tokenizer import check_model, check_template, sentencepiece_processor
 from aurora.small_base.tokenizer_folder import merges, write_tokenizer
-from aurora.tokenizer import check_model, check_template, sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 FRAGMENTS = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from aurora.clean.topics import WORDS, names, topic
 from aurora.records import Message, content_id
-from aurora.topics import WORDS, names, topic
 
 HERE = Path(__file__).parent
 UNSEEN = "7"

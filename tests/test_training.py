@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tiny_mixtral import tiny_model
 from training_case import BASE, ROWS, rows, write_case, write_params
 
-from aurora.checkpoints import Checkpoints
-from aurora.curves import curve
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
 from aurora.params import Sft
+from aurora.sft.checkpoints import Checkpoints
+from aurora.sft.curves import curve
+from aurora.sft.surroundings import check_surroundings
+from aurora.sft.trainer import EpochOrder, row_ids
+from aurora.sft.training import build_trainer, check_before, save_adapter, train
 from aurora.store import write_parquet
-from aurora.surroundings import check_surroundings
-from aurora.trainer import EpochOrder, row_ids
-from aurora.training import build_trainer, check_before, save_adapter, train
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(uri: str):
 
 
 def source(**values: object) -> Source:
-    common = {"kind": "instructions", "format": "alpaca", "licence": "MIT", "dep": "aurora/hub"}
+    common = {"kind": "instructions", "format": "alpaca", "licence": "MIT", "dep": "aurora/fetch/hub"}
     return Source(**common | values)
 
 
@@ -118,8 +118,8 @@ def source(**values: object) -> Source:
         ({"uri": "own/x", "dep": "own/x", "pin": "record"}, "remove pin"),
         ({"uri": f"hf://o/n@{COMMIT}", "sha256": "0" * 64}, "uri names a whole model"),
         ({"uri": "own/x.zip!/y", "dep": "own/x.zip!/y"}, r"write dep: own/x\.zip \["),
-        ({"uri": "file:own/x", "dep": "aurora/hub"}, "write dep: own/x"),
-        ({"uri": "https://h/x", "sha256": "0" * 64, "dep": "own"}, "write dep: aurora/hub"),
+        ({"uri": "file:own/x", "dep": "aurora/fetch/hub"}, "write dep: own/x"),
+        ({"uri": "https://h/x", "sha256": "0" * 64, "dep": "own"}, "write dep: aurora/fetch/hub"),
         ({"uri": "own/x", "dep": "own/x", "format": "mmlu"}, "is not one of kind instructions"),
         ({"uri": "own/x", "dep": "own/x", "format": "shareGPT"}, "Input should be 'alpaca'"),
         ({"uri": "own/x", "dep": "own/x", "licence": " "}, "licence is empty; give an SPDX identifier"),

@@ -1,0 +1,115 @@
+"""The merged model's card in Hugging Face's form: base, data with licences, recipe, provenance by hashes, scores."""
+
+from pathlib import Path
+
+from aurora.cards.adapter_card import (
+    REPORTED,
+    SCORES,
+    base_name,
+    base_section,
+    field,
+    front_matter,
+    hub_id,
+    licence_fields,
+    provenance_section,
+    recipe_section,
+    table,
+)
+from aurora.cards.provenance import dvc_hash, read_record
+from aurora.manifests import MANIFEST, find_manifest
+from aurora.store import read_json
+
+BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
+
+
+def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
+    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources."""
+    record, manifest = read_record(adapter), find_manifest(base) or {}
+    sources = [
+        (folder, read_json(folder / MANIFEST, f"fetch@{folder.name}"))
+        for folder in sorted(instructions.iterdir())
+        if folder.is_dir()
+    ]
+    licences = [manifest.get("licence"), *(source["licence"] for _, source in sources)]
+    front = {
+        "base_model": hub_id(manifest.get("uri")),
+        "base_model_relation": "finetune",
+        "datasets": sorted({found for _, source in sources if (found := hub_id(source["uri"]))}),
+        "language": ["zh", "en"],
+        "library_name": "transformers",
+        **licence_fields(licences),
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "merged", "conversational"],
+    }
+    rows = record.get("rows", {}).get("sources", {})
+    data = [
+        (
+            folder.name,
+            source["licence"],
+            source["uri"],
+            f"{rows[folder.name]:,}" if folder.name in rows else "",
+            dvc_hash(folder),
+        )
+        for folder, source in sources
+    ]
+    bound = [folder.name for folder, source in sources if source.get("non_commercial")]
+    parts = [
+        front_matter(front),
+        f"# {base_name(manifest)}, tuned on Chinese conversations\n",
+        "The LoRA adapter below was added to the base: W + (alpha / r) B A, summed in float32 and rounded once."
+        " Files, tensor names and types are the base's.\n",
+        base_section(manifest, record),
+        "## Data\n",
+        table(("source", "licence", "from", "training rows", "DVC hash"), data),
+        f"Not for commercial use, by the licence of: {', '.join(bound)}.\n" if bound else "",
+        recipe_section(adapter, record),
+        provenance_section(record, ("adapter", dvc_hash(adapter))),
+        '## Use\n\n```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "models/merged")\n'
+        'print(chat([{"role": "user", "content": "你好"}])[0]["generated_text"][-1]["content"])\n```\n',
+        SCORES,
+        REPORTED.format(file="model_card.md"),
+    ]
+    return "\n".join(parts)
+
+
+def with_scores(card: str, scores: dict[str, dict]) -> str:
+    """The card with the scores of `base` and `tuned` (metrics/eval.json), as a table and as model-index metadata."""
+    tuned = scores["tuned"]
+    measured = [name for name in BENCHMARKS if name in tuned]
+    rows = [
+        (
+            BENCHMARKS[name],
+            *(
+                f"{scores[model][name]['acc']:.4f} ± {scores[model][name]['stderr']:.4f}"
+                for model in ("base", "tuned")
+            ),
+            tuned[name]["n"],
+        )
+        for name in measured
+    ]
+    for key, label in (
+        ("loss", "held-out loss, nats a token"),
+        ("zh_reply_rate", "share of replies in Chinese"),
+    ):
+        if key in tuned:
+            rows.append((label, *(f"{scores[model][key]:.4f}" for model in ("base", "tuned")), ""))
+    index = [
+        {
+            "name": "tuned",
+            "results": [
+                {
+                    "task": {"type": "text-generation"},
+                    "dataset": {"name": BENCHMARKS[name], "type": name},
+                    "metrics": [{"type": "acc", "value": round(tuned[name]["acc"], 6), "name": "accuracy"}],
+                }
+                for name in measured
+            ],
+        }
+    ]
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    if measured:
+        front += "\n" + field("model-index", index)
+    head = body.split(SCORES)[0]
+    measured_here = "Measured by this pipeline on both models, the same way."
+    found = table(("", "base", "tuned", "questions"), rows)
+    return f"---\n{front}\n---\n{head}{SCORES}\n{measured_here}\n\n{found}"

@@ -1,0 +1,1 @@
+"""What clean is made of: parsers, rules, duplicates, contamination, topics, accounts."""

@@ -1,0 +1,1 @@
+"""What eval is made of: benchmarks under lm-eval with shared prefixes, loss, replies, comparison."""

@@ -1,0 +1,198 @@
+"""Greedy replies to held-out Chinese prompts, generated in batches, and what is measured on them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora.errors import DataError
+from aurora.eval.language import language
+from aurora.store import read_parquet
+
+if TYPE_CHECKING:
+    import pyarrow
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from aurora.eval.memory import Memory
+    from aurora.params import Replies
+
+SHINGLE = 6  # characters; a repeated one is a sign of a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A held-out prompt, in the tokens in which the model was trained to see it."""
+
+    id: str
+    text: str
+    tokens: list[int]  # up to the first token of the answer
+
+
+def answer_prompts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Path,
+    params: "Replies",
+    max_length: int,
+    memory: "Memory | None" = None,
+) -> tuple[dict[str, float], "pyarrow.Table"]:
+    """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
+
+    Raises DataError if no held-out prompt is Chinese.
+    """
+    import pyarrow
+
+    most = max_length - params.max_new_tokens
+    prompts = chinese_prompts(rows, params.prompts, most)
+    if not prompts:
+        raise DataError(
+            f"{rows}: no prompt of up to {most} tokens is Chinese, so there is nothing to reply to; "
+            "raise format.held_out, or lower eval.replies.max_new_tokens"
+        )
+    replies = greedy_replies(model, tokenizer, prompts, params.max_new_tokens, params.batch_size, memory)
+    table = pyarrow.table(
+        {
+            "id": [prompt.id for prompt in prompts],
+            "prompt": [prompt.text for prompt in prompts],
+            "reply": replies,
+            "language": [language(reply) for reply in replies],
+        }
+    )
+    return reply_metrics(replies), table
+
+
+def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
+    """The first `count` Chinese prompts of held_out.parquet by id, each text once, none beyond `max_tokens`.
+
+    An id is a hash of content, so that this is a random choice which further rows hardly change.
+    """
+    table = read_parquet(rows, "format").select(["id", "prompt", "input_ids", "labels"])
+    chosen: dict[str, Prompt] = {}
+    for row in sorted(table.to_pylist(), key=lambda row: row["id"]):
+        start = next((index for index, label in enumerate(row["labels"]) if label != -100), 0)
+        text = row["prompt"]
+        if 0 < start <= max_tokens and text not in chosen and language(text) == "Chinese":
+            chosen[text] = Prompt(row["id"], text, row["input_ids"][:start])
+            if len(chosen) == count:
+                break
+    return list(chosen.values())
+
+
+def greedy_replies(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    batch_size: int,
+    memory: "Memory | None" = None,
+) -> list[str]:
+    """Replies in the order of the prompts, without special tokens."""
+    found = greedy_tokens(model, prompts, max_new_tokens, batch_size, tokenizer.eos_token_id, memory)
+    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+
+
+def greedy_tokens(
+    model: "PreTrainedModel",
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    batch_size: int,
+    eos: int,
+    memory: "Memory | None" = None,
+) -> list[list[int]]:
+    """Tokens of each reply, in the order of the prompts and without `eos`; prompts of like length run together."""
+    from tqdm import tqdm
+
+    from aurora.eval.memory import key_of
+
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].tokens), prompts[index].id))
+    replies: list[list[int]] = [[] for _ in prompts]
+    bar = tqdm(total=len(prompts), unit="reply", desc="replies")
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        tokens = [prompts[index].tokens for index in batch]
+        key = key_of("replies", max_new_tokens, tokens)
+        value = memory.get(key) if memory is not None else None
+        if value is None:
+            value = json.dumps(generate(model, tokens, max_new_tokens, eos)).encode()
+            if memory is not None:
+                memory.put(key, value)
+        for index, ids in zip(batch, json.loads(value), strict=True):
+            replies[index] = ids
+        bar.update(len(batch))
+    bar.close()
+    return replies
+
+
+def generate(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int, eos: int
+) -> list[list[int]]:
+    """Greedy tokens for each prompt, up to and without `eos`, equal to transformers' `generate`.
+
+    A finished row leaves the batch, where `generate` would carry it on until the longest one ends.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    device = model.device
+    width = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), width), dtype=torch.long, device=device)  # (B, T), padded on the left
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(prompts):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens, device=device)
+        mask[row, width - len(tokens) :] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    found: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    cache = DynamicCache()
+    with torch.inference_mode():
+        for _ in range(max_new_tokens):
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            chosen = logits.argmax(dim=-1)
+            going = chosen.ne(eos)
+            for row, token in zip(alive, chosen.tolist(), strict=True):
+                if token != eos:
+                    found[row].append(token)
+            kept = going.nonzero()[:, 0]
+            if not len(kept):
+                break
+            if len(kept) < len(alive):
+                alive = [alive[index] for index in kept.tolist()]
+                cache.batch_select_indices(kept)
+                mask, positions, chosen = mask[kept], positions[kept], chosen[kept]
+            ids = chosen[:, None]
+            positions = positions[:, -1:] + 1
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    return found
+
+
+def reply_metrics(replies: Sequence[str]) -> dict[str, float]:
+    """Shares over the replies to Chinese prompts.
+
+    `zh_reply_rate` is the share of replies in Chinese, and `mixed_rate` that of replies in a mixture, as
+    `aurora.eval.language.language` tells them. A reply without any language, which is code, formulas or numbers alone,
+    counts on neither side; an empty one counts as not Chinese. `repetition` is the mean share of a reply's
+    six-character stretches that occurred in it before; `mean_length` is in characters.
+    """
+    kinds = Counter(map(language, replies))
+    judged = max(1, len(replies) - kinds["none"])
+    return {
+        "zh_reply_rate": kinds["Chinese"] / judged,
+        "mixed_rate": kinds["mixed"] / judged,
+        "repetition": sum(map(repetition, replies)) / max(1, len(replies)),
+        "mean_length": sum(map(len, replies)) / max(1, len(replies)),
+    }
+
+
+def repetition(text: str) -> float:
+    """Share of the text's six-character stretches that occurred before; 0 for a text of at most six characters."""
+    stretches = [text[start : start + SHINGLE] for start in range(len(text) - SHINGLE + 1)]
+    return 1 - len(set(stretches)) / len(stretches) if stretches else 0.0

@@ -1,0 +1,214 @@
+"""One source, by its URI, to a folder of verified bytes with a manifest beside them."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aurora.errors import SourceError
+from aurora.fetch.archives import unpack
+from aurora.fetch.digests import Digests, Pins, copy, measure
+from aurora.fetch.recorded import recorded, take_again
+from aurora.manifests import MANIFEST
+from aurora.params import Source
+from aurora.store import remove, replacing, write_json
+from aurora.uris import Address, non_commercial, parse
+
+SCRATCH = Path(".aurora/downloads")  # ignored by git and DVC; survives a failed stage
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
+
+
+def fetch(name: str, source: Source, out: Path) -> dict:
+    """Brings `source` to the folder `out`, whole or not at all, and returns its manifest.
+
+    The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
+    rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
+    sorted by path). Pinned bytes that the last fetch left here or in DVC's cache or remote are verified and taken
+    again without a download. Raises SourceError if the source is missing, unreachable, or differs from its pin, and
+    ResourceError if the disk is too small.
+    """
+    address = parse(source.uri)
+    former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
+    with replacing(out) as partial:
+        if address.scheme == "embedded":
+            from aurora.small_base import build  # heavy: torch and transformers
+
+            build(partial)
+            taken = {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
+            archive, files, revision = None, _entries(taken), None
+        elif address.local:
+            archive, files, revision = *_local(name, source, address, partial), None
+        elif former and not source.pin and take_again(former, out, partial, _pins(source)):
+            archive, files, revision = former["archive"], former["files"], former["revision"]
+        else:
+            archive, files, revision = _remote(name, source, address, out, partial)
+        if not files:
+            raise SourceError(f"sources.{name}: {source.uri} holds no file")
+        if any(file["path"] == MANIFEST for file in files):
+            raise SourceError(
+                f"sources.{name}: {source.uri} holds a {MANIFEST}, which fetch writes; rename it"
+            )
+        _refuse_pointers(name, partial, files)
+        manifest = {
+            "source": name,
+            "kind": source.kind,
+            "format": source.format,
+            "uri": source.uri,
+            "pin": source.pinned_by,
+            "revision": revision,
+            "licence": source.licence,
+            "non_commercial": non_commercial(source.licence),
+            "rows": source.rows,
+            "archive": archive,
+            "files": files,
+        }
+        if former and source.pin:
+            _refuse_change(name, source, former, manifest)
+            manifest["revision"] = former["revision"]  # a branch may move on without a change of these files
+        write_json(partial / MANIFEST, manifest)
+    return manifest
+
+
+def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[dict | None, list[dict]]:
+    origin, pins = Path(address.path), _pins(source)
+    try:
+        if not origin.exists():
+            raise SourceError(
+                f"sources.{name}.uri: {address.path} does not exist; correct the path in params.yaml"
+            )
+        if origin.is_dir():
+            if address.member is not None or pins != Pins():
+                raise SourceError(f"sources.{name}: {address.path} is a folder; pins and !/ are for a file")
+            return None, _entries(dict(_copied(origin, partial)))
+        if address.member is not None:
+            digests = measure(origin, pins)
+        else:
+            partial.mkdir(parents=True)
+            digests = copy(origin, partial / origin.name, pins)
+        if difference := digests.difference(origin):
+            pin, expected, found = difference
+            raise SourceError(
+                f"sources.{name}.{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
+            )
+    except OSError as error:
+        raise SourceError(f"sources.{name}.uri: {error.filename or address.path}: {error.strerror}") from None
+    entries = _entries({origin.name: digests})
+    if address.member is None:
+        return None, entries
+    return entries[0], unpack(origin, address.member, partial)
+
+
+def _copied(origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+    partial.mkdir(parents=True)
+    for path in _files(origin):
+        inside = path.relative_to(origin)
+        if not any(part in SKIPPED for part in inside.parts):
+            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+            yield inside.as_posix(), copy(path, partial / inside, Pins())
+
+
+def _remote(
+    name: str, source: Source, address: Address, out: Path, partial: Path
+) -> tuple[dict | None, list[dict], str | None]:
+    from aurora.fetch.hub import Unreachable, download
+
+    try:
+        with _alone(name) as scratch:
+            # One folder a URI, so that the partial file of another address is never gone on with.
+            folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
+            got = download(name, source.uri, address, _pins(source), folder)
+            archive, entries = None, _entries(got.files)
+            if address.member is None:
+                partial.mkdir(parents=True)
+                for entry in entries:
+                    _place(folder / entry["path"], partial / entry["path"])
+            else:
+                archive = entries[0]
+                entries = unpack(folder / archive["path"], address.member, partial)
+            for path in scratch.glob("*/"):  # of earlier addresses too
+                remove(path)
+            return archive, entries, got.revision
+    except Unreachable as error:
+        raise SourceError(
+            f"sources.{name}: {error}; or take it from the DVC remote: dvc pull {out.as_posix()}"
+        ) from None
+    except SourceError as error:
+        raise SourceError(f"sources.{name}: {error}") from None
+
+
+def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
+    """Raises SourceError where Git LFS's stand-in for a file came in place of the file."""
+    for file in files:
+        if file["bytes"] < 1024 and (partial / file["path"]).read_bytes().startswith(LFS_POINTER):
+            raise SourceError(
+                f"sources.{name}: {file['path']} is a Git LFS pointer, not the file; give an address that resolves "
+                "it (…/resolve/… on the hub, media.githubusercontent.com), or run git lfs pull"
+            )
+
+
+def _refuse_change(name: str, source: Source, former: dict, manifest: dict) -> None:
+    """Raises SourceError if the bytes are not those that the first fetch recorded."""
+    for before, now in (
+        (former["archive"], manifest["archive"]),
+        *_pairs(former["files"], manifest["files"]),
+    ):
+        if before != now:
+            path = (before or now)["path"]
+            expected, found = ((entry or {}).get("sha256", "no such file") for entry in (before, now))
+            raise SourceError(
+                f"sources.{name}: {source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
+                f"{found}; the source has changed: to take it as it is now, pin its commit or sha256 in place of record"
+            )
+
+
+def _pairs(before: list[dict], now: list[dict]) -> Iterator[tuple[dict | None, dict | None]]:
+    first, second = ({file["path"]: file for file in files} for files in (before, now))
+    for path in sorted(first | second):
+        yield first.get(path), second.get(path)
+
+
+def _pins(source: Source) -> Pins:
+    return Pins(source.bytes, source.sha256, source.git_blob)
+
+
+def _entries(files: dict[str, Digests]) -> list[dict]:
+    return [
+        {"path": path, "sha256": digests.sha256, "bytes": digests.bytes}
+        for path, digests in sorted(files.items())
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+
+
+def _place(origin: Path, target: Path) -> None:
+    """Links a download, whose scratch name is removed later: 90 GB are written once."""
+    try:
+        os.link(origin, target)
+    except OSError:  # another file system, or one without links
+        shutil.move(origin, target)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[Path]:
+    """Yields the folder of partial files of a source, which no second process has at the same time.
+
+    The kernel lets go of it when a process ends, however it ends. A folder without bytes to go on with is removed.
+    """
+    scratch = SCRATCH / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    with open(scratch / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SourceError("another process is fetching it; wait for its end, or end it") from None
+        try:
+            yield scratch
+        finally:
+            if not any(path.is_file() and path.name != "lock" for path in scratch.rglob("*")):
+                remove(scratch)

@@ -1,0 +1,164 @@
+"""Rows as a person sees them: every token, the trained ones coloured, in the terminal or on an HTML page."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aurora.errors import DataError, one_line
+from aurora.format.chat import IGNORED
+from aurora.format.tokenizer import sentencepiece_processor
+from aurora.store import read_parquet, write_text
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+PAGE_ROWS = 4  # rows of each source on the page
+PAGE_TOKENS = 1200  # tokens shown of a row
+STYLE = """\
+body { font: 15px/1.7 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+h2 { font-size: 1rem; margin: 2rem 0 .4rem; font-weight: 600 }
+h2 small, .note { color: #666; font-weight: 400 }
+p.row { border: 1px solid #ddd; border-radius: 4px; padding: .6rem .8rem; margin: 0; overflow-wrap: anywhere;
+  white-space: pre-wrap }
+i { font-style: normal; color: #667; border-bottom: 1px dotted #ccd }
+b { font-weight: 400; background: #d4f0d4; border-bottom: 1px dotted #494 }
+i.control { color: #a33; font-weight: 700 }
+b.control { color: #060; font-weight: 700; background: #a5dfa5 }"""
+
+
+def tokens(processor: "SentencePieceProcessor", ids: Sequence[int]) -> Iterator[tuple[str, list[int], bool]]:
+    """Text, ids and whether it is a control token, of each token; neighbouring byte tokens are one text."""
+    start = 0
+    for is_byte, run in groupby(ids, key=processor.is_byte):
+        run = list(run)
+        if is_byte:
+            raw = bytes(int(processor.id_to_piece(index)[3:5], 16) for index in run)
+            for text, length in characters(raw):
+                yield text, run[start : start + length], False
+                start += length
+            start = 0
+        else:
+            for index in run:
+                yield processor.id_to_piece(index).replace("▁", " "), [index], processor.is_control(index)
+
+
+def characters(raw: bytes) -> Iterator[tuple[str, int]]:
+    """The characters that UTF-8 bytes spell, each with its number of bytes; U+FFFD for a byte that spells none."""
+    while raw:
+        for length in range(1, 5):
+            try:
+                yield raw[:length].decode(), length
+                break
+            except UnicodeDecodeError:
+                continue
+        else:
+            length = 1
+            yield "\ufffd", length
+        raw = raw[length:]
+
+
+def terminal_row(processor: "SentencePieceProcessor", row: dict) -> str:
+    """One row for the terminal: trained tokens green, the others plain and dim, control tokens bold."""
+    head = f"{row['id']}  {row['source']}  {counted(row)}"
+    lines = [click.style(head, bold=True)]
+    pieces = []
+    position = 0
+    for text, ids, control in tokens(processor, row["input_ids"]):
+        trained = row["labels"][position] != IGNORED
+        position += len(ids)
+        pieces.append(((trained, control), printable(text)))
+    for (trained, control), run in groupby(pieces, key=lambda piece: piece[0]):
+        # None and not False, which click writes as a code that ends bold and dim alike.
+        style = {
+            "fg": "green" if trained else None,
+            "dim": None if trained else True,
+            "bold": control or None,
+        }
+        text = "".join(piece for _, piece in run)
+        # Every line is styled on its own, so that pagers that reset at line ends keep the colour.
+        lines.append("\n".join(click.style(line, **style) if line else "" for line in text.split("\n")))
+    return f"{lines[0]}\n{''.join(lines[1:])}\n"
+
+
+def printable(text: str) -> str:
+    """The text with control characters as U+2400 pictures, so that no row can steer a terminal."""
+    shown = []
+    for sign in text:
+        if sign in "\n\t" or sign.isprintable():
+            shown.append(sign)
+        elif ord(sign) < 32:
+            shown.append(chr(0x2400 + ord(sign)))
+        else:
+            shown.append(f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}")
+    return "".join(shown)
+
+
+def counted(row: dict) -> str:
+    """`412 tokens, 380 trained`."""
+    trained = sum(label != IGNORED for label in row["labels"])
+    return f"{len(row['input_ids']):,} tokens, {trained:,} trained"
+
+
+def html_row(processor: "SentencePieceProcessor", row: dict) -> str:
+    """One row for the page; a token's id shows when the pointer rests on it."""
+    parts = []
+    position = 0
+    for text, ids, control in tokens(processor, row["input_ids"][:PAGE_TOKENS]):
+        tag = "i" if row["labels"][position] == IGNORED else "b"
+        position += len(ids)
+        kind = ' class="control"' if control else ""
+        parts.append(f'<{tag}{kind} title="{" ".join(map(str, ids))}">{escape(printable(text))}</{tag}>')
+    rest = len(row["input_ids"]) - PAGE_TOKENS
+    more = f' <span class="note">… {rest:,} more tokens</span>' if rest > 0 else ""
+    head = f"<h2>{escape(row['source'])} <small>{row['id']} · {counted(row)}</small></h2>"
+    return f'{head}\n<p class="row">{"".join(parts)}{more}</p>\n'
+
+
+def write_page(rows: Path, tokenizer: Path, page: Path) -> None:
+    """Writes an HTML page of the first PAGE_ROWS training rows of each source in the folder `rows`."""
+    import pyarrow.compute
+
+    processor = sentencepiece_processor(tokenizer)
+    table = read_parquet(rows / "train.parquet", "format")
+    body = []
+    for source in sorted(table["source"].unique().to_pylist()):
+        chosen = table.filter(pyarrow.compute.equal(table["source"], source)).slice(0, PAGE_ROWS)
+        body += [html_row(processor, row) for row in chosen.to_pylist()]
+    write_text(
+        page,
+        '<!doctype html>\n<html lang="zh">\n<meta charset="utf-8">\n<title>Rows of the format stage</title>\n'
+        f"<style>\n{STYLE}\n</style>\n<h1>What the model sees</h1>\n"
+        f'<p class="note">Training rows, {PAGE_ROWS} of each source at most. <b>Green</b>: trained. '
+        "<i>Plain</i>: context. Bold: control tokens.</p>\n" + "".join(body) + "</html>\n",
+    )
+
+
+@click.command()
+@click.argument("count", type=click.IntRange(min=1), default=3, metavar="[N]")
+@click.option("--source", help="Show rows of this source only.")
+@click.option("--held-out", is_flag=True, help="Show held-out rows instead of training rows.")
+@click.option("--rows", type=click.Path(path_type=Path), default="data/format", show_default=True)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    default="data/raw/model/base/tokenizer.model",
+    show_default=True,
+)
+@one_line
+def preview(count: int, source: str | None, held_out: bool, rows: Path, tokenizer: Path) -> None:
+    """Show N rows (3) of the format stage, trained tokens in green."""
+    import pyarrow.compute
+
+    file = rows / ("held_out.parquet" if held_out else "train.parquet")
+    table = read_parquet(file, "format")
+    if source is not None:
+        table = table.filter(pyarrow.compute.equal(table["source"], source))
+    if not len(table):
+        raise DataError(f"{file}: no row of source {source!r}" if source else f"{file}: no rows")
+    processor = sentencepiece_processor(tokenizer)
+    for row in table.slice(0, count).to_pylist():
+        click.echo(terminal_row(processor, row))

@@ -1,0 +1,61 @@
+"""Whole rounds laid into rows of limited length, and prompts made shorter where a round exceeds it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy
+
+from aurora.format.chat import encode_texts, prompt_text
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+
+class Cut(NamedTuple):
+    """Which rounds go where, by their indices."""
+
+    rows: list[list[int]]
+    too_long: list[int]  # beyond the length on their own
+    rest: list[int]  # beyond the first row, when rows are not continued
+
+
+def cut_rounds(lengths: Sequence[int], capacity: int, continued: bool) -> Cut:
+    """Lays rounds of `lengths` tokens, in order and whole, into rows of at most `capacity` tokens.
+
+    A round that is too long ends the row: what follows it would lack its context.
+    """
+    rows: list[list[int]] = [[]]
+    too_long = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if rows[-1] and used + length > capacity:
+            rows.append([])
+            used = 0
+        if length <= capacity:
+            rows[-1].append(index)
+            used += length
+        else:
+            too_long.append(index)
+    rows = [row for row in rows if row]
+    rest = [] if continued else [index for row in rows[1:] for index in row]
+    return Cut(rows if continued else rows[:1], too_long, rest)
+
+
+def truncate_prompt(
+    processor: "SentencePieceProcessor", content: str, room: int
+) -> tuple[str, numpy.ndarray] | None:
+    """The longest end of a user turn, cut between characters, whose prompt has at most `room` tokens.
+
+    Returns the text and the ids of the prompt, or None if there is no room for one character.
+    """
+    low, high = 0, len(content) + 1  # the number of characters kept is at least low and below high
+    found = None
+    while low + 1 < high:
+        middle = (low + high) // 2
+        text = content[-middle:]
+        ids = encode_texts(processor, [prompt_text(text)])[0]
+        if len(ids) <= room:
+            low, found = middle, (text, ids)
+        else:
+            high = middle
+    return found

@@ -1,0 +1,159 @@
+"""Conversations read in checked batches, and rows written in whole row groups."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from aurora.errors import DataError
+from aurora.format.chat import check_messages
+
+ROLES = pyarrow.array(["user", "assistant"])  # of the turns of a round
+MESSAGES = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+TRAIN = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),  # content id; .1, .2 … behind it on rows that continue a conversation
+        ("source", pyarrow.string()),
+        ("input_ids", pyarrow.list_(pyarrow.int32())),
+        ("labels", pyarrow.list_(pyarrow.int32())),
+    ]
+)
+# What eval asks and compares: the text of the row's first user turn, and of its answer.
+HELD_OUT = pyarrow.schema([*TRAIN, ("prompt", pyarrow.string()), ("reply", pyarrow.string())])
+BATCH = 1024  # conversations of a batch; bounds the memory
+ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.store
+
+
+@contextmanager
+def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """The file of the clean stage, open.
+
+    Raises DataError if it is missing, lacks a column, or turns out to be damaged inside the block.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: not found; it is written by: dvc repro clean")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = {"id", "source", "messages"}
+            if not names <= set(schema.names) or not schema.field("messages").type.equals(MESSAGES):
+                raise DataError(
+                    f"{path}: columns are {schema.names}, not id, source, messages (of role, content); "
+                    "run dvc repro clean"
+                )
+            yield file
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged ({error}); write it again by: dvc repro -f clean") from None
+
+
+def read_keys(path: Path) -> tuple[list[str], list[str]]:
+    """The id of every conversation, and the key of its cluster of near duplicates: its own id without one.
+
+    Raises DataError as `conversations_file` does, and if the ids are not sorted and unique.
+    """
+    with conversations_file(path) as file:
+        columns = [name for name in ("id", "cluster") if name in file.schema_arrow.names]
+        table = file.read(columns=columns)
+    ids = table["id"].to_pylist()
+    for row, (before, after) in enumerate(pairwise(["", *ids])):
+        if not after or before >= after:
+            raise DataError(
+                f"{path} row {row}: id {after} does not come after {before or 'nothing'}, but ids are unique and "
+                "sorted; set clean.exact_duplicates to true, or run dvc repro clean"
+            )
+    clusters = table["cluster"].to_pylist() if "cluster" in columns else ids
+    if None in clusters:
+        raise DataError(f"{path} row {clusters.index(None)}: its cluster is null; run dvc repro clean")
+    return ids, clusters
+
+
+def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """Batches of conversations, each with the number of its first row; raises as `conversations_file` does."""
+    first = 0
+    with conversations_file(path) as file:
+        for batch in file.iter_batches(size, columns=["id", "source", "messages"]):
+            yield first, batch
+            first += len(batch)
+
+
+def checked_messages(
+    batch: pyarrow.RecordBatch, first: int, place: str
+) -> tuple[numpy.ndarray, pyarrow.StringArray]:
+    """(C + 1,) offsets of a batch's conversations, and the content of each turn, users' at even places.
+
+    Raises DataError at the first conversation that is not made of whole rounds.
+    """
+    messages = batch["messages"]
+    turns = messages.flatten()
+    offsets = numpy.asarray(messages.offsets, dtype=numpy.int64)
+    offsets = offsets - offsets[0]
+    roles, contents = turns.field("role"), turns.field("content")
+    alternating = ROLES.take(pyarrow.array(numpy.arange(len(roles)) % len(ROLES)))
+    whole = messages.null_count == 0 and not (offsets % 2).any() and (numpy.diff(offsets) > 0).all()
+    filled = contents.null_count == 0 and pyarrow.compute.all(pyarrow.compute.not_equal(contents, "")).as_py()
+    if whole and filled and roles.equals(alternating):
+        return offsets, contents
+    texts = contents.to_pylist()
+    for index, (start, end) in enumerate(pairwise(offsets.tolist())):
+        pairs = list(zip(roles[start:end].to_pylist(), texts[start:end], strict=True))
+        check_messages(pairs, f"{place} row {first + index}")
+    raise DataError(f"{place} rows {first} to {first + len(batch)}: broken messages; run dvc repro clean")
+
+
+class RowWriter:
+    """Writes rows to a Parquet file in row groups of ROW_GROUP, whatever the size of the batches.
+
+    Compression runs in `pool`, beside the caller.
+    """
+
+    def __init__(self, path: Path, schema: pyarrow.Schema, pool: ThreadPoolExecutor) -> None:
+        tokens = ("input_ids.list.element", "labels.list.element")
+        self.file = pyarrow.parquet.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            # Token ids in a dictionary take longer to write and more room than their bytes apart.
+            use_dictionary=["source"],
+            column_encoding=dict.fromkeys(tokens, "BYTE_STREAM_SPLIT"),
+            write_statistics=["id", "source"],
+        )
+        self.pool = pool
+        self.waiting: list[pyarrow.Table] = []
+        self.writing: Future | None = None
+
+    def write(self, rows: pyarrow.Table) -> None:
+        """Takes rows and writes whole row groups."""
+        self.waiting.append(rows)
+        count = sum(map(len, self.waiting))
+        if count >= ROW_GROUP:
+            table = pyarrow.concat_tables(self.waiting)
+            end = count - count % ROW_GROUP
+            self._send(table.slice(0, end))
+            self.waiting = [table.slice(end)]
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # Writes what is left; after an error the file is thrown away by the caller.
+        if self.waiting and kind is None:
+            self._send(pyarrow.concat_tables(self.waiting))
+        self._wait()
+        self.file.close()
+
+    def _send(self, table: pyarrow.Table) -> None:
+        self._wait()
+        self.writing = self.pool.submit(self.file.write_table, table, row_group_size=ROW_GROUP)
+
+    def _wait(self) -> None:
+        # At most one row group is on its way, which bounds the memory.
+        if self.writing:
+            self.writing.result()
+            self.writing = None

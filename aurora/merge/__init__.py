@@ -1,0 +1,1 @@
+"""What merge is made of: deltas, copies that share bytes, resumption, drift."""

@@ -1,0 +1,130 @@
+"""How far the merged model is from what was trained: the adapter on the quantised base, logit by logit."""
+
+import gc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aurora.errors import DataError
+from aurora.params import Drift, Quantization
+from aurora.store import read_parquet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def drift(
+    base: Path, adapter: Path, merged: Path, rows: Path, settings: Drift, quantization: Quantization
+) -> dict:
+    """Differences of logits to the adapter on the base, as `quantization` holds it in training.
+
+    `adapter_itself` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
+    (bfloat16, a layer at a time) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time,
+    and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no
+    row to compare on.
+    """
+    from peft import PeftModel
+
+    from aurora.model.loading import load_model
+
+    samples = read_samples(rows, settings)
+    model = PeftModel.from_pretrained(load_model(base, quantization), adapter).eval()
+    wanted = list(logits(model, samples, "adapter on the base"))
+    with model.disable_adapter():
+        result = {"adapter_itself": compare(wanted, logits(model, samples, "base"))}
+    del model
+    release()
+    for bits in settings.merged_bits:
+        result[f"merged_{bits}_bits"] = compare(wanted, merged_logits(merged, samples, bits, quantization))
+        release()
+    return {"rows": len(samples), "positions": sum(len(places) for _, places in samples), **result}
+
+
+def require_room(base: Path, settings: Drift, quantization: Quantization) -> None:
+    """Raises ResourceError or ModelError, before anything is merged, where one of the models will not run here."""
+    from aurora.merge.streaming import require_streamable
+    from aurora.model.folder import meta_model
+    from aurora.model.loading import require_memory
+    from aurora.model.machine import default_device
+
+    if 16 in settings.merged_bits:
+        require_streamable(base)
+    skeleton = meta_model(base)
+    for bits in {quantization.bits} | ({4} & set(settings.merged_bits)):  # the whole models
+        held = quantization.model_copy(update={"bits": bits})
+        require_memory(base, skeleton, held, default_device())
+
+
+def merged_logits(
+    merged: Path, samples: list[tuple[list[int], list[int]]], bits: int, quantization: Quantization
+) -> list["torch.Tensor"]:
+    """Logits of the merged model: layer by layer in 16 bits, whole in 4."""
+    from aurora.merge.streaming import streamed_logits
+    from aurora.model.loading import load_model
+    from aurora.model.machine import default_device
+
+    if bits == 16:
+        return streamed_logits(merged, samples, default_device())
+    model = load_model(merged, quantization.model_copy(update={"bits": bits}))
+    return list(logits(model, samples, f"merged in {bits} bits"))
+
+
+def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]]]:
+    """(tokens, positions) of the first held-out rows; a position is one that foresees a token of an answer."""
+    samples = []
+    for row in (
+        read_parquet(path, "format").select(["input_ids", "labels"]).slice(0, settings.rows).to_pylist()
+    ):
+        places = [place - 1 for place, label in enumerate(row["labels"]) if place and label != -100]
+        places = places[: settings.positions]
+        if places:
+            samples.append((row["input_ids"][: places[-1] + 1], places))
+    if not samples:
+        raise DataError(f"{path}: no row has a trained token, so there is no drift; raise format.held_out")
+    return samples
+
+
+def logits(
+    model: "PreTrainedModel", samples: list[tuple[list[int], list[int]]], what: str
+) -> Iterator["torch.Tensor"]:
+    """Float32 logits (positions, vocabulary) of each sample, on the CPU."""
+    import torch
+    from tqdm import tqdm
+
+    device = model.get_input_embeddings().weight.device
+    with torch.inference_mode():
+        for tokens, places in tqdm(samples, desc=f"drift: {what}", unit="row"):
+            keep = torch.tensor(places, device=device)
+            output = model(
+                input_ids=torch.tensor([tokens], device=device), logits_to_keep=keep, use_cache=False
+            )
+            yield output.logits[0].float().cpu()
+
+
+def compare(wanted: list["torch.Tensor"], found: Iterable["torch.Tensor"]) -> dict:
+    """Greatest and mean absolute difference of logits, mean KL divergence in nats from `wanted`, top-1 agreement."""
+    greatest, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
+    for reference, other in zip(wanted, found, strict=True):
+        difference = (reference - other).abs()
+        greatest = max(greatest, difference.max().item())
+        total += difference.double().sum().item()
+        p, q = (tensor.double().log_softmax(dim=-1) for tensor in (reference, other))
+        divergence += (p.exp() * (p - q)).sum().item()
+        agreed += (reference.argmax(dim=-1) == other.argmax(dim=-1)).sum().item()
+        count, places = count + difference.numel(), places + len(reference)
+    return {
+        "greatest": greatest,
+        "mean": total / count,
+        "kl_divergence": divergence / places,
+        "top1_agreement": agreed / places,
+    }
+
+
+def release() -> None:
+    """Frees what the last model held; its modules refer to each other in circles."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,288 @@
+"""NF4 experts for any transformers-5 mixture of experts whose experts are fused 3-D tensors.
+
+transformers 5 holds the experts of a layer as two parameters, `gate_up_proj` (experts, 2 x intermediate, hidden)
+and `down_proj` (experts, hidden, intermediate), which bitsandbytes does not see: asked for 4 bits it leaves them
+in bfloat16 without a word. Here they are PackedExperts, computed with through the public experts interface.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from aurora.model.nf4 import PackedExperts
+
+IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
+FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
+# Bytes of a dense fused tensor that exist at a time: part of a cache on a CPU, one expert of Mixtral-8x7B on a card.
+AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
+FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
+
+
+def whole(
+    packed: PackedExperts, experts: list[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """The matrices of some experts, dense, where AT_ONCE allows that."""
+    matrix = packed.shape[1] * packed.shape[2] * dtype.itemsize
+    return packed.dense_of(experts, dtype) if matrix <= _at_once(device) else None
+
+
+def _at_once(device: torch.device) -> int:
+    return AT_ONCE.get(device.type, AT_ONCE["cuda"])
+
+
+def product(
+    packed: PackedExperts,
+    experts: list[int],
+    ends: list[int],
+    rows: torch.Tensor,
+    turned: bool,
+    dense: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `turned`: (n, outputs).
+
+    Expert i of `experts` has the rows from ends[i - 1] to ends[i]. A matrix beyond AT_ONCE is never dense as a
+    whole: it is dequantised and used slab by slab. `dense` is what `whole` gave for these experts.
+    """
+    if dense is None:
+        dense = whole(packed, experts, rows.dtype, rows.device)
+    if dense is not None:
+        return _grouped(rows, dense.transpose(1, 2) if turned else dense, ends)
+    make = rows.new_empty if turned else rows.new_zeros
+    kind = rows.dtype if turned else torch.float32  # a sum over slabs is rounded once
+    result = make(len(rows), packed.shape[1 if turned else 2], dtype=kind)
+    most = _at_once(rows.device) // rows.element_size()
+    for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
+        part, out = rows[start:end], result[start:end]
+        for first, last, slab in packed.slabs(expert, rows.dtype, most):
+            if turned:
+                torch.mm(part, slab.t(), out=out[:, first:last])
+            elif kind == part.dtype:
+                out.addmm_(part[:, first:last], slab)
+            else:
+                out.add_(part[:, first:last] @ slab)
+    return result.to(rows.dtype)
+
+
+def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    # grouped_mm wants 16-byte rows; in float32 a loop is as fast, and adds up as a linear layer does in every mode
+    # of MKL; float16 it takes on no card.
+    aligned = all(size * rows.element_size() % 16 == 0 for size in dense.shape[1:])
+    if len(ends) > 1 and rows.dtype == torch.bfloat16 and aligned:
+        offsets = torch.tensor(ends, dtype=torch.int32, device=rows.device)
+        return nn.functional.grouped_mm(rows, dense, offs=offsets)
+    out = rows.new_empty(len(rows), dense.shape[2])
+    for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        torch.mm(rows[start:end], dense[expert], out=out[start:end])
+    return out
+
+
+def product_of_few(
+    packed: PackedExperts, experts: list[int], ends: list[int], rows: torch.Tensor, turned: bool = True
+) -> torch.Tensor:
+    """As `product`, without any dense weight where the card has a kernel for so few rows."""
+    if not turned:
+        return product(packed, experts, ends, rows, turned)
+    parts = rows.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
+    return torch.cat([packed.fused_product(*pair) for pair in zip(experts, parts, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One pass of tokens through the experts of a layer; what it keeps is integers, a few bytes a token."""
+
+    module: nn.Module
+    expert_ids: torch.Tensor  # (n,) of each row, ascending; n = tokens * k, and no row is ever dropped
+    order: torch.Tensor  # (n,) place of each row in transformers' own order: choice * tokens + token
+    back: torch.Tensor  # (k, tokens) its inverse
+    counts: list[int]  # rows of each expert
+
+    @classmethod
+    def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "Work":
+        """Sorts the choices (tokens, k) by expert.
+
+        An expert's rows stand as they do in transformers' eager loop, for in MKL's compatible mode a row's sum depends
+        on its place.
+        """
+        expert_ids, order = torch.sort(top_k_index.t().reshape(-1), stable=True)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        counts = torch.bincount(expert_ids, minlength=module.num_experts).tolist()
+        return cls(module, expert_ids, order, back.view(top_k_index.t().shape), counts)
+
+    @property
+    def inner(self) -> PackedExperts:
+        return getattr(self.module, self._inner_name)
+
+    @property
+    def outer(self) -> PackedExperts:
+        return self.module.down_proj
+
+    @property
+    def _inner_name(self) -> str:
+        return "gate_up_proj" if self.module.has_gate else "up_proj"
+
+    def groups(self) -> Iterator[tuple[slice, list[int], list[int]]]:
+        """(rows, experts, ends) of experts that are computed together; those without a row are left out."""
+        matrix = self.inner.shape[1] * self.inner.shape[2] * self.inner.dtype.itemsize
+        size = max(1, _at_once(self.order.device) // matrix)
+        routed = [expert for expert, count in enumerate(self.counts) if count]
+        start = 0
+        for at in range(0, len(routed), size):
+            experts = routed[at : at + size]
+            ends = list(accumulate(self.counts[expert] for expert in experts))
+            yield slice(start, start + ends[-1]), experts, ends
+            start += ends[-1]
+
+    def gather(self, values: torch.Tensor, part: slice) -> torch.Tensor:
+        """The rows of `values` (tokens, …) that the rows `part` come from, in the experts' dtype."""
+        return values.index_select(0, self.order[part] % max(1, len(values))).to(self.inner.dtype)
+
+    def biased(self, rows: torch.Tensor, name: str, part: slice) -> torch.Tensor:
+        """Rows plus the bias of their expert, where the model has such."""
+        if not self.module.has_bias:
+            return rows
+        return rows + getattr(self.module, f"{name}_bias")[self.expert_ids[part]].to(rows.dtype)
+
+    def gated(self, rows: torch.Tensor) -> torch.Tensor:
+        """The model's own gate and activation."""
+        return self.module._apply_gate(rows) if self.module.has_gate else self.module.act_fn(rows)
+
+    def forward(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """hidden (tokens, hidden), weights (tokens, k): the weighted sum over k, summed in the dtype of `weights`."""
+        turned = not self.module.is_transposed
+        times: Callable = product_of_few if hidden.is_cuda and len(self.order) <= FEW else product
+        rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.inner.dtype)
+        for part, *group in self.groups():
+            inside = times(self.inner, *group, self.gather(hidden, part), turned)
+            inside = self.gated(self.biased(inside, self._inner_name, part))
+            outside = self.biased(times(self.outer, *group, inside, turned), "down_proj", part)
+            if self.module.has_post_expert_norm:
+                outside = self.module.post_expert_norm(outside)
+            rows[part] = outside
+        total: torch.Tensor | int = 0
+        for choice, places in enumerate(self.back):
+            total = total + rows.index_select(0, places) * weights[:, choice, None]
+        return total.to(hidden.dtype)
+
+    def backward(
+        self, gradient: torch.Tensor, hidden: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of `hidden` and `weights`; the inner activations are computed again, one group at a time.
+
+        With y = W a and the output w y: d/dw = g . y = (W' g) . a, so that the product with down_proj is not.
+        """
+        turned, module = not self.module.is_transposed, self.module
+        d_rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.inner.dtype)
+        sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
+        d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
+        for part, *group in self.groups():
+            weight, above = sorted_weights[part], self.gather(gradient, part)
+            dense = whole(self.inner, group[0], self.inner.dtype, hidden.device)
+            inside = product(self.inner, *group, self.gather(hidden, part), turned, dense)
+            inside = self.biased(inside, self._inner_name, part).detach().requires_grad_()
+            with torch.enable_grad():
+                after = self.gated(inside)
+            if module.has_post_expert_norm:
+                outside = product(self.outer, *group, after.detach(), turned)
+                outside = self.biased(outside, "down_proj", part).requires_grad_()
+                with torch.enable_grad():
+                    normed = module.post_expert_norm(outside)
+                d_weights[part] = (above.float() * normed.detach().float()).sum(1, keepdim=True)
+                (above,) = torch.autograd.grad(normed, outside, (above * weight).to(normed.dtype))
+                below = product(self.outer, *group, above, not turned)
+            else:
+                below = product(self.outer, *group, above, not turned)
+                d_weights[part] = (below.float() * after.detach().float()).sum(1, keepdim=True)
+                if module.has_bias:
+                    bias = module.down_proj_bias[self.expert_ids[part]]
+                    d_weights[part] += (above.float() * bias.float()).sum(1, keepdim=True)
+                below = (below * weight).to(after.dtype)
+            (below,) = torch.autograd.grad(after, inside, below)
+            d_rows[part] = product(self.inner, *group, below, not turned, dense)
+        # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
+        total: torch.Tensor | int = 0
+        for places in self.back:
+            total = total + d_rows.index_select(0, places)
+        d_weights = d_weights.view(-1)[self.back].t()
+        return total.to(hidden.dtype), d_weights.to(weights.dtype)
+
+
+class _Given(torch.autograd.Function):
+    """Keeps what the experts were given; its backward is that of all their work.
+
+    Gradient checkpointing recomputes a layer up to the last tensor that was saved. That is this one, so that the
+    recomputation stops before the experts: `_Done`, which does the work, saves nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weights: torch.Tensor, work: Work) -> torch.Tensor:
+        ctx.work = work
+        ctx.save_for_backward(hidden, weights)
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        with torch.autocast(gradient.device.type, enabled=False):
+            return *ctx.work.backward(gradient, *ctx.saved_tensors), None
+
+
+class _Done(torch.autograd.Function):
+    """The work forwards; hands the gradient of the result to `_Given` as it is."""
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weights: torch.Tensor, work: Work) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return work.forward(hidden, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        return gradient, None, None
+
+
+def packed_experts_forward(
+    self: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """Experts function of transformers' interface: hidden_states (tokens, hidden), both top_k (tokens, k).
+
+    No token is dropped, whatever the routing. Computes in the dtype of the packed tensors, as Linear4bit does,
+    sums the k results in the dtype of the routing weights (float32), and returns the dtype of `hidden_states`.
+    For backward it keeps its inputs alone, and no dense weight.
+    """
+    if self._is_expert_parallel:
+        raise NotImplementedError(
+            "packed experts lie whole on each rank; expert parallelism is not supported"
+        )
+    work = Work.of(self, top_k_index)
+    given = _Given.apply(hidden_states, top_k_weights, work)
+    return _Done.apply(given, top_k_weights.detach(), work)
+
+
+def fused_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(full name, module, attribute) of each dense fused tensor that the experts interface computes with."""
+    for path, module in model.named_modules():
+        for name in FUSED:
+            if is_fused(module, name):
+                yield f"{path}.{name}".lstrip("."), module, name
+
+
+def is_fused(module: nn.Module, name: str) -> bool:
+    """Whether `name` is a dense fused tensor of a module that takes part in the experts interface."""
+    value = module._parameters.get(name) if name in FUSED else None
+    return value is not None and value.dim() == 3 and hasattr(module, "_apply_gate")
+
+
+def pack(module: nn.Module, name: str, double_quant: bool, dtype: torch.dtype | None = None) -> PackedExperts:
+    """Replaces the fused parameter `name` of an experts module by its packed form."""
+    return replace(module, name, PackedExperts.of(getattr(module, name).data, double_quant, dtype))
+
+
+def replace(module: nn.Module, name: str, packed: PackedExperts) -> PackedExperts:
+    """Puts a packed store in the place of the fused parameter `name`."""
+    delattr(module, name)
+    module.add_module(name, packed)
+    return packed

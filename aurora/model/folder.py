@@ -1,0 +1,288 @@
+"""What a model folder holds, told from its config and the headers of its safetensors files alone."""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from aurora.errors import ModelError
+
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1}  # bytes by safetensors' names
+PACKABLE = ("F32", "F16", "BF16")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+REMEDY = "fetch the model again"
+LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+METHOD = "aurora_nf4"  # quant_method in the config.json of a checkpoint that this project has packed
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a checkpoint."""
+
+    dtype: str  # in safetensors' names: BF16, U8, …
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return self.count * SIZES.get(self.dtype, 0)
+
+
+def read_config(folder: Path) -> dict:
+    """config.json as a dictionary; raises ModelError if it is missing or no JSON object."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: not found; a model folder holds one: {REMEDY}") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error}); {REMEDY}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: not a JSON object; {REMEDY}")
+    return config
+
+
+def read_headers(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the folder by name; raises ModelError for a missing, cut-off or damaged file."""
+    folder = Path(folder)
+    index = folder / INDEX
+    if index.is_file():
+        listed = read_index(index)
+        files = sorted(set(listed.values()))
+    elif (folder / SINGLE).is_file():
+        listed, files = None, [SINGLE]
+    else:
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {pickles[0]}, a pickle, which is not read" if pickles else "none"
+        raise ModelError(
+            f"{folder}: wants model.safetensors or its index, found {found}; {REMEDY} as safetensors"
+        )
+    entries: dict[str, Entry] = {}
+    for file in files:
+        entries |= _read_header(folder / file)
+    for name in sorted(set(listed or ()) ^ set(entries if listed else ())):
+        raise ModelError(f"{index}: {name} stands in the index or in the files, not in both; {REMEDY}")
+    return entries
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor, by an index; raises ModelError for one that is none or names a file elsewhere."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
+        if not listed or any(Path(file).name != file for file in listed.values()):
+            raise ValueError("weight_map names no file, or one outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a safetensors index ({error}); {REMEDY}") from None
+    return listed
+
+
+def open_header(path: Path) -> tuple[dict, int, int]:
+    """The header of a safetensors file without its metadata, the byte at which tensors begin, and the file's size.
+
+    Raises OSError for a file that cannot be read, ValueError, TypeError or AttributeError for one that is damaged.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{size:,} bytes are too few for its header")
+        header = json.loads(file.read(length), object_pairs_hook=_once)
+    header.pop("__metadata__", None)
+    return header, 8 + length, size
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    # json keeps the last of two equal keys without a word.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return result
+
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    try:
+        header, start, size = open_header(path)
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        entries = {
+            name: Entry(entry["dtype"], tuple(entry["shape"]), path.name) for name, entry in header.items()
+        }
+    except FileNotFoundError:
+        raise ModelError(f"{path}: not found, though the index names it; {REMEDY}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path}: not a safetensors file, or damaged; {REMEDY}") from None
+    if end != size:
+        raise ModelError(f"{path}: is {size:,} bytes, its header says {end:,}; {REMEDY}")
+    return entries
+
+
+def group_of(name: str) -> str:
+    """The part of the model that a tensor belongs to, for any naming of transformers 4 and 5."""
+    parts = name.split(".")
+    if any(part in ("experts", "shared_expert", "shared_experts") for part in parts):
+        return "experts"
+    if any(part in ATTENTION for part in parts):
+        return "attention"
+    if "gate" in parts or "router" in parts:
+        return "router"
+    if any("norm" in part for part in parts):
+        return "norms"
+    if "embed_tokens" in parts:
+        return "embeddings"
+    return "head" if "lm_head" in parts else "other"
+
+
+def refuse_foreign_quantization(folder: Path, config: dict) -> None:
+    """Raises ModelError for a checkpoint that someone else has quantised."""
+    settings = config.get("quantization_config")
+    if not settings or settings.get("quant_method") == METHOD:
+        return
+    if settings.get("load_in_4bit") or settings.get("_load_in_4bit"):
+        raise ModelError(
+            f"{folder}: a 4-bit checkpoint of bitsandbytes (transformers 4 wrote such); transformers 5 fuses the experts"
+            " and cannot read it: take the 16-bit model, it is packed while it loads"
+        )
+    method = settings.get("quant_method", "an unnamed method")
+    raise ModelError(
+        f"{folder}: already quantised by {method}; take the 16-bit model, it is packed while it loads"
+    )
+
+
+def meta_model(folder: Path):
+    """The folder's model without any memory for its weights; raises ModelError for a config that is not one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(f"{folder}/config.json: no language model that loads ({reason}); {REMEDY}") from None
+
+
+def verify(folder: Path, model, packing: bool) -> None:
+    """Raises ModelError, naming the tensor, where the checkpoint is not exactly what `model` wants.
+
+    With `packing` also for a matrix in a dtype that NF4 cannot hold.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    conversions = get_model_conversion_mapping(model)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    found: dict[str, dict[str | None, dict[str, Entry]]] = defaultdict(lambda: defaultdict(dict))
+    ignored = re.compile(
+        "|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
+    )
+    for name, entry in read_headers(folder).items():
+        if packing and group_of(name) in ("experts", "attention") and entry.dtype not in PACKABLE:
+            raise ModelError(
+                f"{folder}: {name} is {entry.dtype}, which NF4 cannot hold; take the 16-bit model"
+            )
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        if target in wanted:
+            found[target][pattern][name] = entry
+        elif not ignored.search(name):
+            raise ModelError(f"{folder}: {name} is not a tensor of this {model.config.model_type}; {REMEDY}")
+    tied = set(model.all_tied_weights_keys) if getattr(model, "all_tied_weights_keys", None) else set()
+    for target, shape in wanted.items():
+        if target not in found:
+            if target in tied:
+                continue
+            raise ModelError(f"{folder}: {target} is missing; {REMEDY}")
+        _verify_tensor(folder, target, shape, found[target], converters)
+
+
+def _verify_tensor(folder: Path, target: str, shape: tuple, sources: dict, converters: list) -> None:
+    if None in sources:  # one to one
+        ((name, entry),) = sources[None].items()
+        if entry.shape != shape:
+            raise ModelError(f"{folder}: {name} is {entry.shape}, config.json asks for {shape}; {REMEDY}")
+        return
+    patterns = next(c.source_patterns for c in converters if any(p in sources for p in c.source_patterns))
+    total = 0
+    for pattern in patterns:
+        entries = sources.get(pattern, {})
+        if "*" in pattern:
+            _verify_experts(folder, target, pattern, shape[0], entries)
+        odd = next(iter(entries.values()), None)
+        for name, entry in entries.items():
+            total += entry.count
+            if entry.shape != odd.shape:
+                raise ModelError(f"{folder}: {name} is {entry.shape}, its sisters {odd.shape}; {REMEDY}")
+    if total != prod(shape):
+        name, entry = next(item for entries in sources.values() for item in entries.items())
+        raise ModelError(
+            f"{folder}: {name} is {entry.shape}, which with its sisters is not {shape} of {target}; {REMEDY}"
+        )
+
+
+def _verify_experts(folder: Path, target: str, pattern: str, experts: int, entries: dict[str, Entry]) -> None:
+    number = re.compile(r"(?<=experts\.)\d+")
+    have = {int(found[0]) for name in entries if (found := number.search(name))}
+    for expert in sorted(have ^ set(range(experts))):
+        state = "one too many" if expert in have else "missing"
+        place = f"{target} <- {pattern.strip('.').replace('*', str(expert))}"
+        raise ModelError(f"{folder}: {place} is {state}; config.json asks for {experts} experts; {REMEDY}")
+
+
+def quantised_linears(model) -> set[str]:
+    """Names of the weights that become bitsandbytes' Linear4bit."""
+    from torch import nn
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    kept = get_keys_to_not_convert(model)
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
+    }
+
+
+def verify_packed(folder: Path, model, double_quant: bool) -> None:
+    """Raises ModelError, naming the tensor, where a packed checkpoint is not exactly what `model` wants."""
+    import torch
+
+    from aurora.model.experts import fused_tensors
+    from aurora.model.nf4 import PackedExperts
+
+    names = {torch.uint8: "U8", torch.float32: "F32"}
+    fused, linear = {name for name, _, _ in fused_tensors(model)}, quantised_linears(model)
+    wanted: dict[str, tuple[str | None, tuple[int, ...] | None]] = {}
+    for name, tensor in model.state_dict().items():
+        if name in fused:
+            store = PackedExperts(tuple(tensor.shape), double_quant, torch.float32, "meta")
+            for part, value in store.state_dict().items():
+                wanted[f"{name}.{part}"] = (names[value.dtype], tuple(value.shape))
+        elif name in linear:
+            wanted[name] = ("U8", ((tensor.numel() + 1) // 2, 1))
+            wanted |= {f"{name}.{part}": (None, None) for part in LINEAR_PARTS[: None if double_quant else 3]}
+        else:
+            wanted[name] = (None, tuple(tensor.shape))
+    entries, remedy = read_headers(folder), "pack the 16-bit model again"
+    for tied in set(model.all_tied_weights_keys or ()) - set(entries):
+        wanted.pop(tied, None)
+    for name in sorted(set(wanted) ^ set(entries)):
+        state = "missing" if name in wanted else f"not a tensor of this packed {model.config.model_type}"
+        raise ModelError(f"{folder}: {name} is {state}; {remedy}")
+    for name, (dtype, shape) in wanted.items():
+        found = entries[name]
+        if dtype not in (None, found.dtype) or shape not in (None, found.shape):
+            raise ModelError(
+                f"{folder}: {name} is {found.dtype} {found.shape}, not {dtype or found.dtype} {shape}; {remedy}"
+            )

@@ -1,0 +1,158 @@
+"""The one loader of models and tokenisers: sft, the drift of merge and eval all come through here."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from aurora.errors import ModelError, ResourceError
+from aurora.model.folder import (
+    ATTENTION,
+    meta_model,
+    read_config,
+    refuse_foreign_quantization,
+    verify,
+    verify_packed,
+)
+from aurora.model.machine import GIB, default_device, free_memory
+from aurora.model.nf4 import PackedExperts
+from aurora.params import Quantization
+from aurora.store import remove
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
+    """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
+
+    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one tensor of the
+    checkpoint, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
+    `device` is by default this process's own card, or the CPU. The packed form of a large fetched folder is kept
+    and read from then on (aurora/model/packed_cache.py). Raises ModelError for a folder that is no such
+    model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
+    is floating point afterwards; ResourceError, before anything is loaded, where the memory will not suffice.
+    """
+    from aurora.model.packed_cache import keep, place_of
+
+    folder, device = Path(folder), device or default_device()
+    place = place_of(folder, quantization, device)
+    if place is not None and place.is_dir():
+        try:
+            return _load(place, quantization, device)
+        except ModelError:  # damaged: the model itself is still there
+            remove(place)
+    model = _load(folder, quantization, device)
+    if place is not None:
+        keep(model, place)
+    return model
+
+
+def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    from aurora.model.allocator import release_heap
+    from aurora.model.packing import PackingConfig, register
+
+    settings = read_config(folder)
+    refuse_foreign_quantization(folder, settings)
+    packed = bool(settings.get("quantization_config"))
+    if packed:
+        _agree(folder, settings["quantization_config"], quantization)
+    register()
+    skeleton = meta_model(folder)
+    if packed:
+        verify_packed(folder, skeleton, quantization.double_quant)
+    else:
+        verify(folder, skeleton, packing=quantization.bits == 4)
+    require_memory(folder, skeleton, quantization, device)
+    dtype = {4: quantization.compute_dtype, 16: "bfloat16", 32: "float32"}[quantization.bits]
+    options = {"dtype": getattr(torch, dtype), "device_map": {"": device}, "output_loading_info": True}
+    config = skeleton.config
+    if packed:
+        config.quantization_config["compute_dtype"] = quantization.compute_dtype
+    elif quantization.bits == 4:
+        options["quantization_config"] = PackingConfig(quantization.double_quant, quantization.compute_dtype)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            raise ResourceError(f"{folder}: {device} ran out of memory while loading ({reason})") from None
+        raise ModelError(f"{folder}: does not load ({reason}); fetch the model again") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in report.get(kind) or ())
+        if names:
+            raise ModelError(
+                f"{folder}: {kind.replace('_', ' ')}: {names[0]} and {len(names) - 1} more; fetch it again"
+            )
+    if quantization.bits == 4:
+        prove_packed(model, folder)
+    else:
+        model.set_experts_implementation("grouped_mm")
+    release_heap()
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The folder's fast tokeniser; padding goes left with </s>, as generation needs it."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the model again") from None
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def prove_packed(model: torch.nn.Module, folder: Path) -> None:
+    """Raises ModelError, naming the tensor, if an expert or attention matrix is floating point."""
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedExperts)}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if "lora_" in name or name.rpartition(".")[0] in packed or parameter.dim() < 2:
+            continue
+        if ("experts" in parts or any(part in ATTENTION for part in parts)) and parameter.is_floating_point():
+            raise ModelError(
+                f"{folder}: {name} is {parameter.dtype} after loading in 4 bits; do not use this model"
+            )
+    if not packed:
+        raise ModelError(
+            f"{folder}: no fused expert tensor was found to pack; 4 bits are for a mixture of experts, so set"
+            " quantization.bits: 16"
+        )
+
+
+def require_memory(
+    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str
+) -> None:
+    """Raises ResourceError, with the sum, where `skeleton` and its largest tensor will not fit into the free memory.
+
+    What a training step takes beside them is in `aurora.sft.plan`.
+    """
+    from aurora.model.inspection import held_bytes, largest_arrival
+
+    held, arrival = held_bytes(skeleton, quantization), largest_arrival(folder, skeleton, quantization)
+    free = free_memory(device)
+    if free is not None and held + arrival > free:
+        raise ResourceError(
+            f"{folder}: loading in {quantization.bits} bits takes {held / GIB:.2f} GiB held + {arrival / GIB:.2f} GiB"
+            " while the largest tensor arrives"
+            f" = {(held + arrival) / GIB:.2f} GiB, and {device} has {free / GIB:.2f} GiB free; free memory, take a larger"
+            " card, fewer quantization.bits or smaller batches"
+        )
+
+
+def _agree(folder: Path, packed: dict, quantization: Quantization) -> None:
+    if quantization.bits != 4:
+        raise ModelError(
+            f"{folder}: packed in 4 bits, quantization.bits is {quantization.bits}; set it to 4, or take the 16-bit model"
+        )
+    if packed["double_quant"] != quantization.double_quant:
+        raise ModelError(
+            f"{folder}: packed with double_quant {packed['double_quant']}, params.yaml says {quantization.double_quant};"
+            " change quantization.double_quant, or pack the 16-bit model again"
+        )

@@ -1,0 +1,116 @@
+"""Checkpoints of an unfinished training: whole or absent, verified before use, never taken under other inputs."""
+
+import hashlib
+import json
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from aurora.declarations import reached
+from aurora.manifests import manifest_hash
+from aurora.params import Quantization, Sft
+from aurora.store import flush, remove, sha256_file
+
+SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Checkpoints:
+    """The folders checkpoint-<step> below `folder`, at most `limit` of them.
+
+    A checkpoint is written in `staging` and published by a rename once all its bytes are on the disk.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.staging = folder / "staging"
+
+    def steps(self) -> list[int]:
+        """Steps of the published checkpoints, ascending."""
+        names = [path.name for path in self.folder.glob("checkpoint-*")]
+        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"checkpoint-(\d+)", name)))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of this step lies."""
+        return self.folder / f"checkpoint-{step}"
+
+    def last(self) -> Path | None:
+        """The newest published checkpoint, not verified."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
+    def take_last_whole(self) -> Path | None:
+        """The newest checkpoint whose bytes are those that were written; damaged ones are named and removed."""
+        remove(self.staging)
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            damage = damage_of(path)
+            if damage is None:
+                return path
+            remove(path)
+            before = [number for number in self.steps() if number < step]
+            going_on = f"from step {before[-1]}" if before else "from the beginning"
+            print(f"sft: {path} is damaged ({damage}); removed, going on {going_on}", file=sys.stderr)
+        return None
+
+    def publish(self, step: int) -> None:
+        """Moves what `staging` holds for this step to its place, and prunes the oldest beyond the limit."""
+        partial = self.staging / f"checkpoint-{step}"
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
+        (partial / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        for path in [*files, partial / SUMS, partial]:
+            flush(path)
+        remove(self.path(step))
+        partial.rename(self.path(step))
+        flush(self.folder)
+        for old in self.steps()[: -self.limit]:
+            remove(self.path(old))
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a published checkpoint, or None."""
+    try:
+        sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+        for name, digest in sums.items():
+            if sha256_file(checkpoint / name) != digest:
+                return f"{name} has other bytes than were written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{SUMS} cannot be read: {error}"
+    return None
+
+
+def fingerprint(base: Path, rows: Path, sft: Sft, quantization: Quantization, device: str) -> str:
+    """First 16 hex digits of a hash of all that a training depends on.
+
+    That is the base (by its manifest and file sizes), the rows, the parameters, this project's code behind the
+    stage, the versions of the packages that compute, and the device.
+    """
+    files = (path for path in base.rglob("*") if path.is_file())
+    sizes = sorted((path.relative_to(base).as_posix(), path.stat().st_size) for path in files)
+    parts = {
+        "base": [manifest_hash(base), sizes],
+        "rows": [sha256_file(rows / f"{name}.parquet") for name in ("train", "held_out")],
+        "sft": sft.model_dump_json(),
+        "quantization": quantization.model_dump_json(),
+        "code": [[path.name, sha256_file(path)] for path in code_behind_sft()],
+        "versions": [_version(name) for name in PACKAGES],
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def code_behind_sft() -> list[Path]:
+    """Every module of this project that the sft stage can come to import, sorted."""
+    return sorted(ROOT / name for name in reached("sft", ROOT))

@@ -1,0 +1,121 @@
+"""Bytes that a training or an inference holds at its peak, by arithmetic on the shapes of a decoder.
+
+Counted are live tensors: what a card's driver, its kernels and the allocator's gaps take comes on top.
+"""
+
+from typing import TYPE_CHECKING
+
+from aurora.model.inspection import BYTES, WIDTH, held_bytes
+from aurora.params import Eval, Quantization, Sft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPTIMISER = {  # bytes a weight
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_bnb_8bit": 2.1,
+    "paged_adamw_8bit": 2.1,
+    "adamw_torch_4bit": 1.1,
+}
+
+
+def training_memory(
+    skeleton: "PreTrainedModel",
+    quantization: Quantization,
+    sft: Sft,
+    trainable: int,
+    length: int,
+    most_trained: int,
+) -> dict[str, int]:
+    """Bytes at the peak of a training step with per_device_train_batch_size rows of `length` tokens."""
+    shape = _Shape(skeleton, quantization)
+    rows = sft.per_device_train_batch_size
+    tokens = rows * length
+    # Logits are formed where some row of the batch has a label.
+    labels = tokens if sft.packing else rows * most_trained
+    places = min(tokens, rows * labels)
+    layer = shape.layer(tokens, sft)
+    kept = shape.layers * (tokens * shape.hidden * shape.width if sft.gradient_checkpointing else layer)
+    # In backward: the gradients of the widest step of a layer, and the dense experts of one group.
+    inside = shape.backward(tokens) + (layer if sft.gradient_checkpointing else 0)
+    return {
+        "model": held_bytes(skeleton, quantization),
+        "adapter, gradients, optimiser": round(trainable * (4 + 4 + OPTIMISER[sft.optim])),
+        "activations kept for backward": kept,
+        "one layer or the logits": max(inside, shape.logits(places, labels)),
+    }
+
+
+def inference_memory(
+    skeleton: "PreTrainedModel", quantization: Quantization, evaluation: Eval
+) -> dict[str, int]:
+    """Bytes at the peak of eval: eval.batch_tokens tokens forward at once, and the longest prompt's cache."""
+    shape = _Shape(skeleton, quantization)
+    tokens = max(evaluation.batch_tokens, evaluation.max_length)
+    return {
+        "model": held_bytes(skeleton, quantization),
+        "keys and values": 2 * shape.layers * tokens * shape.keys * shape.width,
+        "one layer": shape.forward(tokens),
+    }
+
+
+class _Shape:
+    """Sizes of a decoder, and what one layer of it holds for a number of tokens, in bytes."""
+
+    def __init__(self, skeleton: "PreTrainedModel", quantization: Quantization) -> None:
+        config = skeleton.config
+        dtype = quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]
+        self.width, self.packed = BYTES[dtype], quantization.bits == 4
+        self.layers, self.hidden = config.num_hidden_layers, config.hidden_size
+        self.inner, self.vocabulary = config.intermediate_size, config.vocab_size
+        head = getattr(config, "head_dim", None) or self.hidden // config.num_attention_heads
+        self.queries = config.num_attention_heads * head
+        self.keys = config.num_key_value_heads * head
+        self.experts_each = getattr(config, "num_experts_per_tok", 1) or 1
+        self.experts = getattr(config, "num_local_experts", 1)
+
+    def layer(self, tokens: int, sft: Sft) -> int:
+        """What autograd keeps of one layer: norms in float32, attention, LoRA's inputs, the experts' products."""
+        norms = 2 * 4 * self.hidden
+        attention = self.width * (2 * self.queries + 2 * self.queries)
+        copies = 4 if self.width < 4 else 0  # LoRA computes in float32
+        inputs = {"o_proj": self.queries}
+        lora = 0
+        for target in sft.lora.target_modules:
+            size = inputs.get(target, self.hidden)
+            lora += size * (copies + (5 if sft.lora.lora_dropout else 0)) + 4 * 2 * sft.lora.r
+        # Packed experts keep what they were given; dense ones what each product was given.
+        experts = self.width * (self.hidden if self.packed else self.experts_each * 4 * self.inner)
+        return tokens * (norms + attention + lora + experts)
+
+    def backward(self, tokens: int) -> int:
+        """Transient: the gradients of the experts' rows, and all that one group of experts holds."""
+        upcast = (
+            4 * self.inner if self.width < 4 else 0
+        )  # two float32 copies, for the gradient of the routing
+        group = self.group(tokens, 6 * self.inner + 2 * self.hidden + upcast)
+        return tokens * self.width * self.hidden * (self.experts_each + 2) + group
+
+    def forward(self, tokens: int) -> int:
+        """Transient without gradients."""
+        group = self.group(tokens, 3 * self.inner + 2 * self.hidden)
+        return tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden) + group
+
+    def group(self, tokens: int, columns: int) -> int:
+        """Experts that are dense together and `columns` of each of their rows, twice as many as their share."""
+        import torch
+
+        from aurora.model.experts import AT_ONCE  # late: it brings torch
+
+        matrix = 2 * self.inner * self.hidden * self.width
+        most = AT_ONCE["cuda" if torch.cuda.is_available() else "cpu"]
+        size = min(self.experts, max(1, most // matrix))
+        dense = 3 * min(size * matrix, most) // 2  # up and down; a larger matrix goes slab by slab
+        rows = min(self.experts_each * tokens, 2 * self.experts_each * tokens * size // self.experts)
+        return rows * columns * self.width + dense
+
+    def logits(self, tokens: int, labels: int) -> int:
+        """Logits at the labelled positions, the labels' own in float32, and their logarithms."""
+        copies = self.width + (4 if self.width < 4 else 0) + 4
+        return self.vocabulary * (tokens * self.width + labels * copies)

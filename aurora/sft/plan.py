@@ -1,0 +1,228 @@
+"""What a training will take: steps, tokens, memory and disk, by arithmetic on shapes, before the hours are spent."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+
+from aurora.errors import DataError, ModelError, ResourceError
+from aurora.manifests import manifest_hash
+from aurora.model.folder import meta_model, read_config
+from aurora.model.inspection import held_bytes, largest_arrival
+from aurora.model.machine import GIB, Machine, machine
+from aurora.params import Params, Quantization, Sft
+from aurora.sft.footprint import inference_memory, training_memory
+from aurora.store import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SPEED = Path(".aurora/speed.json")  # of the last training here; untracked
+REMEDY = {
+    "training": "lower sft.per_device_train_batch_size, set sft.gradient_checkpointing: true or quantization.bits: 4,"
+    " or take a larger card",
+    "inference": "lower eval.batch_tokens, set quantization.bits: 4, or take a larger card",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What has to be trained on, once over."""
+
+    rows: int
+    tokens: int
+    longest: int  # tokens of the longest row
+    most_trained: int  # labels of the row that has most
+    source: str  # where the numbers are from
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Figures of a training; bytes are of one process unless said otherwise."""
+
+    rows: Rows
+    steps: int
+    epoch_steps: int
+    effective_batch: int
+    tokens: int  # in all steps
+    parameters: int
+    trainable: int
+    loading: int  # bytes at the peak, before anything is computed
+    training: dict[str, int]  # part -> bytes at the peak
+    inference: dict[str, int]  # empty where only the training is planned
+    disk: dict[str, int]  # what is still to be written -> bytes
+    processes: int
+    several_machines: bool
+
+    @property
+    def training_bytes(self) -> int:
+        """Predicted peak of sft, in one process."""
+        return max(self.loading, sum(self.training.values()))
+
+    @property
+    def inference_bytes(self) -> int:
+        """Predicted peak of eval."""
+        return max(self.loading, sum(self.inference.values()))
+
+
+def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
+    """The plan of a training alone, for a base that lies on the disk. Raises ModelError if it does not serve."""
+    read_config(base)  # of a folder that is not there transformers would ask the hub
+    skeleton = meta_model(base)
+    trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
+    arrival = largest_arrival(base, skeleton, quantization)
+    return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base))
+
+
+def plan_of(
+    params: Params, skeleton: "PreTrainedModel", arrival: int, rows: Rows, disk: dict[str, int]
+) -> Plan:
+    """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
+
+    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
+    """
+    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
+    return replace(found, inference=inference_memory(skeleton, params.quantization, params.eval))
+
+
+def training_plan(
+    sft: Sft,
+    quantization: Quantization,
+    skeleton: "PreTrainedModel",
+    arrival: int,
+    rows: Rows,
+    disk: dict[str, int],
+) -> Plan:
+    """As `plan_of`, without inference: all that the sft stage, which reads no parameter of eval, can know."""
+    batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * sft.processes
+    count, length = rows.rows, rows.longest
+    if sft.packing:  # best-fit decreasing fills rows to some 99 %
+        count, length = ceil(rows.tokens / sft.packing_length), sft.packing_length
+    batches = ceil(count / (sft.per_device_train_batch_size * sft.processes))
+    epoch_steps = ceil(batches / sft.gradient_accumulation_steps)
+    whole = ceil(sft.num_train_epochs * epoch_steps)
+    steps = min(whole, sft.stop_after_steps or whole)
+    trainable = trainable_parameters(skeleton, sft)
+    return Plan(
+        rows=rows,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        effective_batch=batch,
+        tokens=round(rows.tokens * steps / epoch_steps),
+        parameters=sum(tensor.numel() for tensor in skeleton.parameters()),
+        trainable=trainable,
+        loading=held_bytes(skeleton, quantization) + arrival,
+        training=training_memory(skeleton, quantization, sft, trainable, length, rows.most_trained),
+        inference={},
+        disk=disk | {"adapter and checkpoints": (sft.save_total_limit + 1) * 12 * trainable + 4 * trainable},
+        processes=sft.processes,
+        several_machines=sft.accelerate_config is not None,
+    )
+
+
+def measure_rows(path: Path) -> Rows:
+    """Counts of a training file of the format stage; raises DataError if it is missing, damaged or empty."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = tokens = longest = most = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(8192, columns=["input_ids", "labels"]):
+                lengths = numpy.asarray(batch["input_ids"].value_lengths())
+                trained = numpy.asarray(batch["labels"].flatten()) != -100
+                starts = numpy.cumsum(lengths) - lengths
+                rows, tokens = rows + len(lengths), tokens + int(lengths.sum())
+                longest = max(longest, int(lengths.max(initial=0)))
+                most = max(most, int(numpy.add.reduceat(trained, starts).max(initial=0)))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; it is written by: dvc repro format") from None
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise DataError(
+            f"{path}: not Parquet of rows ({error}); write it again by: dvc repro -f format"
+        ) from None
+    if not rows:
+        raise DataError(
+            f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json"
+        )
+    return Rows(rows, tokens, longest, most, path.as_posix())
+
+
+def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:
+    """LoRA weights: r x (inputs + outputs) for each target. Raises ModelError for a target that matches nothing."""
+    from torch import nn
+
+    count = 0
+    linear = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
+    for target in sft.lora.target_modules:
+        found = [module for name, module in linear if name.rpartition(".")[2] == target]
+        if not found:
+            there = sorted({name.rpartition(".")[2] for name, _ in linear})
+            raise ModelError(
+                f"params.yaml: sft.lora.target_modules: {target} matches no layer of the base, a"
+                f" {skeleton.config.model_type}; its linear layers are {', '.join(there)}"
+            )
+        count += sum(sft.lora.r * (module.in_features + module.out_features) for module in found)
+    return count
+
+
+def disk_left(base: Path) -> dict[str, int]:
+    """Bytes that are still to be written beside the adapter once base and rows are there: the merged model."""
+    size = sum(path.stat().st_size for path in base.rglob("*.safetensors"))
+    return {"merged model": size}
+
+
+def check(plan: Plan, card: int | None = None) -> None:
+    """Raises ResourceError, with the sum, where memory or disk do not suffice for the plan.
+
+    `card` is the memory in bytes of another machine's card; without it this machine is meant.
+    """
+    found = machine()
+    if card is not None:
+        found = Machine("the card", plan.processes, card)
+    elif found.cards and plan.processes > found.cards and not plan.several_machines:
+        raise ResourceError(
+            f"plan: sft.processes is {plan.processes}, and there are {found.cards} cards here; lower it, or name the"
+            " machines by sft.accelerate_config"
+        )
+    together = 1 if found.cards else plan.processes  # a card is one process's own
+    for what, size in (("training", together * plan.training_bytes), ("inference", plan.inference_bytes)):
+        if size > found.memory:
+            raise ResourceError(
+                f"plan: {what} takes about {size / GIB:.2f} GiB, and {found.name} has {found.memory / GIB:.2f} GiB"
+                f" free; {REMEDY[what]}"
+            )
+    free = shutil.disk_usage(Path()).free
+    if (written := sum(plan.disk.values())) > free:
+        raise ResourceError(
+            f"plan: {written / GIB:.2f} GiB are still to be written, and the disk has {free / GIB:.2f} GiB free; free"
+            " some, or take a larger disk"
+        )
+
+
+def write_speed(base: Path, tokens_per_second: float, processes: int) -> None:
+    """Remembers, untracked, how fast a training was, for the next plan."""
+    write_json(
+        SPEED,
+        {
+            "base": manifest_hash(base),
+            "device": machine().name,
+            "processes": processes,
+            "tokens_per_second": tokens_per_second,
+        },
+    )
+
+
+def read_speed(base: Path, processes: int) -> float | None:
+    """Tokens a second of the last training here, if it was of this base on this device."""
+    try:
+        found = json.loads(SPEED.read_text(encoding="utf-8"))
+        known = manifest_hash(base)
+        same = known is not None and found["base"] == known and found["device"] == machine().name
+        return found["tokens_per_second"] if same and found["processes"] == processes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

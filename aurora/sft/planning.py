@@ -1,0 +1,182 @@
+"""The `aurora plan` command: a plan of what params.yaml asks for, whether its inputs are there yet or not."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from itertools import pairwise
+from math import ceil, prod
+from pathlib import Path
+
+import click
+
+from aurora.errors import DataError, ModelError, one_line
+from aurora.model.folder import meta_model
+from aurora.model.inspection import BYTES, held_bytes, largest_arrival
+from aurora.model.machine import GIB, machine
+from aurora.model.packed_cache import CACHE, WORTH
+from aurora.params import Params, load_params
+from aurora.sft.doctor import link_type
+from aurora.sft.plan import Plan, Rows, check, measure_rows, plan_of, read_speed
+
+TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
+
+
+def stage_paths(file: Path = Path("dvc.yaml")) -> dict[str, Path]:
+    """The options of the sft stage's command in dvc.yaml, which alone says where things lie."""
+    from ruamel.yaml import YAML
+
+    try:
+        command = shlex.split(YAML(typ="safe").load(file.read_text(encoding="utf-8"))["stages"]["sft"]["cmd"])
+    except (OSError, KeyError, TypeError):
+        raise DataError(f"{file}: no stage sft; run this in the root of the repository") from None
+    return {
+        name.removeprefix("--"): Path(value) for name, value in pairwise(command) if name.startswith("--")
+    }
+
+
+def is_current(target: str) -> bool:
+    """Whether DVC finds nothing to do for a stage and those before it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return not repo.status(targets=[target], with_deps=True)
+    except DvcException:
+        return False
+
+
+def shape_of(params: Params, base: Path):
+    """A model of the base's shape on the meta device, and where the shape is from.
+
+    Raises ModelError for a base that is not fetched and whose shape is not known beforehand.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    source = params.sources["base"]
+    if is_current("fetch@base"):
+        return meta_model(base), base.as_posix()
+    if source.uri == "embedded:small_base":
+        from aurora.small_base import CONFIG
+
+        config, known = MixtralConfig(**CONFIG), source.uri
+    elif "mixtral-8x7b" in source.uri.lower():
+        config, known = MixtralConfig(), "Mixtral-8x7B as transformers knows it; the base is not fetched yet"
+    else:
+        raise ModelError(
+            f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro fetch@base"
+        )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config), known
+
+
+def arrival_of(params: Params, skeleton, base: Path) -> int:
+    """Bytes of the largest dense tensor while loading; experts come one by one where the base is not fetched yet."""
+    if is_current("fetch@base"):
+        return largest_arrival(base, skeleton, params.quantization)
+    if params.quantization.bits != 4:
+        return 0
+    sizes = (prod(tensor.shape[-2:]) for tensor in skeleton.parameters())
+    return max(sizes) * BYTES[params.quantization.compute_dtype]
+
+
+def rows_of(params: Params, rows: Path) -> Rows:
+    """Rows as format left them, or an estimate from the numbers of rows that params.yaml states.
+
+    Raises DataError where neither is there.
+    """
+    if is_current("format"):
+        return measure_rows(rows / "train.parquet")
+    counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
+    missing = [name for name, count in counts.items() if count is None]
+    if missing:
+        raise DataError(
+            f"{rows}: not up to date, and sources.{missing[0]} states no number of rows to estimate from: dvc repro format"
+        )
+    count = ceil(sum(counts.values()) * (1 - params.format.held_out))
+    length = params.format.max_length
+    note = f"estimate: rows of params.yaml, {TOKENS_A_ROW} tokens each; dvc repro format counts them"
+    return Rows(count, count * min(TOKENS_A_ROW, length), length, length, note)
+
+
+def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
+    """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
+    size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
+    left = {"base": 0 if is_current("fetch@base") else size}
+    packed = held_bytes(skeleton, params.quantization)
+    kept = params.quantization.bits == 4 and size >= WORTH and not any(CACHE.glob("*"))
+    left["packed base"] = packed if kept else 0
+    left["merged model"] = 0 if (paths["adapter"].parent / "merged").is_dir() else size
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            kind = link_type(
+                Path(repo.cache.local.path), repo.config["cache"].get("type") or ["reflink", "copy"], Path()
+            )
+    except DvcException:
+        kind = "copy"
+    left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
+    return left
+
+
+def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
+    """The plan as text."""
+    found = machine()
+    lines = [
+        f"model       {plan.parameters:,} parameters, {plan.trainable:,} trained ({where})",
+        f"rows        {plan.rows.rows:,}, {plan.rows.tokens:,} tokens an epoch, longest {plan.rows.longest:,}"
+        f" ({plan.rows.source})",
+        f"steps       {plan.steps:,} of {plan.effective_batch} rows, {plan.epoch_steps:,} an epoch;"
+        f" {plan.tokens:,} tokens in all",
+        f"device      {found.name}, {found.memory / GIB:.2f} GiB free; {plan.processes} processes",
+    ]
+    lines.append(f"{'loading':<12}{plan.loading / GIB:.2f} GiB at the peak, a process")
+    for title, parts in (("training", plan.training), ("inference", plan.inference)):
+        lines.append(f"{title:<12}{sum(parts.values()) / GIB:.2f} GiB at the peak, a process")
+        lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in parts.items()]
+    lines.append(f"{'disk':<12}{sum(plan.disk.values()) / GIB:.2f} GiB still to be written")
+    lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in plan.disk.items()]
+    if speed:
+        origin = "of the last training here" if from_run else "as given"
+        lines.append(f"{'time':<12}{plan.tokens / speed / 3600:.2f} hours at {speed:,.0f} tokens/s, {origin}")
+    else:
+        lines.append(f"{'time':<12}unknown before a first run; give --tokens-per-second")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Speed, if not that of the last run here.",
+)
+@click.option(
+    "--memory-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory of the card, if not this machine's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@one_line
+def plan_command(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
+    """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    params, paths = load_params(), stage_paths()
+    skeleton, where = shape_of(params, paths["base"])
+    arrival = arrival_of(params, skeleton, paths["base"])
+    plan = plan_of(
+        params, skeleton, arrival, rows_of(params, paths["rows"]), disk_of(params, skeleton, paths)
+    )
+    measured = read_speed(paths["base"], params.sft.processes)
+    speed = tokens_per_second or measured
+    if as_json:
+        hours = plan.tokens / speed / 3600 if speed else None
+        click.echo(
+            json.dumps(dataclasses.asdict(plan) | {"tokens_per_second": speed, "hours": hours}, indent=2)
+        )
+    else:
+        click.echo(report(plan, where, speed, not tokens_per_second))
+    sys.stdout.flush()
+    check(plan, None if memory_gib is None else int(memory_gib * GIB))
