@@ -7,7 +7,8 @@ import click
 
 from aurora.declarations import MAP, faults
 from aurora.errors import one_line
-from aurora.params import PARAMS_FILE, load_params
+from aurora.params.section import PARAMS_FILE
+from aurora.params.whole import load_params
 
 
 @click.command()

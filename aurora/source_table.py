@@ -7,7 +7,9 @@ import click
 from aurora.clean.source_files import read_items
 from aurora.errors import DataError, one_line
 from aurora.manifests import MANIFEST, read_manifest
-from aurora.params import PARAMS_FILE, Params, Source, load_params
+from aurora.params.section import PARAMS_FILE
+from aurora.params.source import Source
+from aurora.params.whole import Params, load_params
 from aurora.uris import non_commercial
 
 HEADINGS = ("name", "kind", "pin", "licence", "rows", "bytes", "fetched")

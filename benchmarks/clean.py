@@ -30,7 +30,7 @@ from aurora.clean.shingles import characters
 from aurora.clean.source_files import read_items
 from aurora.clean.sources import parse
 from aurora.clean.topics import topic
-from aurora.params import load_params
+from aurora.params.whole import load_params
 from aurora.records import Message, content_id
 
 ROOT = Path(__file__).parent.parent

@@ -171,7 +171,7 @@ def part_overhead(data: Path, threads: int) -> dict:
     torch.set_num_threads(threads)
     from aurora.eval.evaluation import score_benchmarks
     from aurora.eval.prefix import PassRunner, PrefixLM
-    from aurora.params import load_params
+    from aurora.params.whole import load_params
 
     logits = torch.randn(1, 32000)
     PassRunner.run = lambda self, step, places=None: logits.expand(len(step.rows), -1)

@@ -46,7 +46,7 @@ def serve(folder: Path) -> None:
 def aurora(out: Path) -> None:
     from aurora.fetch.fetching import fetch
     from aurora.fetch.hub import download  # noqa: F401 (import time is nobody's download)
-    from aurora.params import Source
+    from aurora.params.source import Source
 
     source = Source(kind="model", uri=URI, dep="aurora/fetch/hub", format="transformers", licence="none")
     timed(lambda: fetch("base", source, out))

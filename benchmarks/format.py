@@ -116,7 +116,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
     from tqdm import tqdm  # noqa: F401
 
     from aurora.format.formatting import format_rows
-    from aurora.params import Format
+    from aurora.params.format import Format
 
     rules = Format(
         prompt="mistral",

@@ -297,7 +297,7 @@ def main(tiny: bool, as_json: bool) -> None:
     from transformers import MixtralConfig
 
     from aurora.errors import AuroraError
-    from aurora.params import load_params
+    from aurora.params.whole import load_params
 
     begun = time.perf_counter()
     end_in_time()

@@ -34,7 +34,7 @@ WAYS = {
 
 def recipe(steps: int):
     """params.yaml of the small profile, its sft section logged at each step and stopped after `steps`."""
-    from aurora.params import load_params
+    from aurora.params.whole import load_params
 
     params = load_params(ROOT / "params.yaml")
     changes = {"stop_after_steps": steps, "logging_steps": 1, "eval_steps": 10**6, "save_steps": 10**6}

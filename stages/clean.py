@@ -9,7 +9,9 @@ from aurora.clean.clean_page import write_page
 from aurora.clean.cleaning import clean
 from aurora.clean.row_tables import write_tables
 from aurora.errors import DataError, one_line
-from aurora.params import load_params
+from aurora.params.clean import Clean
+from aurora.params.section import read_section
+from aurora.params.source import Source
 from aurora.store import remove, replacing, write_json
 
 
@@ -24,9 +26,10 @@ from aurora.store import remove, replacing, write_json
 @one_line
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     """Writes conversations.parquet, dropped.parquet, metrics.json and report.html into OUT."""
-    params = load_params()
-    folders = _folders(instructions, params.sources, "instructions")
-    cleaned = clean(folders, _folders(benchmarks, params.sources, "benchmark").values(), params.clean)
+    sources = read_section("sources", dict[str, Source])
+    params = read_section("clean", Clean)
+    folders = _folders(instructions, sources, "instructions")
+    cleaned = clean(folders, _folders(benchmarks, sources, "benchmark").values(), params)
     if not cleaned.kept:
         raise DataError(
             "clean: no row is left; data/clean would be empty: look at the rules of clean in params.yaml"
@@ -41,7 +44,7 @@ def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     print(f"clean: kept {len(cleaned.kept):,} of {cleaned.metrics['total']['read']:,}")
 
 
-def _folders(parent: Path, sources: dict, kind: str) -> dict[str, Path]:
+def _folders(parent: Path, sources: dict[str, Source], kind: str) -> dict[str, Path]:
     """Name -> folder of the sources of one kind; a folder that another profile left is removed and named."""
     names = [name for name, source in sources.items() if source.kind == kind]
     for folder in sorted(parent.iterdir()) if parent.is_dir() else ():

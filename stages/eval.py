@@ -6,7 +6,10 @@ import click
 
 from aurora.errors import one_line
 from aurora.eval.evaluation import evaluate
-from aurora.params import load_params
+from aurora.params.eval import Eval
+from aurora.params.format import Prompt
+from aurora.params.quantization import Quantization
+from aurora.params.section import read_section
 from aurora.store import replacing
 
 
@@ -19,13 +22,13 @@ from aurora.store import replacing
 @one_line
 def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, out: Path) -> None:
     """Evaluate one model."""
-    params = load_params()
+    params = read_section("eval", Eval)
+    quantization = read_section("quantization", Quantization)
+    form = read_section("format.prompt", Prompt)
     with replacing(out) as partial:
         partial.mkdir()
-        results = evaluate(
-            model, benchmarks, rows, prompts, partial, params.eval, params.quantization, params.format.prompt
-        )
-    scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.eval.tasks)
+        results = evaluate(model, benchmarks, rows, prompts, partial, params, quantization, form)
+    scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.tasks)
     print(
         f"eval: {scores}, loss {results['loss']:.3f}, "
         f"{results['zh_reply_rate']:.0%} of {results['replies']} replies in Chinese"

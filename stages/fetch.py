@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import ParamsError, one_line
+from aurora.errors import one_line
 from aurora.fetch.fetching import fetch
-from aurora.params import load_params
+from aurora.params.section import read_section
+from aurora.params.source import Source
 
 
 @click.command()
@@ -15,10 +16,7 @@ from aurora.params import load_params
 @one_line
 def main(name: str, out: Path) -> None:
     """Fetch the source NAME of params.yaml."""
-    sources = load_params().sources
-    if name not in sources:
-        raise ParamsError(f"params.yaml: sources.{name}: no such source; there are {', '.join(sources)}")
-    manifest = fetch(name, sources[name], out)
+    manifest = fetch(name, read_section(f"sources.{name}", Source), out)
     size = sum(file["bytes"] for file in manifest["files"])
     count = len(manifest["files"])
     print(f"fetch {name}: {count:,} file{'s' * (count > 1)}, {size:,} bytes")

@@ -7,7 +7,8 @@ import click
 from aurora.errors import one_line
 from aurora.format.formatting import format_rows
 from aurora.format.preview import write_page
-from aurora.params import load_params
+from aurora.params.format import Format
+from aurora.params.section import read_section
 from aurora.store import replacing
 
 
@@ -20,7 +21,7 @@ from aurora.store import replacing
 @one_line
 def main(conversations: Path, tokenizer: Path, out: Path) -> None:
     """Writes train.parquet, held_out.parquet, lengths.csv, metrics.json and preview.html into OUT."""
-    params = load_params().format
+    params = read_section("format", Format)
     with replacing(out) as partial:
         metrics = format_rows(conversations, tokenizer, partial, params)
         write_page(partial, tokenizer, partial / "preview.html")

@@ -7,7 +7,9 @@ import click
 from aurora.cards.model_card import merged_card
 from aurora.errors import one_line
 from aurora.merge.merging import merge
-from aurora.params import load_params
+from aurora.params.merge import Merge
+from aurora.params.quantization import Quantization
+from aurora.params.section import read_section
 from aurora.store import replacing, write_json
 
 
@@ -25,17 +27,18 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
 
     from aurora.merge.drift import drift, read_samples, require_room
 
-    params = load_params()
-    settings = params.merge.drift
-    torch.set_num_threads(params.merge.threads)
+    params = read_section("merge", Merge)
+    quantization = read_section("quantization", Quantization)
+    settings = params.drift
+    torch.set_num_threads(params.threads)
     if settings:
-        require_room(base, settings, params.quantization)
+        require_room(base, settings, quantization)
         read_samples(rows, settings)  # a mistake there is found before the merge, which takes long
 
     def measure(folder: Path) -> dict:
         if settings is None:
             return {}
-        return {"drift": drift(base, adapter, folder, rows, settings, params.quantization)}
+        return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
     metrics = merge(base, adapter, merged, merged_card(base, adapter, instructions), measure)
     with replacing(out) as partial:

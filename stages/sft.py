@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.params import load_params
+from aurora.params.quantization import Quantization
+from aurora.params.section import read_section
+from aurora.params.sft import Sft
 from aurora.sft.launching import check_workers, is_first_worker, is_worker, launch
 from aurora.sft.single_run import end_with_dvc, end_with_parent, single_run
 from aurora.sft.training import SCRATCH, check_before, train
@@ -20,25 +22,27 @@ from aurora.sft.training import SCRATCH, check_before, train
 @one_line
 def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
     """Fine-tune the base."""
-    params = load_params()
+    params, quantization = read_section("sft", Sft), read_section("quantization", Quantization)
     try:
         if is_worker():
             end_with_parent()
-            check_workers(params.sft)
+            check_workers(params)
             if is_first_worker():
-                check_before(base, rows, params)
-            line = train(base, rows, adapter, out, params)
+                check_before(base, rows, params, quantization)
+            line = train(base, rows, adapter, out, params, quantization)
             if line:  # of the first process alone
                 print(line)
             return
         with single_run(SCRATCH / "lock"):
             end_with_dvc()
-            many = params.sft.processes > 1
-            check_before(base, rows, params, memory=not many)  # else the first worker looks at its card
+            many = params.processes > 1
+            check_before(
+                base, rows, params, quantization, memory=not many
+            )  # else the first worker looks at its card
             if many:
-                launch(params.sft, sys.argv[1:])
+                launch(params, sys.argv[1:])
             else:
-                print(train(base, rows, adapter, out, params))
+                print(train(base, rows, adapter, out, params, quantization))
     except KeyboardInterrupt:
         if not is_worker():
             print("\nsft: interrupted; dvc repro goes on from the last checkpoint", file=sys.stderr)

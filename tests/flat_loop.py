@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from aurora.model.loading import load_model
-from aurora.params import Quantization, Sft
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
 
 PAD = 2  # </s>
 

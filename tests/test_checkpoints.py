@@ -66,12 +66,12 @@ def drop(folder: Path) -> None:
 
 def train_here(folder: Path) -> str:
     """The stage without a process of its own."""
-    from aurora.params import load_params
+    from aurora.params.whole import load_params
 
     params = load_params(folder / "params.yaml")
     assert params.sft.lora.lora_dropout == 0.1
     try:
-        return train(BASE, ROWS, Path("models/adapter"), Path("out"), params)
+        return train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -309,7 +309,8 @@ def test_two_processes_train_as_one_and_go_on_when_killed(case: Path):
     assert "going on from" in log
     two = (case / "out/curve.csv").read_text()
     shutil.rmtree(case / "out")
-    train(BASE, ROWS, Path("models/adapter"), Path("out"), write_params(case, **sft))
+    params = write_params(case, **sft)
+    train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
     torch.use_deterministic_algorithms(False)
     one = (case / "out/curve.csv").read_text()
     cells = [[line.split(",") for line in text.splitlines()[1:]] for text in (one, two)]
@@ -333,7 +334,7 @@ def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: P
     (case / "pause").touch()
     command = " ".join([sys.executable, "paused.py", *OPTIONS])
     (case / "dvc.yaml").write_text(
-        f"stages:\n  sft:\n    cmd: {command}\n    deps: [base, rows]\n    params: [sft]\n    outs: [models/adapter, out]\n"
+        f"stages:\n  sft:\n    cmd: {command}\n    deps: [base, rows]\n    params: [quantization, sft]\n    outs: [models/adapter, out]\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     dvc = [sys.executable, "-m", "dvc"]

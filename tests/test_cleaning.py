@@ -21,7 +21,7 @@ from aurora.clean.judgement import judge, whole_rounds
 from aurora.clean.row_tables import write_tables
 from aurora.clean.sources import Turns
 from aurora.errors import DataError
-from aurora.params import load_params
+from aurora.params.whole import load_params
 from aurora.records import Message
 from stages.clean import main
 

@@ -24,7 +24,8 @@ from aurora.errors import DataError, ModelError, ResourceError
 from aurora.merge.drift import compare, drift, logits, read_samples, require_room
 from aurora.merge.merging import merge
 from aurora.merge.streaming import streamed_logits
-from aurora.params import Drift, Quantization
+from aurora.params.merge import Drift
+from aurora.params.quantization import Quantization
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from aurora.declarations import BY_SOURCE, faults, imported
-from aurora.params import Params, load_params
+from aurora.params.whole import Params, load_params
 
 ROOT = Path(__file__).parent.parent
 MAP = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))

@@ -27,7 +27,8 @@ from aurora.eval.held_out import held_out_loss
 from aurora.eval.memory import Memory, digest_of, fingerprint, open_memory
 from aurora.eval.prefix import PassRunner, PrefixLM
 from aurora.eval.tasks import load_groups, load_other_task, load_task
-from aurora.params import BenchmarkParams, Eval, Quantization
+from aurora.params.eval import BenchmarkParams, Eval
+from aurora.params.quantization import Quantization
 from aurora.store import write_parquet
 from stages.eval import main
 

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from aurora.errors import SourceError
 from aurora.fetch import fetching
 from aurora.fetch.fetching import SCRATCH, fetch
-from aurora.params import Source
+from aurora.params.source import Source
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"

@@ -9,7 +9,7 @@ import pytest
 from aurora.clean import filters
 from aurora.clean.mending import reread, visible, without_html
 from aurora.clean.truncation import asks_to_go_on, cut_off
-from aurora.params import load_params
+from aurora.params.whole import load_params
 
 CLEAN = load_params(Path(__file__).parent.parent / "profiles/paper.yaml").clean
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from aurora.format.rounds import cut_rounds, truncate_prompt
 from aurora.format.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
 from aurora.format.row_statistics import ChineseCost, packed_rows, packing_efficiency
 from aurora.format.tokenizer import sentencepiece_processor
-from aurora.params import Format
+from aurora.params.format import Format
 from aurora.records import Message, content_id
 from aurora.store import rounded
 
@@ -523,7 +523,7 @@ def test_bad_input_ends_the_stage_with_one_line(
 
 
 def test_a_template_of_another_family_is_a_params_error(tmp_path, root):
-    from aurora.params import load_params
+    from aurora.params.whole import load_params
 
     text = (root / "params.yaml").read_text().replace("prompt: mistral", "prompt: chatml")
     (tmp_path / "params.yaml").write_text(text)

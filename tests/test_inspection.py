@@ -12,7 +12,7 @@ from aurora.model.folder import group_of, read_headers
 from aurora.model.inspection import inspect, planned_tensors, stored
 from aurora.model.loading import load_model
 from aurora.model.packing import save_packed
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 
 SIZES = {"vocab_size": 128, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}

@@ -27,7 +27,8 @@ from aurora.model import loading as module
 from aurora.model.loading import load_model, load_tokenizer, prove_packed
 from aurora.model.nf4 import PackedExperts
 from aurora.model.packing import save_packed
-from aurora.params import Quantization, load_params
+from aurora.params.quantization import Quantization
+from aurora.params.whole import load_params
 
 SMALL = SHAPE | {
     "vocab_size": 256,
@@ -519,7 +520,7 @@ PEAK = """
 import json, sys, threading, time
 from pathlib import Path
 from aurora.model.loading import load_model
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 import torch, transformers, aurora.model.packing
 torch.set_num_threads(1)
 
@@ -637,7 +638,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 from aurora.model.loading import load_model, load_tokenizer, prove_packed
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 folder, out, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 torch.manual_seed(0)

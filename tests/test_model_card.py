@@ -10,7 +10,7 @@ from aurora.cards.adapter_card import adapter_card, hub_id, licence_fields
 from aurora.cards.model_card import merged_card, with_scores
 from aurora.cards.provenance import check_base, dvc_hash, training_record, weights_hash
 from aurora.errors import DataError
-from aurora.params import load_params
+from aurora.params.whole import load_params
 
 ROOT = Path(__file__).parent.parent
 SCORES = {

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from aurora.model import packed_cache as module
 from aurora.model.loading import load_model
 from aurora.model.packed_cache import keep, place_of
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 from aurora.store import sha256_file
 
 NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")

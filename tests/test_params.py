@@ -8,7 +8,12 @@ from ruamel.yaml import YAML
 
 from aurora.cli import main
 from aurora.errors import ParamsError
-from aurora.params import load_params
+from aurora.params.format import Format, Prompt
+from aurora.params.quantization import Quantization
+from aurora.params.section import read_section
+from aurora.params.sft import Lora, Sft
+from aurora.params.source import Source
+from aurora.params.whole import load_params
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,3 +118,39 @@ def test_the_paper_profile_holds_the_paper_s_recipe():
     assert (sft.precision, sft.router_aux_loss_coef, sft.save_steps) == ("fp16", 0.0, 1000)
     assert (params.quantization.bits, params.quantization.double_quant) == (4, True)
     assert params.sources["base"].revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+
+
+def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    changed(tmp_path, "sft.learning_rate", 1.5e-4)
+    Path("dvc.yaml").write_text(
+        "stages:\n"
+        "  sft: {cmd: x, params: [sft, format.prompt]}\n"
+        "  fetch: {foreach: '${sources}', do: {cmd: x, params: ['sources.${key}']}}\n"
+    )
+    monkeypatch.setenv("DVC_STAGE", "sft")
+    assert read_section("sft", Sft).learning_rate == 1.5e-4
+    assert read_section("sft.lora", Lora).target_modules
+    assert read_section("format.prompt", Prompt) == "mistral"
+    for key, kind in (("quantization", Quantization), ("format", Format), ("sources.mmlu", Source)):
+        undeclared = (
+            rf"dvc\.yaml: stage sft reads {key}, which it does not declare; add - {key} to its params"
+        )
+        with pytest.raises(ParamsError, match=undeclared):
+            read_section(key, kind)
+    monkeypatch.setenv("DVC_STAGE", "fetch@mmlu")
+    assert read_section("sources.mmlu", Source).format == "mmlu"
+    with pytest.raises(ParamsError, match="stage fetch reads sources.ceval"):
+        read_section("sources.ceval", Source)
+    monkeypatch.delenv("DVC_STAGE")  # run by hand there is nothing that DVC could miss
+    assert set(read_section("sources", dict[str, Source])) > {"base", "mmlu"}
+    with pytest.raises(ParamsError, match=r"sources\.mmmlu: missing; there are .*mmlu"):
+        read_section("sources.mmmlu", Source)
+    changed(tmp_path, "sft.lora.r", 0)
+    with pytest.raises(
+        ParamsError, match=r"^params\.yaml: sft\.lora\.r: .*greater than or equal to 1, found 0$"
+    ):
+        read_section("sft", Sft)
+    changed(tmp_path, "format.prompt", "chatml")
+    with pytest.raises(ParamsError, match=r"^params\.yaml: format\.prompt: .*'mistral'.*found 'chatml'$"):
+        read_section("format.prompt", Prompt)

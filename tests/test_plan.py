@@ -19,7 +19,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from aurora.cli import main
 from aurora.errors import DataError, ResourceError
 from aurora.model.folder import meta_model
-from aurora.params import Params, load_params
+from aurora.params.whole import Params, load_params
 from aurora.sft.checkpoints import Checkpoints
 from aurora.sft.plan import Machine, check, measure_rows, plan, read_speed, write_speed
 from aurora.sft.planning import arrival_of, rows_of, stage_paths
@@ -121,7 +121,7 @@ def middling(folder: Path, checkpointing: bool, dtype: str, dropout: float) -> P
 def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     params = load_params(ROOT / "profiles/paper.yaml")
     monkeypatch.chdir(ROOT)
-    from aurora.sft.plan import plan_of
+    from aurora.sft.planning import plan_of
 
     with torch.device("meta"):
         skeleton = MixtralForCausalLM(MixtralConfig())

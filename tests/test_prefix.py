@@ -19,7 +19,8 @@ from aurora.eval.prefix import PassRunner, PrefixLM
 from aurora.eval.tasks import load_task
 from aurora.eval.token_tree import plan_passes
 from aurora.model.loading import load_model
-from aurora.params import Quantization, load_params
+from aurora.params.quantization import Quantization
+from aurora.params.whole import load_params
 
 NAMES = ("ceval", "mmlu", "cmmlu")
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from aurora.eval.prompt_set import Dialogue, answer_prompt_set, read_prompt_set
 from aurora.eval.replies import reply_metrics
 from aurora.format.chat import encode_prompt
 from aurora.format.tokenizer import sentencepiece_processor
-from aurora.params import Replies
+from aurora.params.eval import Replies
 from aurora.records import Message
 
 ROOT = Path(__file__).parent.parent

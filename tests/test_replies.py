@@ -18,7 +18,7 @@ from aurora.eval.replies import (
     repetition,
     reply_metrics,
 )
-from aurora.params import Replies
+from aurora.params.eval import Replies
 from aurora.store import write_parquet
 
 

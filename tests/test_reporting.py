@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from aurora.errors import DataError
-from aurora.params import load_params
+from aurora.params.whole import load_params
 from aurora.report.reporting import Outputs, accuracy_table, read_paper, write_report
 from stages.report import main
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from aurora.cli import main
 from aurora.fetch.fetching import fetch
-from aurora.params import load_params
+from aurora.params.whole import load_params
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,7 +11,7 @@ from aurora.clean.judgement import judge
 from aurora.clean.source_files import read_items
 from aurora.clean.sources import Drop, parse
 from aurora.errors import DataError
-from aurora.params import load_params
+from aurora.params.whole import load_params
 
 CLEAN = load_params(Path(__file__).parent.parent / "profiles/paper.yaml").clean
 

@@ -12,7 +12,7 @@ from aurora.clean.cleaning import clean
 from aurora.clean.row_tables import write_tables
 from aurora.format.formatting import format_rows
 from aurora.format.split import is_held_out, split
-from aurora.params import Format
+from aurora.params.format import Format
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 RULES = Format(

@@ -13,7 +13,7 @@ from tiny_mixtral import tiny_model
 from training_case import BASE, ROWS, rows, write_case, write_params
 
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
-from aurora.params import Sft
+from aurora.params.sft import Sft
 from aurora.sft.checkpoints import Checkpoints
 from aurora.sft.curves import curve
 from aurora.sft.surroundings import check_surroundings
@@ -193,17 +193,20 @@ def test_an_empty_training_set_is_one_line(case: Path, tmp_path: Path):
     params = write_params(case)
     write_parquet(tmp_path / "train.parquet", rows(1, seed=0).slice(0, 0))
     with pytest.raises(DataError, match=r"train\.parquet: no row to train on; see data/clean/metrics\.json"):
-        check_before(BASE, tmp_path, params)
+        check_before(BASE, tmp_path, params.sft, params.quantization)
     with pytest.raises(DataError, match=r"train\.parquet: not found; it is written by: dvc repro format"):
-        check_before(BASE, tmp_path / "nowhere", params)
+        check_before(BASE, tmp_path / "nowhere", params.sft, params.quantization)
+    long = params.sft.model_copy(update={"packing": True, "packing_length": 16})
+    with pytest.raises(ParamsError, match=r"packing_length is 16, but the longest row of .* has \d+ tokens"):
+        check_before(BASE, ROWS, long, params.quantization)
     silent = rows(3, seed=0).to_pydict()
     silent["labels"] = [[-100] * len(labels) for labels in silent["labels"]]
     write_parquet(tmp_path / "train.parquet", rows(3, seed=0))
     write_parquet(tmp_path / "held_out.parquet", pyarrow.table(silent))
     with pytest.raises(DataError, match=r"held_out\.parquet: no row has a trained token"):
-        check_before(BASE, tmp_path, params)
+        check_before(BASE, tmp_path, params.sft, params.quantization)
     with pytest.raises(ModelError, match=r"nowhere/config\.json: not found"):
-        check_before(tmp_path / "nowhere", ROWS, params)
+        check_before(tmp_path / "nowhere", ROWS, params.sft, params.quantization)
 
 
 def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
@@ -221,7 +224,7 @@ def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
     with pytest.raises(
         ModelError, match=r"target_modules: q_proj matches no layer.*phi3.*qkv_proj"
     ) as caught:
-        check_before(tmp_path, ROWS, params)
+        check_before(tmp_path, ROWS, params.sft, params.quantization)
     assert "\n" not in str(caught.value)
 
 
@@ -277,7 +280,7 @@ def test_the_stage_s_own_function_leaves_adapter_metrics_curve_and_no_scratch(
     case: Path, tmp_path: Path, capsys
 ):
     params = write_params(case, stop_after_steps=3)
-    line = train(BASE, ROWS, Path("models/adapter"), Path("out"), params)
+    line = train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
     assert line.startswith("sft: 3 steps, held-out loss ") and "tokens/s, peak" in line
     metrics = json.loads(Path("out/metrics.json").read_text())
     assert metrics["steps"] == 3 and metrics["rows"] == 22

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora.params import Source
+from aurora.params.source import Source
 from aurora.uris import Address, non_commercial, parse
 
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"

@@ -7,7 +7,7 @@ import mistral_common
 import torch
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 from aurora.small_base.tokenizer_folder import write_tokenizer
 
 NF4 = Quantization(bits=4, double_quant=True, compute_dtype="float32")

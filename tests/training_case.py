@@ -10,7 +10,7 @@ import pyarrow
 from ruamel.yaml import YAML
 from tiny_mixtral import write_model
 
-from aurora.params import Params, load_params
+from aurora.params.whole import Params, load_params
 from aurora.store import write_json, write_parquet
 
 ROOT = Path(__file__).parent.parent

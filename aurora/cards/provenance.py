@@ -6,7 +6,8 @@ from pathlib import Path
 
 from aurora.errors import ModelError
 from aurora.manifests import find_manifest
-from aurora.params import Quantization, Sft
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
 from aurora.store import read_json, read_parquet
 
 RECORD = "training.json"  # in the adapter folder

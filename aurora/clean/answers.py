@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aurora.params import Clean
+from aurora.params.clean import Clean
 
 Rounds = Sequence[tuple[str, str]]
 EVIDENCE = 160  # characters kept of what shows a fault

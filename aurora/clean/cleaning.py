@@ -18,7 +18,7 @@ from aurora.clean.sources import Drop, parse
 from aurora.clean.topics import names, topic
 from aurora.errors import DataError
 from aurora.manifests import read_manifest
-from aurora.params import Clean
+from aurora.params.clean import Clean
 from aurora.records import Conversation, content_id
 
 CHUNK = 2000  # rows given to a process at a time

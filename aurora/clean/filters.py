@@ -19,7 +19,7 @@ from aurora.clean.answers import (
     storable,
 )
 from aurora.clean.truncation import asks_to_go_on, cut_off
-from aurora.params import Clean
+from aurora.params.clean import Clean
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")

@@ -8,7 +8,7 @@ from aurora.clean.answers import Fault, storable
 from aurora.clean.filters import KANA, RULES, TRADITIONAL, traditional_share
 from aurora.clean.mending import CODE, MOJIBAKE, reread, visible, without_html
 from aurora.clean.sources import Drop, Turns
-from aurora.params import Clean
+from aurora.params.clean import Clean
 from aurora.records import Message
 
 SCRIPTS = re.compile("繁[体體]|[简簡][体體]|正[体體]字")  # a conversation about the scripts themselves

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from aurora.eval.benchmarks import LETTERS, Subject, find_benchmarks, read_benchmark
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.format.chat import Prompt as PromptForm
-from aurora.params import Eval, Quantization
+from aurora.params.eval import Eval
+from aurora.params.quantization import Quantization
 from aurora.store import write_json, write_parquet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from aurora.eval.memory import Memory
-    from aurora.params import Replies
+    from aurora.params.eval import Replies
 
 
 @dataclass(frozen=True, slots=True)

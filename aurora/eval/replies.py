@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from aurora.eval.memory import Memory
-    from aurora.params import Replies
+    from aurora.params.eval import Replies
 
 SHINGLE = 6  # characters; a repeated one is a sign of a loop
 

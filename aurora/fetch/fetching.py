@@ -13,7 +13,7 @@ from aurora.fetch.archives import unpack
 from aurora.fetch.digests import Digests, Pins, copy, measure
 from aurora.fetch.recorded import recorded, take_again
 from aurora.manifests import MANIFEST
-from aurora.params import Source
+from aurora.params.source import Source
 from aurora.store import remove, replacing, write_json
 from aurora.uris import Address, non_commercial, parse
 

@@ -13,7 +13,7 @@ from aurora.format.row_files import HELD_OUT, TRAIN, checked_messages
 from aurora.format.row_statistics import ChineseCost, new_counts
 from aurora.format.split import Split
 from aurora.format.tokenizer import EOS
-from aurora.params import Format
+from aurora.params.format import Format
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

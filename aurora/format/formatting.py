@@ -14,7 +14,7 @@ from aurora.format.row_files import HELD_OUT, TRAIN, RowWriter, read_batches, re
 from aurora.format.row_statistics import ChineseCost, Tally
 from aurora.format.split import Split, split
 from aurora.format.tokenizer import check_model, check_template, sentencepiece_processor
-from aurora.params import Format
+from aurora.params.format import Format
 from aurora.store import write_json, write_text
 
 AHEAD = 4  # batches under way

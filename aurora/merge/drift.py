@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.errors import DataError
-from aurora.params import Drift, Quantization
+from aurora.params.merge import Drift
+from aurora.params.quantization import Quantization
 from aurora.store import read_parquet
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from aurora.model.folder import (
     read_headers,
     refuse_foreign_quantization,
 )
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

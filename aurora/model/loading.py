@@ -16,7 +16,7 @@ from aurora.model.folder import (
 )
 from aurora.model.machine import GIB, default_device, free_memory
 from aurora.model.nf4 import PackedExperts
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 from aurora.store import remove
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from aurora.manifests import MANIFEST
 from aurora.model.folder import read_config
-from aurora.params import Quantization
+from aurora.params.quantization import Quantization
 from aurora.store import remove, sha256_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aurora.declarations import reached
 from aurora.manifests import manifest_hash
-from aurora.params import Quantization, Sft
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
 from aurora.store import flush, remove, sha256_file
 
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256

@@ -12,7 +12,8 @@ import click
 
 from aurora.errors import AuroraError, one_line
 from aurora.model.machine import GIB, machine
-from aurora.params import PARAMS_FILE, load_params
+from aurora.params.section import PARAMS_FILE
+from aurora.params.whole import load_params
 
 LEAST_DISK = 3 * GIB  # what the small profile needs
 LINKS = ("reflink", "hardlink", "symlink", "copy")

@@ -6,7 +6,8 @@ Counted are live tensors: what a card's driver, its kernels and the allocator's 
 from typing import TYPE_CHECKING
 
 from aurora.model.inspection import BYTES, WIDTH, held_bytes
-from aurora.params import Eval, Quantization, Sft
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,12 +48,9 @@ def training_memory(
     }
 
 
-def inference_memory(
-    skeleton: "PreTrainedModel", quantization: Quantization, evaluation: Eval
-) -> dict[str, int]:
-    """Bytes at the peak of eval: eval.batch_tokens tokens forward at once, and the longest prompt's cache."""
+def inference_memory(skeleton: "PreTrainedModel", quantization: Quantization, tokens: int) -> dict[str, int]:
+    """Bytes at the peak of eval, with `tokens` forwarded at once and in the cache."""
     shape = _Shape(skeleton, quantization)
-    tokens = max(evaluation.batch_tokens, evaluation.max_length)
     return {
         "model": held_bytes(skeleton, quantization),
         "keys and values": 2 * shape.layers * tokens * shape.keys * shape.width,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from aurora.errors import ParamsError, ResourceError
-from aurora.params import Sft
+from aurora.params.sft import Sft
 
 
 def is_worker() -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,9 @@ from aurora.manifests import manifest_hash
 from aurora.model.folder import meta_model, read_config
 from aurora.model.inspection import held_bytes, largest_arrival
 from aurora.model.machine import GIB, Machine, machine
-from aurora.params import Params, Quantization, Sft
-from aurora.sft.footprint import inference_memory, training_memory
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
+from aurora.sft.footprint import training_memory
 from aurora.store import write_json
 
 if TYPE_CHECKING:
@@ -76,17 +77,6 @@ def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
     trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
     arrival = largest_arrival(base, skeleton, quantization)
     return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base))
-
-
-def plan_of(
-    params: Params, skeleton: "PreTrainedModel", arrival: int, rows: Rows, disk: dict[str, int]
-) -> Plan:
-    """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
-
-    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
-    """
-    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
-    return replace(found, inference=inference_memory(skeleton, params.quantization, params.eval))
 
 
 def training_plan(

@@ -15,9 +15,10 @@ from aurora.model.folder import meta_model
 from aurora.model.inspection import BYTES, held_bytes, largest_arrival
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import CACHE, WORTH
-from aurora.params import Params, load_params
+from aurora.params.whole import Params, load_params
 from aurora.sft.doctor import link_type
-from aurora.sft.plan import Plan, Rows, check, measure_rows, plan_of, read_speed
+from aurora.sft.footprint import inference_memory
+from aurora.sft.plan import Plan, Rows, check, measure_rows, read_speed, training_plan
 
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
@@ -146,6 +147,16 @@ def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
     else:
         lines.append(f"{'time':<12}unknown before a first run; give --tokens-per-second")
     return "\n".join(lines)
+
+
+def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int]) -> Plan:
+    """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
+
+    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
+    """
+    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
+    tokens = max(params.eval.batch_tokens, params.eval.max_length)
+    return dataclasses.replace(found, inference=inference_memory(skeleton, params.quantization, tokens))
 
 
 @click.command()

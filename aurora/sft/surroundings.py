@@ -1,7 +1,7 @@
 """Whether this machine and installation have what the precision and the optimiser of a training need."""
 
 from aurora.errors import ParamsError
-from aurora.params import Sft
+from aurora.params.sft import Sft
 
 
 def check_surroundings(sft: Sft) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from aurora.cards.adapter_card import adapter_card
 from aurora.cards.provenance import RECORD, training_record
-from aurora.errors import DataError, ModelError
+from aurora.errors import DataError, ModelError, ParamsError
 from aurora.model.allocator import keep_heap
 from aurora.model.machine import kernels, machine
-from aurora.params import Params, Quantization, Sft
+from aurora.params.quantization import Quantization
+from aurora.params.sft import Sft
 from aurora.sft.checkpoints import Checkpoints, fingerprint
 from aurora.sft.plan import check, measure_rows, plan, write_speed
 from aurora.sft.surroundings import check_surroundings
@@ -20,7 +21,7 @@ from aurora.store import remove, replacing, write_json, write_text
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
 
-def train(base: Path, rows: Path, adapter: Path, out: Path, params: Params) -> str:
+def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantization: Quantization) -> str:
     """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
 
     Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
@@ -31,13 +32,12 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, params: Params) -> s
     import torch
     from transformers import set_seed
 
-    sft = params.sft
     keep_heap()
     torch.set_num_threads(sft.threads)
     be_deterministic()
-    scratch = SCRATCH / fingerprint(base, rows, sft, params.quantization, kernels())
+    scratch = SCRATCH / fingerprint(base, rows, sft, quantization, kernels())
     checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit)
-    trainer = build_trainer(base, rows, sft, params.quantization, scratch, checkpoints)
+    trainer = build_trainer(base, rows, sft, quantization, scratch, checkpoints)
     main = trainer.args.process_index == 0
     if main:
         checkpoints.take_last_whole()
@@ -61,7 +61,7 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, params: Params) -> s
     from aurora.sft.curves import curve
 
     metrics = summary(trainer)
-    save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, params.quantization))
+    save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, quantization))
     write_outcome(out, metrics, curve(trainer.state.log_history))
     shutil.rmtree(scratch, ignore_errors=True)
     line = (
@@ -190,19 +190,25 @@ def load_rows(path: Path, scratch: Path):
     return data.select_columns(["input_ids", "labels"])
 
 
-def check_before(base: Path, rows: Path, params: Params, memory: bool = True) -> None:
+def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, memory: bool = True) -> None:
     """Raises AuroraError, before anything is loaded, for a machine or inputs on which the run would fail later.
 
     Without `memory` nothing is asked of a card that would make it hold memory for this process.
     """
-    check_surroundings(params.sft)
+    check_surroundings(sft)
     measured = {name: measure_rows(rows / f"{name}.parquet") for name in ("train", "held_out")}
     for found in measured.values():
         if not found.most_trained:
             raise DataError(
                 f"{found.source}: no row has a trained token, so there is no loss; see data/format/metrics.json"
             )
-    planned = plan(params.sft, params.quantization, base, measured["train"])
+    for found in measured.values():
+        if sft.packing and found.longest > sft.packing_length:
+            raise ParamsError(
+                f"params.yaml: sft.packing_length is {sft.packing_length}, but the longest row of {found.source} has"
+                f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
+            )
+    planned = plan(sft, quantization, base, measured["train"])
     if memory:
         check(planned)
 

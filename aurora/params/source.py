@@ -1,0 +1,95 @@
+"""`sources` of params.yaml: every outside input, pinned."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from aurora.params.section import Section
+from aurora.uris import parse
+
+
+class Source(Section):
+    """One outside input: instruction data, a benchmark or the base model. `fetch` has one instance each."""
+
+    kind: Literal["instructions", "benchmark", "model"]
+    """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
+    uri: str
+    """A path, `file:PATH`, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`;
+    `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
+    dep: str
+    """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
+    the embedded base (aurora/small_base), or the downloader (aurora/fetch/hub)."""
+    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers"]
+    """Published file format, which chooses the reader."""
+    licence: str
+    """SPDX identifier or the licensor's words; goes into manifests and model cards."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the downloaded file, in hex."""
+    git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    """Git blob id of the downloaded file, in hex."""
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    """Size of the downloaded file, in bytes."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
+
+    pin: Literal["record"] | None = None
+    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later one that finds
+    anything else fails; for an hf:// branch or an https:// address whose SHA-256 is not known."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, branch or tag of a hf:// URI, else None."""
+        return parse(self.uri).revision
+
+    @property
+    def pinned_by(self) -> str:
+        """What holds the bytes fast: record, sha256, git blob, commit, or the repository they lie in."""
+        address = parse(self.uri)
+        names = {
+            "record": self.pin == "record",
+            "sha256": self.sha256,
+            "git blob": self.git_blob,
+            "commit": address.pinned,
+        }
+        return next((name for name, given in names.items() if given), "repository")
+
+    @model_validator(mode="after")
+    def _is_pinned_and_watched(self) -> "Source":
+        address = parse(self.uri)
+        file_pins = bool(self.sha256 or self.git_blob)
+        if not self.licence.strip():
+            raise ValueError("licence is empty; give an SPDX identifier or the licensor's words")
+        if address.local and self.pin:
+            raise ValueError(
+                "pin: record is for https:// and hf://; DVC watches local bytes itself: remove pin"
+            )
+        if file_pins and self.pin:
+            raise ValueError(
+                "pin: record stands beside sha256 or git_blob, which pin already; remove one of them"
+            )
+        if address.scheme == "hf" and not (address.pinned or self.pin):
+            raise ValueError(
+                f"uri '{self.uri}' names no full commit; write @ and 40 hex digits so that the bytes are pinned, or "
+                "pin: record"
+            )
+        if address.scheme == "https" and not (file_pins or self.pin):
+            raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob, or pin: record")
+        if (file_pins or self.bytes is not None) and (address.scheme == "embedded" or not address.path):
+            raise ValueError(
+                "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
+            )
+        wanted = {"path": address.path, "embedded": "aurora/small_base"}.get(
+            address.scheme, "aurora/fetch/hub"
+        )
+        if self.dep != wanted:
+            raise ValueError(
+                f"dep is '{self.dep}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
+            )
+        formats = {
+            "instructions": ("alpaca", "sharegpt", "messages"),
+            "benchmark": ("mmlu", "ceval", "cmmlu"),
+            "model": ("transformers",),
+        }[self.kind]
+        if self.format not in formats:
+            raise ValueError(f"format '{self.format}' is not one of kind {self.kind}: {', '.join(formats)}")
+        return self
