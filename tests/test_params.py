@@ -140,7 +140,7 @@ def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeyp
             read_section(key, kind)
     monkeypatch.setenv("DVC_STAGE", "fetch@mmlu")
     assert read_section("sources.mmlu", Source).format == "mmlu"
-    with pytest.raises(ParamsError, match="stage fetch reads sources.ceval"):
+    with pytest.raises(ParamsError, match=r"stage fetch reads sources\.ceval"):
         read_section("sources.ceval", Source)
     monkeypatch.delenv("DVC_STAGE")  # run by hand there is nothing that DVC could miss
     assert set(read_section("sources", dict[str, Source])) > {"base", "mmlu"}
