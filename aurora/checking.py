@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
-from aurora.declarations import MAP, faults
+from aurora.declarations import faults, version_faults
 from aurora.errors import one_line
 from aurora.params.section import PARAMS_FILE
 from aurora.params.whole import load_params
+from aurora.running import MAP, VERSIONS
 
 
 @click.command()
@@ -25,9 +26,10 @@ def check(files: tuple[Path, ...]) -> None:
         click.echo(f"{file}: sound, {len(params.sources)} sources")
     if files:
         return
-    found = faults(Path())
+    found = [*faults(Path()), *version_faults(Path())]
     for line in found:
         click.echo(f"error: {line}", err=True)
     if found:
         sys.exit(1)
     click.echo(f"{MAP}: every module that a stage imports is among its deps, and no other")
+    click.echo(f"{VERSIONS}: every library that shapes a stage's bytes is among its params, and no other")

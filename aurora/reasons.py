@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aurora.errors import DataError, one_line
+from aurora.running import VERSIONS, installed
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -38,8 +39,17 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
                 for maker in sorted(makers & set(found))
             ]
         if lines:
-            found[stage.addressing] = lines
+            found[stage.addressing] = [*lines, *_versions(stage)]
     return found
+
+
+def _versions(stage: "PipelineStage") -> Iterator[str]:
+    """Libraries of which another version is installed than the one that DVC tracks: the stage would stop."""
+    for dep in stage.params:
+        if dep.def_path == VERSIONS:
+            for name, tracked in dep.read_params().items():
+                if (here := installed(name)) != str(tracked):
+                    yield f"but would stop: {name} {here} is installed, and {VERSIONS} tracks {tracked}"
 
 
 def _in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
@@ -132,7 +142,7 @@ def _files(repo: "Repo", stage: "PipelineStage", path: str) -> list[str]:
 @click.argument("stages", nargs=-1, metavar="[STAGE]...")
 @one_line
 def why(stages: tuple[str, ...]) -> None:
-    """Say why STAGE, or every stage, would run now: which parameter, file or module changed, from what to what."""
+    """Say why STAGE, or every stage, would run now: which parameter, version, file or module changed, from what to what."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 

@@ -89,32 +89,6 @@ def read_json(path: Path, producer: str) -> object:
         raise DataError(f"{path}: not JSON ({error}); write it again by: dvc repro -f {producer}") from None
 
 
-def write_parquet(path: Path, table: "pyarrow.Table") -> None:  # noqa: F821 (imported late: 0.2 s)
-    """Writes a Parquet file whose bytes depend on the table and the pyarrow version alone."""
-    import pyarrow.parquet
-
-    with replacing(path) as partial:
-        # One row group per 8,192 rows bounds a reader's memory; zstd level is fixed for equal bytes.
-        pyarrow.parquet.write_table(
-            table, partial, compression="zstd", compression_level=3, row_group_size=8192
-        )
-
-
-def read_parquet(path: Path, producer: str) -> "pyarrow.Table":  # noqa: F821
-    """Reads a Parquet file; raises DataError if it is missing or damaged."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if not Path(path).is_file():
-        raise DataError(f"{path}: not found; it is written by: dvc repro {producer}")
-    try:
-        return pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not Parquet ({error}); write it again by: dvc repro -f {producer}"
-        ) from None
-
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

@@ -179,7 +179,7 @@ def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
     """train.parquet and held_out.parquet as the format stage writes them, of random tokens."""
     import pyarrow
 
-    from aurora.store import write_parquet
+    from aurora.tables import write_parquet
 
     generator = torch.Generator().manual_seed(rows * length)
     for name, count, size in (("train", rows * (STEPS + 2), length), ("held_out", rows, 64)):

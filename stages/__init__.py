@@ -20,6 +20,14 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
         f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate"
     )
 
+from aurora.errors import AuroraError
+from aurora.running import require_versions
+
+try:
+    require_versions()
+except AuroraError as error:
+    sys.exit(f"error: {error}")
+
 # What libraries say here about arguments that Aurora or TRL chose, and no user can act on.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -8,6 +8,7 @@ from aurora.errors import one_line
 from aurora.fetch.fetching import fetch
 from aurora.params.section import read_section
 from aurora.params.source import Source
+from aurora.running import require_versions
 
 
 @click.command()
@@ -16,7 +17,10 @@ from aurora.params.source import Source
 @one_line
 def main(name: str, out: Path) -> None:
     """Fetch the source NAME of params.yaml."""
-    manifest = fetch(name, read_section(f"sources.{name}", Source), out)
+    source = read_section(f"sources.{name}", Source)
+    if source.dep.startswith("aurora/"):
+        require_versions(Path(source.dep))
+    manifest = fetch(name, source, out)
     size = sum(file["bytes"] for file in manifest["files"])
     count = len(manifest["files"])
     print(f"fetch {name}: {count:,} file{'s' * (count > 1)}, {size:,} bytes")

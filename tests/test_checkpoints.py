@@ -29,7 +29,7 @@ from training_case import (
 from aurora.sft.checkpoints import Checkpoints, code_behind_sft, fingerprint
 from aurora.sft.trainer import LabelledPositionsTrainer
 from aurora.sft.training import train
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 SFT = {"eval_steps": 3, "save_steps": 2}
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from aurora.eval.comparison import clopper_pearson, compare, difference
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 stats = pytest.importorskip("scipy.stats")
 

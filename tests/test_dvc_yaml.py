@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from aurora.declarations import BY_SOURCE, faults, imported
+from aurora.declarations import BY_SOURCE, faults, imported, version_faults
 from aurora.params.whole import Params, load_params
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +85,8 @@ def test_every_stage_is_described_and_its_command_names_declared_paths(stage: st
 @pytest.mark.parametrize("stage", MAP["stages"])
 def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
     for name in body(stage).get("params", []):
-        assert name.split(".")[0] in Params.model_fields
+        if isinstance(name, str):
+            assert name.split(".")[0] in Params.model_fields
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,69 @@ def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
 )
 def test_every_profile_fits_the_schema(path: Path):
     load_params(path)
+
+
+VERSION_CASES = {
+    "an import without its version": (
+        {"aurora/one.py": "import numpy\nimport trl\n"},
+        "dvc.yaml: work: version of trl is missing, imported by {root}/aurora/one.py; add it",
+    ),
+    "a version of nothing": (
+        {"aurora/one.py": "import click\n"},
+        "dvc.yaml: work: version of numpy is listed, but nothing there imports or brings it; take it out",
+    ),
+    "one that an imported library needs": (
+        {"aurora/one.py": "import pandas\n"},
+        "version of pandas is missing",
+    ),
+    "a pin of pip's that differs": (
+        {"constraints.txt": "numpy==2.0\n"},
+        "versions.yaml: numpy is 1.0, but 2.0 in constraints.txt; write the same in both",
+    ),
+    "a library that no stage declares": (
+        {"versions.yaml": "numpy: '1.0'\ntorch: '2'\n", "constraints.txt": "numpy==1.0\ntorch==2\n"},
+        "versions.yaml: torch is declared by no stage; remove it",
+    ),
+    "a declared library without a version": (
+        {"versions.yaml": "{}\n"},
+        "versions.yaml: numpy is missing, which a stage declares; add it",
+    ),
+    "another version where a source is made": (
+        {
+            "aurora/small_base/versions.yaml": "numpy: '9'\n",
+            "aurora/small_base/__init__.py": "import numpy\n",
+        },
+        "aurora/small_base/versions.yaml: numpy is 9, but 1.0 in versions.yaml; write the same in both",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), VERSION_CASES.values(), ids=VERSION_CASES)
+def test_versions_are_tracked_where_they_count(tmp_path: Path, files: dict[str, str], message: str):
+    stage = {"cmd": "true", "deps": [], "params": [{"versions.yaml": ["numpy"]}]}
+    sound = {
+        "dvc.yaml": json.dumps({"stages": {"work": stage}}),
+        "stages/work.py": "import aurora.one\n",
+        "stages/__init__.py": "",
+        "aurora/__init__.py": "",
+        "aurora/one.py": "import click\nimport numpy\nfrom json import dumps\n",
+        "versions.yaml": "numpy: '1.0'\n",
+        "constraints.txt": "Numpy==1.0+cpu\nother==3\n",
+    }
+
+    for folder in BY_SOURCE:
+        (tmp_path / folder).mkdir(parents=True)
+
+    def write(content: dict[str, str]) -> None:
+        for name, text in content.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    write(sound)
+    assert version_faults(tmp_path) == []
+    write(files)
+    assert message.format(root=tmp_path) in "\n".join(version_faults(tmp_path))
+
+
+def test_the_versions_of_this_repository_are_those_of_its_stages():
+    assert version_faults(ROOT) == []

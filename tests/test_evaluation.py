@@ -29,7 +29,7 @@ from aurora.eval.prefix import PassRunner, PrefixLM
 from aurora.eval.tasks import load_groups, load_other_task, load_task
 from aurora.params.eval import BenchmarkParams, Eval
 from aurora.params.quantization import Quantization
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 from stages.eval import main
 
 NAMES = ("ceval", "mmlu", "cmmlu")

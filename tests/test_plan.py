@@ -25,7 +25,7 @@ from aurora.sft.plan import Machine, check, measure_rows, plan, read_speed, writ
 from aurora.sft.planning import arrival_of, rows_of, stage_paths
 from aurora.sft.training import build_trainer
 from aurora.small_base.tokenizer_folder import write_tokenizer
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,7 +19,7 @@ from aurora.eval.replies import (
     reply_metrics,
 )
 from aurora.params.eval import Replies
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 
 @pytest.mark.parametrize(

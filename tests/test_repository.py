@@ -83,6 +83,18 @@ def test_a_new_learning_rate_runs_training_and_what_follows(clone: Path):
     assert stages == ["eval@tuned", "merge", "report", "sft"]
 
 
+def test_a_new_version_of_a_library_runs_the_stages_that_it_shapes_and_no_other(clone: Path):
+    stages = changed(clone, "versions.yaml", r"(?m)^trl: .*", 'trl: "99"')
+    assert stages == ["eval@tuned", "merge", "report", "sft"]
+    stages = changed(clone, "aurora/small_base/versions.yaml", r"(?m)^torch: .*", 'torch: "99"')
+    assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@base"]
+    text = (clone / "versions.yaml").read_text(encoding="utf-8")
+    (clone / "versions.yaml").write_text(re.sub(r"(?m)^trl: .*", 'trl: "99"', text), encoding="utf-8")
+    shown = json.loads(run(clone, DVC, "params", "diff", "main", "--json"))
+    (clone / "versions.yaml").write_text(text, encoding="utf-8")
+    assert shown["versions.yaml"]["trl"]["new"] == "99"
+
+
 def test_an_evaluation_setting_leaves_the_models_alone(clone: Path):
     stages = changed(clone, "params.yaml", r"(?m)^    prompts: \d+", "    prompts: 7")
     assert stages == ["eval@base", "eval@tuned", "report"]

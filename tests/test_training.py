@@ -19,7 +19,7 @@ from aurora.sft.curves import curve
 from aurora.sft.surroundings import check_surroundings
 from aurora.sft.trainer import EpochOrder, row_ids
 from aurora.sft.training import build_trainer, check_before, save_adapter, train
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from tiny_mixtral import write_model
 
 from aurora.params.whole import Params, load_params
-from aurora.store import write_json, write_parquet
+from aurora.store import write_json
+from aurora.tables import write_parquet
 
 ROOT = Path(__file__).parent.parent
 BASE, ROWS = Path("base"), Path("rows")

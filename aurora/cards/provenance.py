@@ -8,7 +8,8 @@ from aurora.errors import ModelError
 from aurora.manifests import find_manifest
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
-from aurora.store import read_json, read_parquet
+from aurora.store import read_json
+from aurora.tables import read_parquet
 
 RECORD = "training.json"  # in the adapter folder
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")

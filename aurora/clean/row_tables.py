@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from aurora.clean.cleaning import Cleaned
-from aurora.store import write_parquet
+from aurora.tables import write_parquet
 
 
 def write_tables(folder: Path, cleaned: Cleaned) -> None:

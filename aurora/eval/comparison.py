@@ -10,7 +10,7 @@ import numpy
 
 from aurora.errors import DataError, one_line
 from aurora.eval.revisions import is_revision, read_revision, stage_folders
-from aurora.store import read_parquet
+from aurora.tables import read_parquet
 
 KEY = ("task", "subject", "id")
 COLUMNS = (*KEY, "prediction", "target")

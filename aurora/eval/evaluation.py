@@ -10,7 +10,8 @@ from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.format.chat import Prompt as PromptForm
 from aurora.params.eval import Eval
 from aurora.params.quantization import Quantization
-from aurora.store import write_json, write_parquet
+from aurora.store import write_json
+from aurora.tables import write_parquet
 
 if TYPE_CHECKING:
     import pyarrow

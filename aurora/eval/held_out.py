@@ -8,7 +8,7 @@ import numpy
 
 from aurora.errors import DataError
 from aurora.eval.token_tree import Pass
-from aurora.store import read_parquet
+from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aurora.errors import DataError
 from aurora.eval.language import language
-from aurora.store import read_parquet
+from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow

@@ -11,7 +11,8 @@ import click
 from aurora.errors import DataError, one_line
 from aurora.format.chat import IGNORED
 from aurora.format.tokenizer import sentencepiece_processor
-from aurora.store import read_parquet, write_text
+from aurora.store import write_text
+from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

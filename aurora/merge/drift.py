@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aurora.errors import DataError
 from aurora.params.merge import Drift
 from aurora.params.quantization import Quantization
-from aurora.store import read_parquet
+from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     import torch

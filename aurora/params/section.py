@@ -5,7 +5,6 @@ out of date, and reads its section alone, as dvc.yaml says it does.
 """
 
 import json
-import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -13,9 +12,10 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from aurora.errors import ParamsError
+from aurora.running import require_declared
+from aurora.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
-MAP = Path("dvc.yaml")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -37,7 +37,7 @@ def read_section(key: str, kind: type[Kind], path: Path = PARAMS_FILE) -> Kind:
     Raises ParamsError with the file, the key, the value and the rule; also where DVC runs a stage that does not
     declare this key, since DVC would then not notice a change of it.
     """
-    _require_declared(key)
+    require_declared(key)
     content: object = read_yaml(path)
     *parents, last = key.split(".")
     for name in [*parents, last]:
@@ -49,43 +49,6 @@ def read_section(key: str, kind: type[Kind], path: Path = PARAMS_FILE) -> Kind:
         return TypeAdapter(kind).validate_json(strict(content), strict=True)
     except ValidationError as error:
         raise ParamsError(f"{path}: {describe(error, key)}") from None
-
-
-def _require_declared(key: str) -> None:
-    # DVC names the stage that it runs.
-    name = os.environ.get("DVC_STAGE")
-    if not name or not MAP.is_file():
-        return
-    stage, _, instance = name.partition("@")
-    entry = read_yaml(MAP).get("stages", {}).get(stage)
-    if not isinstance(entry, dict):
-        return
-    declared = [item for item in entry.get("do", entry).get("params") or () if isinstance(item, str)]
-    declared = [item.replace("${key}", instance) for item in declared]
-    if not any(key == item or key.startswith(f"{item}.") for item in declared):
-        raise ParamsError(
-            f"{MAP}: stage {stage} reads {key}, which it does not declare; add - {key} to its params"
-        )
-
-
-def read_yaml(path: Path) -> dict:
-    """Reads a YAML file of sections (YAML 1.2, as DVC does: `1e-4` is a number). Raises ParamsError."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
-    except DuplicateKeyError as error:
-        key, line = error.problem.split('"')[1], error.problem_mark.line + 1
-        raise ParamsError(f"{path} line {line}: {key}: the name stands twice; rename or remove one") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path}: expected sections such as 'sft:', found {type(content).__name__}")
-    return content
 
 
 def strict(content: object) -> str:

@@ -11,9 +11,10 @@ from aurora.params.eval import Eval
 from aurora.params.format import Format
 from aurora.params.merge import Merge
 from aurora.params.quantization import Quantization
-from aurora.params.section import PARAMS_FILE, Section, describe, read_yaml, strict
+from aurora.params.section import PARAMS_FILE, Section, describe, strict
 from aurora.params.sft import Sft
 from aurora.params.source import Source
+from aurora.yaml_files import read_yaml
 
 
 class Params(Section):

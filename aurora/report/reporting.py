@@ -13,7 +13,8 @@ from aurora.manifests import MANIFEST
 from aurora.report.gathered import MODELS, NAMES, Gathered
 from aurora.report.pages import Picture, escaped, html, markdown
 from aurora.report.report_page import report_blocks
-from aurora.store import read_json, read_parquet, replacing, write_json, write_text
+from aurora.store import read_json, replacing, write_json, write_text
+from aurora.tables import read_parquet
 
 PAPER = Path(__file__).with_name("paper.yaml")
 APART = ("subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json

@@ -16,7 +16,8 @@ from trl import SFTTrainer
 
 from aurora.errors import DataError, ResourceError
 from aurora.sft.checkpoints import Checkpoints
-from aurora.store import read_parquet, remove
+from aurora.store import remove
+from aurora.tables import read_parquet
 
 
 class EpochOrder(Sampler):
