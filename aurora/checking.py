@@ -5,21 +5,28 @@ from pathlib import Path
 
 import click
 
-from aurora.declarations import faults, version_faults
+from aurora.declarations import faults
 from aurora.errors import one_line
+from aurora.libraries import version_faults
 from aurora.params.section import PARAMS_FILE
 from aurora.params.whole import load_params
+from aurora.reasons import open_repository
 from aurora.running import MAP, VERSIONS
 
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--trace", is_flag=True, help="Also run every stage with only what it declares, off to the side."
+)
 @one_line
-def check(files: tuple[Path, ...]) -> None:
+def check(files: tuple[Path, ...], trace: bool) -> None:
     """Check params.yaml, or the profiles FILES, against the schema, and dvc.yaml against the code.
 
     DVC runs no stage for a key that no stage reads, so that a misspelt section would go unnoticed there; and it
-    watches no module that dvc.yaml does not name.
+    watches no module that dvc.yaml does not name. With --trace every stage runs once more in a folder that holds what
+    it declares alone: what it opens, leaves or connects to beyond that is an error, as are outputs whose bytes are not
+    those of dvc.lock.
     """
     for file in files or (PARAMS_FILE,):
         params = load_params(file)
@@ -33,3 +40,23 @@ def check(files: tuple[Path, ...]) -> None:
         sys.exit(1)
     click.echo(f"{MAP}: every module that a stage imports is among its deps, and no other")
     click.echo(f"{VERSIONS}: every library that shapes a stage's bytes is among its params, and no other")
+    if trace:
+        _trace()
+
+
+def _trace() -> None:
+    from aurora.tracing import trace
+
+    with open_repository() as repo:
+        done = trace(repo)
+    for line in done.faults:
+        click.echo(f"error: {line}", err=True)
+    if done.faults:
+        sys.exit(1)
+    click.echo(
+        f"traced {done.stages} stages: each reads, writes and connects to what it declares, and nothing else"
+    )
+    click.echo(
+        f"{done.outputs} outputs: the bytes of dvc.lock"
+        + (f"; not compared, since dvc.lock is older: {', '.join(done.stale)}" if done.stale else "")
+    )

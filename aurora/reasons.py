@@ -1,6 +1,7 @@
 """`aurora why STAGE`: in words, why `dvc repro` would run a stage now."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
     A stage that is up to date is left out. Raises DataError for a name that dvc.yaml does not have.
     """
     found: dict[str, list[str]] = {}
-    for stage in _in_order(repo, names):
+    for stage in in_order(repo, names):
         status = stage.status(check_updates=True).get(stage.addressing, [])
         lines = [line for entry in status for line in _lines(repo, stage, entry)]
         outs = {out.fs_path: before.addressing for before in _before(repo, stage) for out in before.outs}
@@ -52,7 +53,8 @@ def _versions(stage: "PipelineStage") -> Iterator[str]:
                     yield f"but would stop: {name} {here} is installed, and {VERSIONS} tracks {tracked}"
 
 
-def _in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
+def in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
+    """These stages and those before them, or all, each behind those that it needs. Raises DataError for an unknown name."""
     import networkx
     from dvc.exceptions import DvcException
 
@@ -138,19 +140,27 @@ def _files(repo: "Repo", stage: "PipelineStage", path: str) -> list[str]:
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
+@contextmanager
+def open_repository() -> Iterator["Repo"]:
+    """The DVC repository of the working directory. Raises DataError where there is none, or DVC cannot read it."""
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except NotDvcRepoError:
+        raise DataError("no .dvc folder here or above; run this in the repository") from None
+    except DvcException as error:
+        raise DataError(f"DVC: {error}") from None
+
+
 @click.command()
 @click.argument("stages", nargs=-1, metavar="[STAGE]...")
 @one_line
 def why(stages: tuple[str, ...]) -> None:
     """Say why STAGE, or every stage, would run now: which parameter, version, file or module changed, from what to what."""
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
-
-    try:
-        repo = Repo()
-    except NotDvcRepoError:
-        raise DataError("no .dvc folder here or above; run this in the repository") from None
-    with repo.lock:
+    with open_repository() as repo, repo.lock:
         found = reasons(repo, stages)
     for stage, lines in found.items():
         click.echo(f"{stage} would run:")

@@ -12,6 +12,8 @@ import warnings
 from importlib.util import find_spec
 
 os.environ |= {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+# Libraries tell their makers what is used; a stage connects to nothing but what it fetches.
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
 # Threads that wait for each other spin only briefly: with other work on the machine, long spinning costs most of it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from aurora.declarations import BY_SOURCE, faults, imported, version_faults
+from aurora.declarations import BY_SOURCE, faults, imported
+from aurora.libraries import version_faults
 from aurora.params.whole import Params, load_params
 
 ROOT = Path(__file__).parent.parent

@@ -135,3 +135,15 @@ def test_a_version_is_said_and_that_the_stage_would_stop(project: Path, monkeypa
         f"  versions.yaml: click from {found} to 1.0",
         f"  but would stop: click {found} is installed, and versions.yaml tracks 1.0",
     ]
+
+
+def test_a_lock_file_in_conflict_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project)
+    lock = project / "dvc.lock"
+    text = lock.read_text()
+    lock.write_text(f"<<<<<<< HEAD\n{text}=======\n>>>>>>> other\n")
+    done = CliRunner().invoke(main, ["why"])
+    lock.write_text(text)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: DVC: ") and "dvc.lock" in done.stderr
+    assert done.stderr.count("\n") == 1

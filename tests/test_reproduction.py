@@ -1,0 +1,66 @@
+"""The small profile, whole: traced, in two clean clones and by force, and killed at random moments."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clones import DVC, clone_of
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+from kills import Run, torture  # noqa: E402 (a script, which stands beside the package)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+
+
+@pytest.fixture
+def clone(root: Path, tmp_path: Path) -> Path:
+    return clone_of(root, tmp_path.resolve() / "clone")
+
+
+def command(folder: Path, *words: str) -> str:
+    """What a command prints in a clone, whose own code it runs."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def tracked(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file that git tracks, dvc.lock and metrics among them."""
+    names = command(folder, "git", "ls-files", "-z").split("\0")
+    return {name: (folder / name).read_bytes() for name in filter(None, names)}
+
+
+def test_no_stage_reads_writes_or_connects_beyond_what_it_declares(clone: Path):
+    printed = command(clone, sys.executable, "-m", "aurora.cli", "check", "--trace")
+    assert (
+        "traced 14 stages: each reads, writes and connects to what it declares, and nothing else" in printed
+    )
+    assert re.search(r"^\d{2} outputs: the bytes of dvc\.lock$", printed, re.M)
+
+
+def test_two_clean_clones_and_a_forced_run_end_in_the_same_bytes(clone: Path, root: Path, tmp_path: Path):
+    committed = tracked(clone)
+    (clone / "dvc.lock").unlink()
+    command(clone, DVC, "repro")
+    first = tracked(clone)
+    assert first == committed
+    command(clone, DVC, "repro", "--force")
+    assert tracked(clone) == first
+    shutil.rmtree(clone)
+    second = clone_of(root, tmp_path / "elsewhere/second")
+    (second / "dvc.lock").unlink()
+    command(second, DVC, "repro")
+    assert tracked(second) == first
+
+
+def test_kills_of_dvc_and_of_stages_leave_no_trace(clone: Path):
+    (clone / "dvc.lock").unlink()
+    assert torture(Run(clone), kills=4, longest=60, draw=random.Random(1)) == []
