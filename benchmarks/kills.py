@@ -1,9 +1,9 @@
 """Kills of dvc, of a stage, or of both at random moments of the small profile, and what `dvc repro` makes of it.
 
-    python benchmarks/kills.py [--kills 30] [--seed 0] [--longest 40]
+    python benchmarks/kills.py [--kills 30] [--seed 0] [--mean 40]
 
-In a clone of HEAD `dvc repro` runs from empty and is killed (SIGKILL) after a random time of up to `--longest` seconds,
-then started again, and so on; a run that ends before its kill is held against the dvc.lock of the commit, and the next
+In a clone of HEAD `dvc repro` runs from empty and is killed (SIGKILL) after a random time (exponential, of `--mean`
+seconds), then started again, and so on; a run that ends before its kill is held against the dvc.lock of the commit, and the next
 one begins from empty. Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, and a
 dvc.lock, metrics or report that differ. It ends non-zero where one is found.
 """
@@ -114,11 +114,11 @@ def finish(run: Run) -> str:
     return changed(run.folder)
 
 
-def torture(run: Run, kills: int, longest: float, draw: random.Random) -> list[str]:
+def torture(run: Run, kills: int, mean: float, draw: random.Random) -> list[str]:
     """Kills so many times, finishes, and returns what was wrong; a line for each kill goes to stdout."""
     faults, done = [], 0
     while done < kills:
-        dvc, target, moment = run.start(), draw.choice(TARGETS), draw.uniform(0, longest)
+        dvc, target, moment = run.start(), draw.choice(TARGETS), draw.expovariate(1 / mean)
         try:
             status = dvc.wait(moment)
         except psutil.TimeoutExpired:
@@ -147,15 +147,15 @@ def torture(run: Run, kills: int, longest: float, draw: random.Random) -> list[s
 @click.command()
 @click.option("--kills", default=30, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--longest", default=40.0, show_default=True, help="Seconds until a kill, at most.")
-def main(kills: int, seed: int, longest: float) -> None:
+@click.option("--mean", default=40.0, show_default=True, help="Seconds until a kill.")
+def main(kills: int, seed: int, mean: float) -> None:
     """Kill, run again, compare."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve() / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         (folder / "dvc.lock").unlink()
         print(f"{'kill':<6}{'of':<8}{'after s':>8}  {'stage':<16}processes left")
-        faults = torture(Run(folder), kills, longest, random.Random(seed))
+        faults = torture(Run(folder), kills, mean, random.Random(seed))
     for fault in faults:
         print(fault)
     print(
