@@ -33,7 +33,7 @@ class Source(Section):
     """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
 
     pin: Literal["record"] | None = None
-    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later one that finds
+    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later download that finds
     anything else fails; for an hf:// branch or an https:// address whose SHA-256 is not known."""
 
     @property
