@@ -13,16 +13,43 @@ KEYS = frozenset(
 READ = ("source", "kind", "format", "rows", "files")
 
 
-def read_manifest(folder: Path, keys: tuple[str, ...] = READ) -> dict:
-    """The manifest of a fetched folder; raises DataError if it is missing or lacks one of `keys`."""
-    path = folder / MANIFEST
-    manifest = read_json(path, f"fetch@{folder.name}")
+def read_manifest(folder: Path, keys: tuple[str, ...] = READ, of_files: tuple[str, ...] = ("path",)) -> dict:
+    """The manifest of a fetched folder.
+
+    Raises DataError if it is missing, lacks one of `keys`, or one of `of_files` in an entry of its files.
+    """
+    manifest = _read(folder, of_files)
     for key in keys:
-        if not isinstance(manifest, dict) or key not in manifest:
+        if key not in manifest:
             raise DataError(
-                f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
+                f"{folder / MANIFEST}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
     return manifest
+
+
+def find_manifest(folder: Path) -> dict | None:
+    """What a manifest says, complete or not; None for a folder that fetch did not write. Raises DataError on damage."""
+    return _read(folder, ("path", "sha256", "bytes")) if (folder / MANIFEST).is_file() else None
+
+
+def _read(folder: Path, of_files: tuple[str, ...]) -> dict:
+    manifest = read_json(folder / MANIFEST, f"fetch@{folder.name}")
+    files = manifest.get("files", []) if isinstance(manifest, dict) else None
+    if not isinstance(files, list) or not all(_names_a_file(entry, of_files) for entry in files):
+        raise DataError(
+            f"{folder / MANIFEST}: not a manifest with {', '.join(of_files)} of each file; write it again by: "
+            f"dvc repro -f fetch@{folder.name}"
+        )
+    return manifest
+
+
+def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
+    if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
+        return False
+    path = PurePosixPath(entry["path"])
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
+    )
 
 
 def is_whole(manifest: object) -> bool:
@@ -33,24 +60,17 @@ def is_whole(manifest: object) -> bool:
     return (
         isinstance(files, list)
         and bool(files)
-        and all(_names_a_file(entry) for entry in files)
-        and (archive is None or _names_a_file(archive))
+        and all(_is_sound(entry) and entry["path"] != MANIFEST for entry in files)
+        and (archive is None or _is_sound(archive))
     )
 
 
-def _names_a_file(entry: object) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-        return False
-    path = PurePosixPath(entry["path"])
-    safe = path.parts and not path.is_absolute() and ".." not in path.parts and path.parts != (MANIFEST,)
-    sound = re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))) and type(entry.get("bytes")) is int
-    return bool(safe and sound and "\0" not in entry["path"])
-
-
-def find_manifest(folder: Path) -> dict | None:
-    """What a manifest says, complete or not; None for a folder that fetch did not write."""
-    path = folder / MANIFEST
-    return read_json(path, f"fetch@{folder.name}") if path.is_file() else None
+def _is_sound(entry: object) -> bool:
+    return (
+        _names_a_file(entry, ("path", "sha256", "bytes"))
+        and bool(re.fullmatch("[0-9a-f]{64}", str(entry["sha256"])))
+        and type(entry["bytes"]) is int
+    )
 
 
 def manifest_hash(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from aurora.params.source import Source
 class Params(Section):
     """A whole params.yaml, or a profile that replaces it."""
 
-    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_.-]*$")], Source]
+    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")], Source]
     quantization: Quantization
     clean: Clean
     format: Format
