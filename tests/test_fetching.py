@@ -130,6 +130,68 @@ def test_a_link_that_ends_nowhere_is_one_line():
         fetch("own", source("rows.json"), Path("out"))
 
 
+@pytest.mark.parametrize("place", ["own", "own/rows.json", "/dev/zero"])
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_not_waited_for(place: str):
+    Path("own").mkdir()
+    if place == "own/rows.json":
+        os.mkfifo("own/rows.json")
+        place = "own"
+    elif place == "own":
+        Path("own/rows.json").symlink_to("nowhere")
+    with pytest.raises(
+        SourceError, match=r"sources\.own\.uri: .* is no file: a device, a pipe, or a link that leads no"
+    ):
+        fetch("own", source(place), Path("out"))
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("uri", ["rows.json", "own"])
+def test_a_disk_that_is_too_small_for_a_local_source_is_said_first(uri: str, monkeypatch: pytest.MonkeyPatch):
+    Path("own").mkdir()
+    for path in ("rows.json", "own/rows.json"):
+        Path(path).write_bytes(ROWS)
+    monkeypatch.setattr(fetching, "room", lambda folder: 50)
+    with pytest.raises(ResourceError, match=r"sources\.own: 51 bytes are to be copied, 50 are free"):
+        fetch("own", source(uri), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_what_a_killed_process_left_beside_the_output_is_removed():
+    Path("rows.json").write_bytes(ROWS)
+    Path("in").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for owner in (ended.pid, 1):
+        Path(f"in/.own.{owner}.partial").mkdir()
+        Path(f"in/.own.{owner}.partial/rows.json").write_bytes(b"half")
+    Path(f"in/.other.{ended.pid}.partial").write_bytes(b"half")
+    fetch("own", source("rows.json"), Path("in/own"))
+    assert sorted(path.name for path in Path("in").iterdir()) == sorted(
+        [".own.1.partial", f".other.{ended.pid}.partial", "own"]
+    )
+
+
+def test_an_embedded_source_is_measured_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
+    from aurora import small_base
+
+    def build(folder: Path) -> None:
+        (folder / "below").mkdir(parents=True)
+        (folder / "below/config.json").write_bytes(b"{}")
+        if Path("fails").exists():
+            raise SourceError("no")
+
+    monkeypatch.setattr(small_base, "build", build)
+    own = source("embedded:small_base", dep="aurora/small_base", kind="model", format="transformers")
+    manifest = fetch("base", own, Path("out"))
+    assert manifest["files"] == [{"path": "below/config.json", "sha256": sha256(b"{}"), "bytes": 2}]
+    assert (manifest["pin"], manifest["revision"]) == ("repository", None)
+    Path("fails").touch()
+    with pytest.raises(SourceError, match="no"):
+        fetch("base", own, Path("other"))
+    assert sorted(path.name for path in Path().iterdir()) == ["fails", "out"]
+
+
 def test_a_git_blob_id_is_git_s_own():
     Path("rows.json").write_bytes(b"hello\n")
     # git hash-object of a file with this line
@@ -614,6 +676,24 @@ def params(folder: Path, **sources: dict) -> None:
         content["sources"][name] = {"kind": "instructions", "format": "alpaca", "licence": "MIT"} | entry
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(content, file)
+
+
+def test_offline_is_taken_from_the_environment(hub: LocalHub, tmp_path: Path):
+    hub.files["/rows.json"] = ROWS
+    params(tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/fetch/hub", "sha256": sha256(ROWS)})
+    command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/raw/instructions/far")
+    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
+    out, error = done.communicate(timeout=60)
+    assert (done.returncode, out, hub.requests) == (1, "", [])
+    assert error == (
+        f"error: sources.far: {hub.url}/rows.json: is not here, and HF_HUB_OFFLINE forbids the network: unset it; "
+        "or take it from the DVC remote: dvc pull data/raw/instructions/far\n"
+    )
+    assert stage(tmp_path, hub, *command).wait(60) == 0
+    seen = len(hub.requests)
+    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
+    assert done.communicate(timeout=60)[0] == "fetch far: 1 file, 51 bytes\n"
+    assert len(hub.requests) == seen
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Downloads from the hub and the web, against a server that the unmodified huggingface_hub client is shown to accept."""
 
+import io
 import json
 import logging
 import random
+import re
 from pathlib import Path
 from threading import Lock
 
@@ -404,6 +406,31 @@ def test_files_come_side_by_side_within_a_bound(
     bring(NAME)
     assert max(peaks) == 3
     assert len(peaks) == len(MODEL)
+
+
+def test_progress_counts_every_byte_once_towards_the_total(
+    hub: LocalHub, model: Repository, monkeypatch: pytest.MonkeyPatch
+):
+    bars = []
+
+    class Bar(downloads.tqdm):
+        def __init__(self, *rest: object, **more: object) -> None:
+            super().__init__(*rest, **more | {"delay": 0, "mininterval": 0, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(downloads, "tqdm", Bar)
+    hub.faults[f"/storage/{sha256(SHARD)}"] = [
+        Fault(cut_after=70_000),
+        Fault(status=500),
+        Fault(ignores_ranges=True),
+    ]
+    bring(NAME)
+    size = sum(map(len, MODEL.values()))
+    (bar,) = bars
+    assert (bar.total, bar.n) == (size, size)
+    shown = bar.fp.getvalue()
+    assert "fetch own" in shown
+    assert re.search(r"kB/s|MB/s|B/s", shown)
 
 
 def test_the_first_failure_stops_the_rest_and_keeps_what_has_come(hub: LocalHub, model: Repository):

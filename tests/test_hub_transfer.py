@@ -145,6 +145,23 @@ def test_without_a_pin_the_server_s_name_of_the_version_decides(
     assert (tmp_path / "changed").read_bytes() == BYTES[::-1]
 
 
+def test_a_tag_that_no_header_can_hold_names_nothing(served: LocalHub, tmp_path: Path):
+    served.tags = False
+    for stored in (b"\xff\xfe", '"标"'.encode(), b""):
+        (tmp_path / "rows.part").write_bytes(BYTES[:300_000])
+        (tmp_path / "rows.tag").write_bytes(stored)
+        bring(remote(served), tmp_path / "rows")  # the pin decides
+        assert (tmp_path / "rows").read_bytes() == BYTES
+        (tmp_path / "rows").unlink()
+        (tmp_path / "rows.part").write_bytes(b"of another version")
+        (tmp_path / "rows.tag").write_bytes(stored)
+        bring(remote(served, Pins()), tmp_path / "rows")  # nothing could: it begins anew
+        assert (tmp_path / "rows").read_bytes() == BYTES
+        (tmp_path / "rows").unlink()
+    assert transfer._tag(httpx2.Headers([(b"etag", '"标"'.encode())])) == ""
+    assert transfer._tag(httpx2.Headers({"etag": '"a b"'})) == '"a b"'
+
+
 def test_without_pin_or_tag_nothing_is_gone_on_with(served: LocalHub, tmp_path: Path):
     served.tags = False
     served.faults[PATH] = [Fault(cut_after=600_000), *[Fault(status=503)] * 6]

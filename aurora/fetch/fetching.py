@@ -1,6 +1,7 @@
 """One source, by its URI, to a folder of verified bytes with a manifest beside them."""
 
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -8,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora.errors import SourceError
+from aurora.errors import ResourceError, SourceError
 from aurora.fetch.archives import unpack
 from aurora.fetch.digests import Digests, Pins, copy, measure
-from aurora.fetch.disk import FULL, disk_error, existing
+from aurora.fetch.disk import FULL, disk_error, existing, room
 from aurora.fetch.recorded import recorded, take_again
 from aurora.manifests import MANIFEST
 from aurora.params.source import Source
@@ -39,6 +40,7 @@ def fetch(name: str, source: Source, out: Path) -> dict:
 def _fetch(name: str, source: Source, out: Path) -> dict:
     address = parse(source.uri)
     former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
+    _sweep(out)
     with replacing(out) as partial:
         if address.scheme == "embedded":
             from aurora.small_base import build  # heavy: torch and transformers
@@ -89,10 +91,12 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
         if origin.is_dir():
             if address.member is not None or pins != Pins():
                 raise SourceError(f"sources.{name}: {address.path} is a folder; pins and !/ are for a file")
-            return None, _entries(dict(_copied(origin, partial)))
+            return None, _entries(dict(_copied(name, origin, partial)))
+        _refuse_special(name, origin)
         if address.member is not None:
             digests = measure(origin, pins)
         else:
+            _refuse_if_full(name, [origin], partial)
             partial.mkdir(parents=True)
             digests = copy(origin, partial / origin.name, pins)
         if difference := digests.difference(origin):
@@ -110,13 +114,33 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
     return entries[0], unpack(origin, address.member, partial)
 
 
-def _copied(origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+def _copied(name: str, origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+    files = [
+        path for path in _files(origin) if not any(part in SKIPPED for part in path.relative_to(origin).parts)
+    ]
+    for path in files:
+        _refuse_special(name, path)
+    _refuse_if_full(name, files, partial)
     partial.mkdir(parents=True)
-    for path in _files(origin):
+    for path in files:
         inside = path.relative_to(origin)
-        if not any(part in SKIPPED for part in inside.parts):
-            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-            yield inside.as_posix(), copy(path, partial / inside, Pins())
+        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+        yield inside.as_posix(), copy(path, partial / inside, Pins())
+
+
+def _refuse_special(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise SourceError(
+            f"sources.{name}.uri: {path} is no file: a device, a pipe, or a link that leads nowhere; remove it"
+        )
+
+
+def _refuse_if_full(name: str, files: list[Path], partial: Path) -> None:
+    size, free = sum(path.stat().st_size for path in files), room(partial)
+    if size > free:
+        raise ResourceError(
+            f"sources.{name}: {size:,} bytes are to be copied, {free:,} are free; free some and run again"
+        )
 
 
 def _remote(
@@ -215,6 +239,14 @@ def _scratch(out: Path) -> Path:
             break
         place /= part
     return place / SCRATCH
+
+
+def _sweep(out: Path) -> None:
+    """Removes what processes that were killed have left beside `out`, where the next stages would find it."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        owner = path.name.split(".")[-2]
+        if not (owner.isdecimal() and Path("/proc", owner).exists()):
+            remove(path)
 
 
 @contextmanager

@@ -19,7 +19,15 @@ TIMEOUT = httpx2.Timeout(30, connect=10)  # seconds without a byte; not of the w
 for name in ("httpx2", "httpcore2"):
     logging.getLogger(name).setLevel(logging.WARNING)
 # Addresses of one kind may send to each other: who names a mirror inside a network trusts that network.
-KINDS = ("is_loopback", "is_link_local", "is_multicast", "is_unspecified", "is_reserved", "is_private")
+KINDS = (
+    "is_loopback",
+    "is_link_local",
+    "is_multicast",
+    "is_unspecified",
+    "is_reserved",
+    "is_site_local",
+    "is_private",
+)
 
 
 class RefusedRedirect(SourceError):
@@ -106,8 +114,8 @@ def kinds(host: str) -> set[str]:
 
 
 def _kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     for kind in KINDS:
-        if getattr(address, kind):
+        if getattr(address, kind, False):
             return kind.removeprefix("is_")
     return "public" if address.is_global else "private"  # 100.64.0.0/10 is neither private nor global

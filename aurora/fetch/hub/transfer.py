@@ -221,9 +221,10 @@ def _begin(remote: Remote, part: Part, response: httpx2.Response) -> int | None:
 
 
 def _tag(headers: httpx2.Headers) -> str:
-    """What names this version in If-Range: a strong ETag, else the date of change."""
+    """What names this version in If-Range: a strong ETag, else the date of change; empty if a header could hold neither."""
     tag = headers.get("etag", "")
-    return tag if tag.startswith('"') else headers.get("last-modified", "")
+    tag = tag if tag.startswith('"') else headers.get("last-modified", "")
+    return tag if re.fullmatch("[ -~]+", tag) else ""
 
 
 def pause_asked(headers: Mapping[str, str]) -> float | None:
