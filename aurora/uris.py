@@ -44,6 +44,7 @@ TOKENS = re.compile(
 )
 # Characters that end a line, hide, or turn the direction of a text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+REVISED = ("hf://",)  # schemes in which an @ stands before a revision
 LONGEST = 4096  # characters
 HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
@@ -81,7 +82,7 @@ def shown(uri: str) -> str:
     place, *rest = re.split(r"[?#]", TOKENS.sub("…", uri.strip()), maxsplit=1)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?(//)?", place)[0]
     parts = place.removeprefix(scheme).split("@")
-    kept = 2 if scheme == "hf://" and ":" not in "".join(parts[:-1]) else 1  # an @ of hf:// is the revision's
+    kept = 2 if scheme in REVISED and ":" not in "".join(parts[:-1]) else 1
     if scheme:
         place = scheme + ("…@" if len(parts) > kept else "") + "@".join(parts[-kept:])
     return place + ("?…" if rest else "")

@@ -342,7 +342,9 @@ def test_a_zip_file_that_lies_about_its_size_is_refused(tmp_path: Path):
 
 
 def test_a_disk_that_is_too_small_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "a").write_bytes(archive("zip", {"data/a": b"1" * 5000}))
+    (tmp_path / "a").write_bytes(archive("zip", {"other": b"1" * 9000, "data/a": b"1" * 5000}))
+    monkeypatch.setattr(archives, "room", lambda folder: 5000)
+    unpack(tmp_path / "a", "data", tmp_path / "enough")
     monkeypatch.setattr(archives, "room", lambda folder: 4999)
     with pytest.raises(ResourceError, match=r"unpacks to 5,000 bytes or more, 4,999 are free"):
         unpack(tmp_path / "a", "data", tmp_path / "out")
@@ -370,7 +372,17 @@ def test_a_password_is_one_line(tmp_path: Path):
     content = bytearray(archive("zip", {"data/a": b"1" * 50}))
     for signature, offset in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
         content[content.index(signature) + offset] |= 1
-    refused(tmp_path, bytes(content), "cannot be unpacked")
+    refused(tmp_path, bytes(content), r"cannot be unpacked \(.*'data/a' .* is encrypted")
+
+
+def test_a_dictionary_beyond_this_machine_s_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    refused(tmp_path, b"PK\3\4", r"a: cannot be unpacked \(MemoryError\)")
 
 
 def test_a_name_that_is_no_text_is_one_line(tmp_path: Path):

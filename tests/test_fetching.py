@@ -112,7 +112,7 @@ def test_a_local_folder_and_a_local_archive_are_taken(tmp_path: Path):
         ("own/rows.json", "own!/data", {}, r"sources\.own: own is a folder; pins and !/ are for a file"),
         ("own/.cache/x", "own", {}, r"sources\.own: own holds no file"),
         ("own/manifest.json", "own", {}, r"sources\.own: own holds a manifest\.json, which fetch writes; rename it"),
-        ("rows.json", "rows.json!/a", {}, r"rows\.json: neither a zip nor a tar file"),
+        ("rows.json", "rows.json!/a", {}, r"sources\.own: rows\.json: neither a zip nor a tar file"),
     ],
 )  # fmt: skip
 def test_a_local_fault_is_one_line_and_leaves_nothing(make: str | None, uri: str, pins: dict, message: str):
@@ -352,7 +352,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(hub: LocalHub,
     out, error = done.communicate(timeout=60)
     assert done.returncode == 1
     assert out == ""
-    assert error.startswith("error: ")
+    assert error.startswith("error: sources.own")
     assert error.count("\n") == 1
     assert "File too large; free disk and run again" in error
     assert "damaged" not in error
@@ -614,7 +614,7 @@ def test_a_damaged_manifest_is_no_record_and_one_line(hub: LocalHub, damage: byt
 )
 def test_a_damaged_lock_is_one_line(hub: LocalHub, text: str):
     Path("dvc.lock").write_text(text)
-    with pytest.raises(SourceError, match=r"dvc\.lock: not readable .* git checkout dvc\.lock"):
+    with pytest.raises(SourceError, match=r"sources\.own: dvc\.lock: not readable .* git checkout dvc\.lock"):
         fetch("own", source(f"{hub.url}/rows.json", pin="record"), Path("out"))
     assert hub.requests == []
 
@@ -648,7 +648,7 @@ def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
 def test_a_second_process_does_not_touch_the_partial_files(hub: LocalHub):
     hub.files["/rows.json"] = ROWS
     own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
-    with fetching._alone(SCRATCH / "own") as scratch:
+    with fetching._alone("own") as scratch:
         (scratch / "earlier-uri").mkdir()
         with pytest.raises(SourceError, match=r"sources\.own: another process is fetching it"):
             fetch("own", own, Path("out"))

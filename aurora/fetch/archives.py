@@ -29,10 +29,8 @@ MEMBER_LIMIT = 200_000  # files, folders and links
 # with the square of their size when read), and of a zip file's directory.
 HEADER_LIMIT = 16 << 10
 DIRECTORY_LIMIT = 32 << 20
-METHODS = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # zipfile unpacks a block of others at once, be it to gigabytes
+# Of the other methods zipfile unpacks a block at once, be it to gigabytes.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open, b"\x5d\0\0": lzma.open}
 DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error,
@@ -121,7 +119,7 @@ def _judged(archive: Path) -> Iterator[None]:
     except (RuntimeError, NotImplementedError, UnicodeError, MemoryError) as error:
         # a password, an unknown compression, a name that is no text, a dictionary beyond this machine's memory
         raise SourceError(
-            f"{archive.name}: cannot be unpacked ({error or type(error).__name__}); give an archive without this"
+            f"{archive.name}: cannot be unpacked ({shown(str(error)) or type(error).__name__}); give an archive without this"
         ) from None
     except DAMAGE as error:
         raise _damaged(archive, error) from None
@@ -134,7 +132,7 @@ def _damaged(archive: Path, reason: object) -> SourceError:
 def _unpack(archive: Path, member: str, out: Path) -> list[dict]:
     packed, free = archive.stat().st_size, room(out)
     taken: dict[str, dict] = {}
-    declared = count = unpacked = 0
+    declared = needed = count = unpacked = 0
     with open(archive, "rb") as file, _open(archive, packed, file) as (reader, metered):
         for item in _members(reader, metered):
             count, declared = count + 1, declared + max(0, item.bytes)
@@ -145,9 +143,10 @@ def _unpack(archive: Path, member: str, out: Path) -> list[dict]:
             inside = _below(path, member)
             if item.folder or inside is None:
                 continue
-            if declared > free:
+            needed += item.bytes
+            if needed > free:
                 raise ResourceError(
-                    f"{archive.name} unpacks to {declared:,} bytes or more, {free:,} are free; free some and run again"
+                    f"{archive.name} unpacks to {needed:,} bytes or more, {free:,} are free; free some and run again"
                 )
             name = inside.as_posix()
             if name.casefold() in taken:

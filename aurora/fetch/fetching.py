@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora.errors import ResourceError, SourceError
+from aurora.errors import AuroraError, ResourceError, SourceError
 from aurora.fetch.archives import unpack
 from aurora.fetch.digests import Digests, Pins, copy, measure
 from aurora.fetch.disk import FULL, disk_error, existing, room
@@ -149,7 +149,7 @@ def _remote(
     from aurora.fetch.hub import Unreachable, download
 
     try:
-        with _alone(_scratch(out) / name) as scratch:
+        with _alone(name, _scratch(out)) as scratch:
             # One folder a URI, so that the partial file of another address is never gone on with.
             folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
             got = download(name, source.uri, address, _pins(source), folder)
@@ -168,8 +168,6 @@ def _remote(
         raise SourceError(
             f"sources.{name}: {error}; or take it from the DVC remote: dvc pull {out.as_posix()}"
         ) from None
-    except SourceError as error:
-        raise SourceError(f"sources.{name}: {error}") from None
 
 
 def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
@@ -251,19 +249,24 @@ def _sweep(out: Path) -> None:
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Says what the file system of this machine refuses, wherever that is."""
+    """Begins each error with its key in params.yaml, and says what the file system refuses, wherever that is."""
     try:
         yield
     except OSError as error:
         raise disk_error(f"sources.{name}", error) from None
+    except AuroraError as error:
+        if str(error).startswith(f"sources.{name}"):
+            raise
+        raise type(error)(f"sources.{name}: {error}") from None
 
 
 @contextmanager
-def _alone(scratch: Path) -> Iterator[Path]:
+def _alone(name: str, below: Path = SCRATCH) -> Iterator[Path]:
     """Yields the folder of partial files of a source, which no second process has at the same time.
 
     The kernel lets go of it when a process ends, however it ends. A folder without bytes to go on with is removed.
     """
+    scratch = below / name
     scratch.mkdir(parents=True, exist_ok=True)
     with open(scratch / "lock", "w") as file:
         try:
