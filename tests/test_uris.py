@@ -1,5 +1,7 @@
 """Addresses of sources: what each form means, and one line for each that is malformed."""
 
+import random
+
 import pytest
 
 from aurora.params.section import describe
@@ -111,6 +113,47 @@ def test_an_odd_host_or_name_is_one_printable_line(uri: str, message: str):
     assert type(caught.value) is ValueError
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
+
+
+def test_whatever_stands_for_a_uri_it_is_an_address_or_one_line():
+    choice = random.Random(3)
+    seeds = [
+        *MALFORMED,
+        *ODD,
+        f"hf://datasets/o/n@{COMMIT}/a.zip!/b",
+        "https://u:p@h.org:1/a?b=c#d",
+        "file:///a%20b",
+    ]
+    odd = [
+        *"@:/?#%!&;=[].\\ \t~",
+        "%00",
+        "..",
+        "!/",
+        "//",
+        "\u2024",
+        "\uff0f",
+        "\u202e",
+        "\udc80",
+        "é",
+        "@@",
+        "hf://",
+        "[::",
+        "xn--",
+        "\u200d",
+    ]
+    for _ in range(20_000):
+        uri = choice.choice(seeds)[:200]
+        for _ in range(choice.randrange(1, 4)):
+            at = choice.randrange(len(uri) + 1)
+            uri = uri[:at] + choice.choice(odd) + uri[at + choice.randrange(2) :]
+        try:
+            address = parse(uri)
+        except ValueError as error:
+            assert type(error) is ValueError, uri
+            assert "\n" not in str(error)
+            assert str(error).startswith("uri "), uri
+        else:
+            assert "\0" not in address.path
 
 
 @pytest.mark.parametrize(
