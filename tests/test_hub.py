@@ -376,6 +376,14 @@ def test_an_odd_name_of_a_server_writes_nothing(hub: LocalHub, model: Repository
         assert str(error).startswith("sources.own: ") and "name too long; give a shorter name" in str(error)
 
 
+def test_github_is_asked_for_raw_bytes_and_nobody_for_packed_ones(hub: LocalHub):
+    hub.files["/repos/o/n/git/blobs/1"] = b"[]"
+    bring(f"{hub.url}/repos/o/n/git/blobs/1")
+    sent = {key.lower(): value for key, value in hub.requests[-1][2].items()}
+    assert sent["accept"].split(",")[0] == "application/vnd.github.raw"
+    assert sent["accept-encoding"] == "identity"
+
+
 def test_offline_no_connection_is_tried(hub: LocalHub, data: Repository, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for uri in (DATA, NAME, f"{hub.url}/rows.json"):

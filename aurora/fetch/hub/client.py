@@ -16,8 +16,8 @@ from aurora.errors import SourceError
 constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks the hub by which program it is run
 TIMEOUT = httpx2.Timeout(30, connect=10)  # seconds without a byte; not of the whole download
 # Their lines say where a request goes and what it carries, signed addresses among them.
-for name in ("httpx2", "httpcore2"):
-    logging.getLogger(name).setLevel(logging.WARNING)
+for library in ("httpx2", "httpcore2"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 # Addresses of one kind may send to each other: who names a mirror inside a network trusts that network.
 KINDS = (
     "is_loopback",
