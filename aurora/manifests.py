@@ -1,55 +1,48 @@
 """The manifest that fetch writes beside the bytes of a source: what later stages know of where they are from."""
 
-import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from aurora.errors import DataError
 from aurora.store import read_json, sha256_file
 
 MANIFEST = "manifest.json"
-KEYS = frozenset(
-    "source kind format uri pin revision licence non_commercial rows archive files".split()  # noqa: SIM905
-)
-READ = ("source", "kind", "format", "rows", "files")
 
 
-def read_manifest(folder: Path, keys: tuple[str, ...] = READ, of_files: tuple[str, ...] = ("path",)) -> dict:
+def read_manifest(
+    folder: Path,
+    keys: tuple[str, ...] = ("source", "kind", "format", "rows", "files"),
+    of_files: tuple[str, ...] = ("path",),
+) -> dict:
     """The manifest of a fetched folder.
 
     Raises DataError if it is missing, lacks one of `keys`, or one of `of_files` in an entry of its files.
     """
-    manifest = _read(folder, of_files)
+    path = folder / MANIFEST
+    manifest = read_json(path, f"fetch@{folder.name}")
     for key in keys:
-        if key not in manifest:
+        if not isinstance(manifest, dict) or key not in manifest:
             raise DataError(
-                f"{folder / MANIFEST}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
+                f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
-    return manifest
-
-
-def find_manifest(folder: Path) -> dict | None:
-    """What a manifest says, complete or not; None for a folder that fetch did not write. Raises DataError on damage."""
-    return _read(folder, ("path", "sha256", "bytes")) if (folder / MANIFEST).is_file() else None
-
-
-def _read(folder: Path, of_files: tuple[str, ...]) -> dict:
-    manifest = read_json(folder / MANIFEST, f"fetch@{folder.name}")
-    files = manifest.get("files", []) if isinstance(manifest, dict) else None
+    files = manifest.get("files", [])
     if not isinstance(files, list) or not all(_names_a_file(entry, of_files) for entry in files):
         raise DataError(
-            f"{folder / MANIFEST}: not a manifest with {', '.join(of_files)} of each file; write it again by: "
+            f"{path}: not a manifest with {', '.join(of_files)} of each file; write it again by: "
             f"dvc repro -f fetch@{folder.name}"
         )
     return manifest
 
 
-def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
-    if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
-        return False
-    path = PurePosixPath(entry["path"])
-    return (
-        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
-    )
+def find_manifest(folder: Path) -> dict | None:
+    """What a manifest says, complete or not; None for a folder that fetch did not write."""
+    path = folder / MANIFEST
+    return read_json(path, f"fetch@{folder.name}") if path.is_file() else None
+
+
+def manifest_hash(folder: Path) -> str | None:
+    """SHA-256 of the manifest in hex, which stands for every byte that was fetched; None without one."""
+    path = folder / MANIFEST
+    return sha256_file(path) if path.is_file() else None
 
 
 def is_whole(manifest: object) -> bool:
@@ -65,15 +58,33 @@ def is_whole(manifest: object) -> bool:
     )
 
 
-def _is_sound(entry: object) -> bool:
+KEYS = frozenset(
+    (
+        "source",
+        "kind",
+        "format",
+        "uri",
+        "pin",
+        "revision",
+        "licence",
+        "non_commercial",
+        "rows",
+        "archive",
+        "files",
+    )
+)
+
+
+def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
+    if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
+        return False
+    path = Path(entry["path"])
     return (
-        _names_a_file(entry, ("path", "sha256", "bytes"))
-        and bool(re.fullmatch("[0-9a-f]{64}", str(entry["sha256"])))
-        and type(entry["bytes"]) is int
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
     )
 
 
-def manifest_hash(folder: Path) -> str | None:
-    """SHA-256 of the manifest in hex, which stands for every byte that was fetched; None without one."""
-    path = folder / MANIFEST
-    return sha256_file(path) if path.is_file() else None
+def _is_sound(entry: object) -> bool:
+    if not _names_a_file(entry, ("path", "sha256", "bytes")) or type(entry["bytes"]) is not int:
+        return False
+    return len(str(entry["sha256"])) == 64 and set(str(entry["sha256"])) <= set("0123456789abcdef")

@@ -10,7 +10,6 @@ from aurora.cards.adapter_card import adapter_card, hub_id, licence_fields
 from aurora.cards.model_card import merged_card, with_scores
 from aurora.cards.provenance import check_base, dvc_hash, training_record, weights_hash
 from aurora.errors import DataError
-from aurora.manifests import find_manifest
 from aurora.params.whole import load_params
 
 ROOT = Path(__file__).parent.parent
@@ -119,38 +118,6 @@ def test_an_adapter_from_elsewhere_gets_a_card_that_says_what_is_unknown(folders
     assert "| SHA-256 of the weights | not recorded |" in card
     assert ModelCard(card).data.license_name == "Apache-2.0 and CC-BY-NC-4.0 and unknown"
     assert not check_base(folders["adapter"], folders["base"])
-
-
-def test_a_base_that_is_not_for_commerce_is_named_too(folders):
-    write_manifest(folders["base"], licence="for research only", non_commercial=True)
-    assert "\nNot for commercial use, by the licence of: base, alpaca.\n" in merged(folders)
-    write_manifest(folders["base"])
-    write_manifest(folders["instructions"] / "alpaca", non_commercial=False)
-    assert "ommercial" not in merged(folders)
-
-
-@pytest.mark.parametrize("key", ["licence", "uri"])
-def test_a_manifest_of_another_form_is_one_line(folders, key: str):
-    path = folders["instructions"] / "chats/manifest.json"
-    content = json.loads(path.read_text())
-    del content[key]
-    path.write_text(json.dumps(content))
-    with pytest.raises(
-        DataError, match=rf"chats/manifest\.json: key '{key}' is missing; .* dvc repro -f fetch@chats"
-    ):
-        merged(folders)
-
-
-@pytest.mark.parametrize(
-    "content", [[], {"files": 1}, {"files": ["a"]}, {"files": [{"path": "a.safetensors"}]}]
-)
-def test_a_damaged_manifest_of_the_base_is_one_line(folders, content: object):
-    (folders["base"] / "manifest.json").write_text(json.dumps(content))
-    for reader in (weights_hash, find_manifest):
-        with pytest.raises(
-            DataError, match=r"base/manifest\.json: not a manifest with path, sha256, bytes of each"
-        ):
-            reader(folders["base"])
 
 
 def test_a_source_without_a_manifest_is_named(folders):

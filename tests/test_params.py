@@ -62,11 +62,6 @@ def test_a_mistake_is_one_line(tmp_path: Path, key: str, value: object, message:
     assert "params.yaml: " in str(caught.value)
 
 
-def test_a_params_file_that_cannot_be_read_is_one_line(tmp_path: Path):
-    with pytest.raises(ParamsError, match="Is a directory; give yourself the right to read it"):
-        load_params(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["a.b", "../b", "A", "a b", "", "-a", "a" * 65, "数据"])
 def test_a_source_s_name_is_a_folder_s_and_a_key_of_params(tmp_path: Path, name: str):
     with pytest.raises(ParamsError, match=r"sources\..*String should match pattern") as caught:

@@ -16,7 +16,8 @@ from aurora.cards.adapter_card import (
     table,
 )
 from aurora.cards.provenance import dvc_hash, read_record
-from aurora.manifests import find_manifest, read_manifest
+from aurora.manifests import MANIFEST, find_manifest
+from aurora.store import read_json
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
 
@@ -25,7 +26,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
     """README.md of the merged model; `instructions` is the folder of the fetched instruction sources."""
     record, manifest = read_record(adapter), find_manifest(base) or {}
     sources = [
-        (folder, read_manifest(folder, keys=("uri", "licence")))
+        (folder, read_json(folder / MANIFEST, f"fetch@{folder.name}"))
         for folder in sorted(instructions.iterdir())
         if folder.is_dir()
     ]
@@ -51,7 +52,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
         )
         for folder, source in sources
     ]
-    bound = [folder.name for folder, source in ((base, manifest), *sources) if source.get("non_commercial")]
+    bound = [folder.name for folder, source in sources if source.get("non_commercial")]
     parts = [
         front_matter(front),
         f"# {base_name(manifest)}, tuned on Chinese conversations\n",

@@ -78,8 +78,6 @@ def read_yaml(path: Path) -> dict:
         content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}; give yourself the right to read it") from None
     except DuplicateKeyError as error:
         key, line = error.problem.split('"')[1], error.problem_mark.line + 1
         raise ParamsError(f"{path} line {line}: {key}: the name stands twice; rename or remove one") from None
