@@ -69,13 +69,11 @@ class Source(Section):
             )
         if address.scheme == "hf" and not (address.pinned or self.pin):
             raise ValueError(
-                f"uri '{shown(self.uri)}' names no full commit; write @ and 40 hex digits so that the bytes are pinned, or "
+                f"uri '{self.uri}' names no full commit; write @ and 40 hex digits so that the bytes are pinned, or "
                 "pin: record"
             )
         if address.scheme == "https" and not (file_pins or self.pin):
-            raise ValueError(
-                f"uri '{shown(self.uri)}' is not pinned; give its sha256 or git_blob, or pin: record"
-            )
+            raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob, or pin: record")
         if (file_pins or self.bytes is not None) and (address.scheme == "embedded" or not address.path):
             raise ValueError(
                 "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
