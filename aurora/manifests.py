@@ -8,15 +8,28 @@ from aurora.store import read_json, sha256_file
 MANIFEST = "manifest.json"
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a fetched folder; raises DataError if it is missing or incomplete."""
+def read_manifest(
+    folder: Path,
+    keys: tuple[str, ...] = ("source", "kind", "format", "rows", "files"),
+    of_files: tuple[str, ...] = ("path",),
+) -> dict:
+    """The manifest of a fetched folder.
+
+    Raises DataError if it is missing, lacks one of `keys`, or one of `of_files` in an entry of its files.
+    """
     path = folder / MANIFEST
     manifest = read_json(path, f"fetch@{folder.name}")
-    for key in ("source", "kind", "format", "rows", "files"):
+    for key in keys:
         if not isinstance(manifest, dict) or key not in manifest:
             raise DataError(
                 f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
+    files = manifest.get("files", [])
+    if not isinstance(files, list) or not all(_names_a_file(entry, of_files) for entry in files):
+        raise DataError(
+            f"{path}: not a manifest with {', '.join(of_files)} of each file; write it again by: "
+            f"dvc repro -f fetch@{folder.name}"
+        )
     return manifest
 
 
@@ -30,3 +43,48 @@ def manifest_hash(folder: Path) -> str | None:
     """SHA-256 of the manifest in hex, which stands for every byte that was fetched; None without one."""
     path = folder / MANIFEST
     return sha256_file(path) if path.is_file() else None
+
+
+def is_whole(manifest: object) -> bool:
+    """Whether this is all that fetch writes now, rather than a damaged manifest or one of another form."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
+        return False
+    archive, files = manifest["archive"], manifest["files"]
+    return (
+        isinstance(files, list)
+        and bool(files)
+        and all(_is_sound(entry) and entry["path"] != MANIFEST for entry in files)
+        and (archive is None or _is_sound(archive))
+    )
+
+
+KEYS = frozenset(
+    (
+        "source",
+        "kind",
+        "format",
+        "uri",
+        "pin",
+        "revision",
+        "licence",
+        "non_commercial",
+        "rows",
+        "archive",
+        "files",
+    )
+)
+
+
+def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
+    if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
+        return False
+    path = Path(entry["path"])
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
+    )
+
+
+def _is_sound(entry: object) -> bool:
+    if not _names_a_file(entry, ("path", "sha256", "bytes")) or type(entry["bytes"]) is not int:
+        return False
+    return len(str(entry["sha256"])) == 64 and set(str(entry["sha256"])) <= set("0123456789abcdef")

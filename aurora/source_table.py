@@ -6,10 +6,13 @@ import click
 
 from aurora.clean.source_files import read_items
 from aurora.errors import DataError, one_line
-from aurora.manifests import MANIFEST, read_manifest
+from aurora.fetch.digests import Pins
+from aurora.fetch.recorded import fits
+from aurora.manifests import MANIFEST, is_whole, read_manifest
 from aurora.params.section import PARAMS_FILE
 from aurora.params.source import Source
 from aurora.params.whole import Params, load_params
+from aurora.store import git_blob_id
 from aurora.uris import non_commercial
 
 HEADINGS = ("name", "kind", "pin", "licence", "rows", "bytes", "fetched")
@@ -42,7 +45,8 @@ def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
     """One row of HEADINGS a source, in the order of params.yaml.
 
     rows and bytes are those on disk (questions of a benchmark in all its splits), else what params.yaml expects.
-    Raises DataError if what is here is damaged.
+    fetched is yes where the manifest is of this uri, kind, format, licence and pins and its files have their sizes; else
+    no, another uri, stale (run dvc repro) or damaged. Raises DataError if a row cannot be read.
     """
     return [
         _row(name, source, Path(pattern.format(kind=source.kind, name=name)))
@@ -54,12 +58,42 @@ def _row(name: str, source: Source, folder: Path) -> tuple[str, ...]:
     licence = source.licence + (" (non-commercial)" if non_commercial(source.licence) else "")
     count, size, state = source.rows, source.bytes, "no"
     if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        state = "another uri"
-        if manifest.get("uri") == source.uri:
-            state, size = "yes", sum(file["bytes"] for file in manifest["files"])
+        manifest, state = _read(source, folder)
+        if state == "yes":
+            size = sum(file["bytes"] for file in manifest["files"])
             count = _rows_on_disk(source, folder, manifest)
     return name, source.kind, source.pinned_by, licence, _count(count), _count(size), state
+
+
+def _read(source: Source, folder: Path) -> tuple[dict, str]:
+    try:
+        manifest = read_manifest(folder)
+    except DataError:
+        return {}, "damaged"
+    return manifest, _state(source, folder, manifest) if is_whole(manifest) else "stale"  # of another form
+
+
+def _state(source: Source, folder: Path, manifest: dict) -> str:
+    """Whether what is here is what params.yaml names now: yes, or what is not so."""
+    if manifest["uri"] != source.uri:
+        return "another uri"
+    said = (source.kind, source.format, source.licence, source.rows, source.pinned_by)
+    if said != tuple(manifest[key] for key in ("kind", "format", "licence", "rows", "pin")):
+        return "stale"
+    if any(_size(folder / file["path"]) != file["bytes"] for file in manifest["files"]):
+        return "damaged"
+    return "yes" if _fits(source, folder, manifest) else "stale"
+
+
+def _fits(source: Source, folder: Path, manifest: dict) -> bool:
+    """Whether the pins are those of the fetched file, by its manifest; a git blob id may be reckoned anew."""
+    if source.git_blob and manifest["archive"] is None and "git_blob" not in manifest["files"][0]:
+        return git_blob_id(folder / manifest["files"][0]["path"]) == source.git_blob
+    return fits(manifest, Pins(source.bytes, source.sha256, source.git_blob))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:

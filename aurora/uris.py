@@ -1,8 +1,10 @@
 """Addresses of sources, taken apart: a path, `file:`, `https://`, `hf://`, and a folder inside an archive."""
 
+import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB = re.compile(
@@ -11,9 +13,40 @@ HUB = re.compile(
     re.ASCII,
 )
 EMBEDDED = "embedded:small_base"
-NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial|research\b.*\bonly|academic use", re.IGNORECASE)
+# Rules in words, for a text of small letters in which one space stands for all that is no letter or digit.
+USE = r"(use|usage|purposes?|applications?|exploitation|products?)"
+STUDY = (
+    r"(research|academic|academia|education|educational|teaching|scholarly|scientific|personal|evaluation)"
+)
+NON_COMMERCIAL = re.compile(
+    r"\b(by)?nc\b|\bnon ?commercial|\bncgl\b|\b(intel research|apple amlr)\b"
+    r"|\b(no|not|never|without)( (to|be|for|in|any|use|used|licensed|permitted|allowed|intended|available|suitable))*"
+    rf" commercial(ly)?( {USE})?\b(?! (\w+ )?(restrict|limit))"
+    rf"|\bcommercial {USE}( (is|are|of|the|this|it|data|model|strictly))*"
+    r" ((not|never)\b(?! (restrict|limit|prohibit|forbid))|prohibited|forbidden|excluded|disallowed|restricted)"
+    rf"|\b{STUDY}( (and|or|non|profit|{STUDY}|{USE}))* only\b"
+    rf"|(?<!\bnot )\b(only|solely|exclusively|strictly)( (be|used|use|intended|available))* (for|in|to)( \w+)?( \w+)? {STUDY}\b"
+    rf"|\b(limited|restricted) to( \w+)?( \w+)? {STUDY}\b"
+    r"|非 ?商[业用]|(不得|不可|不能|禁止|严禁|不允许|勿)\w{0,8}商[业用]|仅\w{0,8}(研究|学术|教育|学习)"
+)
+# Said without "only", this forbids commerce unless commerce is named beside it.
+FOR_STUDY = re.compile(rf"\b{STUDY}( (and|or|{STUDY}))* {USE}\b")
 # A signed link is a secret for a time and bytes that cannot be fetched again afterwards.
-SECRETS = re.compile(r"token|signature|^sig$|credential|secret|password|api_?key", re.IGNORECASE)
+SECRETS = re.compile(
+    r"token|signature|secret|passw|passphrase|credential|session|cookie|jwt|bearer|authoriz|access_?key|^x-(amz|goog)-"
+    r"|(^|[_.-])(api|account|private|subscription|shared|auth)?[_-]?(key|auth|sig|sign|policy|pass|pwd|pw|pat|sas|code|ticket)$",
+    re.IGNORECASE,
+)
+# Known by their form: tokens of the hub, GitHub, GitLab, Amazon, Google and OpenAI, and JSON web tokens.
+TOKENS = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
+    r"|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]+"
+)
+# Characters that end a line, hide, or turn the direction of a text, and halves of characters.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+REVISED = ("hf://",)  # schemes in which an @ stands before a revision
+LONGEST = 4096  # characters
+HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,17 +77,34 @@ class Address:
         return bool(COMMIT.fullmatch(self.revision or ""))
 
 
+def shown(uri: str) -> str:
+    """A URI as a message may say it, malformed or not: without user names, passwords, query, fragment and tokens."""
+    place, *rest = re.split(r"[?#]", TOKENS.sub("…", uri.strip()), maxsplit=1)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?(//)?", place)[0]
+    parts = place.removeprefix(scheme).split("@")
+    kept = 2 if scheme in REVISED and ":" not in "".join(parts[:-1]) else 1
+    if scheme:
+        place = scheme + ("…@" if len(parts) > kept else "") + "@".join(parts[-kept:])
+    return place + ("?…" if rest else "")
+
+
 def parse(uri: str) -> Address:
-    """Takes a URI apart. Raises ValueError with the rule, the URI and the remedy."""
-    if not uri or uri != uri.strip() or re.search(r"[\x00-\x1f\x7f]", uri):
-        raise ValueError(f"uri {uri!r} is empty, or has a space at an end or a control character; correct it")
+    """Takes a URI apart. Raises ValueError with the rule, the URI (no secret in it) and the remedy."""
+    if not uri or uri != uri.strip() or UNPRINTABLE.search(uri):
+        raise ValueError(
+            f"uri {shown(uri)!r} is empty, or has a space at an end or a control character; correct it"
+        )
+    if len(uri) > LONGEST:
+        raise ValueError(f"uri '{shown(uri)[:60]}…' is longer than {LONGEST:,} characters; correct it")
+    if TOKENS.search(unquote(uri)):
+        raise ValueError(_secret(uri))
     place, *members = uri.split("!/")
     if len(members) > 1 or place.endswith("!") or not place:
-        raise ValueError(f"uri '{uri}' is malformed; write ARCHIVE!/FOLDER, with one !/")
+        raise ValueError(f"uri '{shown(uri)}' is malformed; write ARCHIVE!/FOLDER, with one !/")
     member = members[0].strip("/") if members else None
     if member and not all(part not in ("", ".", "..") for part in member.split("/")):
         raise ValueError(
-            f"uri '{uri}' names a folder with an empty part, . or ..; name it from the archive's root"
+            f"uri '{shown(uri)}' names a folder with an empty part, . or ..; name it from the archive's root"
         )
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
     if uri == EMBEDDED:
@@ -68,9 +118,16 @@ def parse(uri: str) -> Address:
     if scheme[1] == "hf":
         return _hub(uri, place, member)
     if scheme[1] == "embedded":
-        raise ValueError(f"uri '{uri}' is unknown; the one embedded model is {EMBEDDED}")
+        raise ValueError(f"uri '{shown(uri)}' is unknown; the one embedded model is {EMBEDDED}")
     raise ValueError(
-        f"uri '{uri}' has the unknown scheme '{scheme[1]}'; give a path, file:, https:// or hf://"
+        f"uri '{shown(uri)}' has the unknown scheme '{scheme[1]}'; give a path, file:, https:// or hf://"
+    )
+
+
+def _secret(uri: str) -> str:
+    return (
+        f"uri '{shown(uri)}' holds a user name, password, token or signature, which would be written into dvc.lock; "
+        "give a public address (tokens come from the environment)"
     )
 
 
@@ -79,50 +136,58 @@ def _file(uri: str, place: str) -> str:
     if path.startswith("//"):
         host, slash, rest = path[2:].partition("/")
         if host not in ("", "localhost") or not slash:
-            raise ValueError(f"uri '{uri}' names another machine; write file:PATH or file:///PATH")
+            raise ValueError(f"uri '{shown(uri)}' names another machine; write file:PATH or file:///PATH")
         path = "/" + rest
-    if not path or "?" in path or "#" in path:
-        raise ValueError(f"uri '{uri}' names no file; write file:PATH or file:///PATH")
+    if not path or "?" in path or "#" in path or UNPRINTABLE.search(unquote(path)):
+        raise ValueError(f"uri '{shown(uri)}' names no file; write file:PATH or file:///PATH")
     return unquote(path)
 
 
 def _web(uri: str, place: str) -> str:
     try:
         parts = urlsplit(place)
-        well_formed = bool(parts.hostname) and parts.port != 0 and " " not in place
+        well_formed = (
+            _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
+        )
     except ValueError:
         well_formed = False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
-        raise ValueError(f"uri '{uri}' is malformed; write https://HOST/PATH")
-    if parts.username is not None or any(SECRETS.search(key) for key, _ in parse_qsl(parts.query)):
-        raise ValueError(
-            f"uri 'https://{parts.hostname}{parts.path}' holds a user name, password, token or signature, which would be "
-            "written into dvc.lock; give a public address (tokens come from the environment)"
-        )
+        raise ValueError(f"uri '{shown(uri)}' is malformed; write https://HOST/PATH")
+    keys = (unquote_plus(pair.partition("=")[0]) for pair in re.split("[&;]", parts.query))
+    if parts.username is not None or any(SECRETS.search(key) for key in keys):
+        raise ValueError(_secret(uri))
     if parts.fragment:
-        raise ValueError(f"uri '{uri}' has a part behind #, which no server sees; remove it")
+        raise ValueError(f"uri '{shown(uri)}' has a part behind #, which no server sees; remove it")
     return place
+
+
+def _host(host: str, bracketed: bool) -> bool:
+    """Whether a host can be looked up at all; raises ValueError for some that cannot."""
+    if bracketed:
+        return bool(ipaddress.IPv6Address(host))
+    return bool(HOST.fullmatch(host.encode("idna").decode())) and len(host) <= 253
 
 
 def _hub(uri: str, place: str, member: str | None) -> Address:
     found = HUB.fullmatch(place)
     path = unquote((found and found["path"]) or "")
+    revision = unquote((found and found["revision"]) or "")
     if (
         not found
         or re.search(r"--|\.\.|[.-]/|[.-]$|\.git$", found["repository"])
         or any(part in ("", ".", "..") for part in path.split("/") if path)
-        or re.search(r"[\x00-\x1f\x7f\\]", path)
+        or re.search(r"\\", path + revision)
+        or UNPRINTABLE.search(path + revision)
     ):
-        raise ValueError(f"uri '{uri}' is malformed; write hf://[datasets/]OWNER/NAME@COMMIT[/PATH]")
+        raise ValueError(f"uri '{shown(uri)}' is malformed; write hf://[datasets/]OWNER/NAME@COMMIT[/PATH]")
     if not path and (found["dataset"] or member is not None):
         raise ValueError(
-            f"uri '{uri}' names no file; only a model is taken as a whole: add /PATH behind the commit"
+            f"uri '{shown(uri)}' names no file; only a model is taken as a whole: add /PATH behind the commit"
         )
-    return Address(
-        "hf", path, member, found["repository"], bool(found["dataset"]), unquote(found["revision"])
-    )
+    return Address("hf", path, member, found["repository"], bool(found["dataset"]), revision)
 
 
 def non_commercial(licence: str) -> bool:
     """Whether a licence, as its SPDX identifier or in words, forbids commercial use."""
-    return bool(NON_COMMERCIAL.search(licence))
+    words = " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", licence).lower()).split())
+    return bool(NON_COMMERCIAL.search(words) or (FOR_STUDY.search(words) and "commercial" not in words))

@@ -6,6 +6,9 @@ The server of tests/hub_server.py runs as a process of its own and serves a mode
 protocol (and each shard by a redirect, as the hub does). aurora.fetch.fetching verifies and lists every byte; curl and
 huggingface_hub's snapshot_download do not. Each runs in turn in each round as a process of its own, the clock starts
 behind the imports, and rates are medians over the rounds. Peak memory is the greatest resident set of the process.
+
+Then faults: those of the tests on 64 MiB, and a large file whose connection is closed, reset, and whose process is killed,
+three times each. What the server sends beyond the size is what was sent twice: it lay in the kernel's buffers.
 """
 
 import hashlib
@@ -162,50 +165,90 @@ def speed(work: Path, megabytes: int, counts: list[int], rounds: int) -> None:
 
 
 def faults(work: Path, megabytes: int) -> None:
-    """Every fault of tests/test_hub_transfer.py on a larger file, and what it costs to be killed three times."""
+    """Every fault of tests/test_hub_transfer.py on a larger file, then cuts, resets and kills of a large one."""
     from hub_server import LocalHub, Repository
-    from test_hub_transfer import SURVIVED
 
-    from aurora.fetch.digests import Pins
     from aurora.fetch.hub import transfer
-    from aurora.fetch.hub.transfer import Remote, bring
 
     transfer.PAUSE = 0.01
-    content = os.urandom(64 << 20)
-    pins = Pins(len(content), hashlib.sha256(content).hexdigest())
-    survived = injected = 0
+    [*_, name] = make(work / "served", megabytes, 1)
     with LocalHub() as hub:
-        hub.files["/x"] = content
-        for number, (name, listed) in enumerate(SURVIVED.items()):
-            hub.faults["/x"] = list(listed)
-            bring(Remote(f"{hub.url}/x", name, {}, pins), work / f"x{number}")
-            injected += len(listed)
-            survived += (work / f"x{number}").read_bytes() == content and not hub.faults["/x"] and len(listed)
-            (work / f"x{number}").unlink()
-        print(f"faults survived: {survived} of {injected} injected, in {len(SURVIVED)} downloads of 64 MiB")
-
-        [*_, name] = make(work / "served", megabytes, 1)
         repository = hub.repositories["models", "o/n"] = Repository(
             COMMIT, {path.name: path for path in (work / "served").iterdir()}
         )
-        size, storage = repository.entry(name)["size"], f"/storage/{repository.entry(name)['lfs']['oid']}"
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [*SELF, "--as", "aurora", "--folder", str(work / "out")]
-        shares = (0.25, 0.5, 0.75)
-        for share in shares:
-            running = subprocess.Popen(command, env=environment, cwd=work, stdout=subprocess.DEVNULL)
-            while running.poll() is None and here(work) < share * size:
-                time.sleep(0.001)
-            running.kill()
-            running.wait()
-            print(f"killed at {here(work):,} bytes")
-        subprocess.run(command, env=environment, cwd=work, check=True, stdout=subprocess.DEVNULL)
-        assert digest(work / "out" / name) == repository.entry(name)["lfs"]["oid"]
-        twice = hub.sent[storage] - size
+        counted = [
+            small_faults(hub, work),
+            cuts(hub, work / "served" / name, work),
+            kills(hub, repository, name, work),
+        ]
+    survived, injected = (sum(column) for column in list(zip(*counted, strict=True))[:2])
+    size, twice = (sum(column) for column in list(zip(*counted[1:], strict=True))[2:])
+    print(f"faults survived: {survived} of {injected} injected")
+    print(f"sent twice after cuts, resets and kills: {twice:,} of {size:,} bytes, {twice / size:.2%}")
+
+
+def small_faults(hub: "LocalHub", work: Path) -> tuple[int, int, int, int]:  # noqa: F821
+    """(faults survived, injected, bytes of the files, bytes sent more than once), as the next two functions have them."""
+    from test_hub_transfer import SURVIVED
+
+    content = hub.files["/x"] = os.urandom(64 << 20)
+    survived, before = 0, hub.sent["/x"]
+    for name, listed in SURVIVED.items():
+        survived += len(listed) * survives(hub, "/x", list(listed), work / name.replace(" ", "-"))
+    injected = sum(map(len, SURVIVED.values()))
+    print(f"{injected} faults in {len(SURVIVED)} downloads of 64 MiB, {survived} survived")
+    size = len(SURVIVED) * len(content)
+    return survived, injected, size, hub.sent["/x"] - before - size
+
+
+def survives(hub: "LocalHub", path: str, listed: list, target: Path) -> bool:  # noqa: F821
+    """Whether a file of the server comes whole through these faults, all of which it meets."""
+    from hub_server import sha256
+
+    from aurora.fetch.digests import Pins
+    from aurora.fetch.hub.transfer import Remote, bring
+
+    content, hub.faults[path] = hub.files[path], listed
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    found = bring(Remote(f"{hub.url}{path}", path, {}, Pins(size, sha256(content))), target)
+    whole = digest(target) == sha256(content) == found.sha256
+    target.unlink()
+    return whole and not hub.faults[path]
+
+
+def cuts(hub: "LocalHub", file: Path, work: Path) -> tuple[int, int, int, int]:  # noqa: F821
+    """The large file with the connection closed, or reset, three times, a quarter of it further each time."""
+    from hub_server import Fault
+
+    hub.files["/large"], size = file, file.stat().st_size
+    survived = 0
+    for resets in (False, True):
+        before = hub.sent["/large"]
+        listed = [Fault(cut_after=size // 4, resets=resets) for _ in range(3)]
+        survived += 3 * survives(hub, "/large", listed, work / "large")
+        twice = hub.sent["/large"] - before - size
         print(
-            f"ended in the same bytes: {size:,}, of which {twice:,} were sent twice, "
-            f"{twice / len(shares) / size:.2%} a kill"
+            f"{'reset' if resets else 'cut'} three times: {twice:,} of {size:,} bytes sent twice, {twice / size:.2%}"
         )
+    return survived, 6, 2 * size, hub.sent["/large"] - 2 * size
+
+
+def kills(hub: "LocalHub", repository: "Repository", name: str, work: Path) -> tuple[int, int, int, int]:  # noqa: F821
+    """The large file as a model, its process killed at a quarter, half and three quarters."""
+    entry = repository.entry(name)
+    size, storage = entry["size"], f"/storage/{entry['lfs']['oid']}"
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [*SELF, "--as", "aurora", "--folder", str(work / "out")]
+    for share in (0.25, 0.5, 0.75):
+        running = subprocess.Popen(command, env=environment, cwd=work, stdout=subprocess.DEVNULL)
+        while running.poll() is None and here(work) < share * size:
+            time.sleep(0.001)
+        running.kill()
+        running.wait()
+    subprocess.run(command, env=environment, cwd=work, check=True, stdout=subprocess.DEVNULL)
+    same, twice = digest(work / "out" / name) == entry["lfs"]["oid"], hub.sent[storage] - size
+    print(f"killed three times: {twice:,} of {size:,} bytes sent twice, {twice / size:.2%}")
+    return 3 * same, 3, size, twice
 
 
 def here(work: Path) -> int:

@@ -43,7 +43,7 @@ class Fault:
     flips: int | None = None
     """Place of a byte that comes out wrong."""
     stalls: float = 0
-    """Seconds of silence in the middle of the body."""
+    """Seconds of silence in the middle of the body, or before a status."""
     becomes: bytes | None = None
     """The file's content from this request on."""
     ignores_ranges: bool = False
@@ -205,6 +205,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.becomes is not None:
             content = hub.files[path] = fault.becomes
         if fault.status:
+            time.sleep(fault.stalls)
             return self.reply(fault.status, b"", fault.headers)
         if fault.packs:
             content, more = gzip.compress(read(content), 1), (more or {}) | {"Content-Encoding": "gzip"}

@@ -1,8 +1,10 @@
 """Downloads from the hub and the web, against a server that the unmodified huggingface_hub client is shown to accept."""
 
+import io
 import json
 import logging
 import random
+import re
 from pathlib import Path
 from threading import Lock
 
@@ -14,9 +16,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from aurora.errors import ResourceError, SourceError
 from aurora.fetch import hub as downloads
 from aurora.fetch.digests import Digests, Pins
+from aurora.fetch.fetching import fetch
 from aurora.fetch.hub import Downloaded, Unreachable, client, download, transfer
 from aurora.fetch.hub.transfer import Remote
-from aurora.uris import parse
+from aurora.params.source import Source
+from aurora.uris import Address, parse
 
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
 SHARD = random.Random(2).randbytes(200_000)
@@ -121,10 +125,16 @@ def test_a_model_without_safetensors_or_with_a_missing_shard_is_refused(hub: Loc
         bring(NAME)
     model.files = {name: content for name, content in MODEL.items() if "00002-of" not in name}
     with pytest.raises(
-        SourceError, match=r"names model-00002-of-00002\.safetensors, which the repository lacks"
+        SourceError, match=r"names 'model-00002-of-00002\.safetensors', which the repository lacks"
     ):
         bring(NAME)
-    for index in (b"[]", b"{", b'{"weight_map": {"a": []}}'):
+    for index in (
+        b"[]",
+        b"{",
+        b'{"weight_map": {"a": []}}',
+        b'{"weight_map": {"a": 1, "b": "c"}}',
+        b"[" * 100_000,
+    ):
         model.files = MODEL | {"model.safetensors.index.json": index}
         with pytest.raises(SourceError, match="is no index"):
             bring(NAME)
@@ -153,7 +163,7 @@ def test_a_branch_is_resolved_to_its_commit_and_another_commit_is_refused(hub: L
     data.branches["main"] = COMMIT
     assert bring("hf://datasets/o/n@main/a/rows.jsonl").revision == COMMIT
     hub.repositories["models", "o/n"] = Repository("a" * 40, MODEL, branches={COMMIT: "b" * 40})
-    with pytest.raises(SourceError, match=f"the hub answers with commit {'b' * 40}"):
+    with pytest.raises(SourceError, match=f"the hub answers with commit '{'b' * 40}'"):
         bring(NAME)
 
 
@@ -252,6 +262,128 @@ def test_a_token_comes_from_the_environment_and_goes_to_the_hub_alone(
     assert "X-Amz-Signature" not in str(caught.value)
 
 
+def test_a_signed_address_behind_a_redirect_is_in_no_log_error_or_file(
+    hub: LocalHub, data: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture,
+):  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    storage = f"/storage/{sha256(SHARD)}"
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults[storage] = [Fault(cut_after=70_000), Fault(status=500), Fault(flips=199_000)]
+    own = Source(kind="instructions", uri=DATA, dep="aurora/fetch/hub", format="alpaca", licence="MIT")
+    said = json.dumps(fetch("own", own, Path("out")))
+    assert hub.count(storage) == 4
+    for fault in (
+        [Fault(status=404)], [Fault(status=503)] * 9, [Fault(cut_after=0)] * 9, [Fault(flips=1), Fault(flips=1)],
+        [Fault(claims=9)] * 9, [Fault(status=302, headers={"Location": "http://h.org/x?X-Amz-Signature=signed"})],
+        [Fault(status=302, headers={"Location": f"{storage}?X-Amz-Signature=signed"})] * 9,
+        [Fault(status=302, headers={"Location": "https://user:signed@10.0.0.1/"})],
+    ):  # fmt: skip
+        hub.faults[storage] = list(fault)
+        Path("out/rows.jsonl").unlink(missing_ok=True)
+        with pytest.raises(SourceError) as caught:
+            fetch("own", own, Path("out"))
+        said += str(caught.value)
+        said += "".join(
+            path.read_text(errors="replace") for path in Path().rglob("*") if path.suffix in (".tag", ".json")
+        )
+    said += caplog.text + "".join(capfd.readouterr())
+    assert "signed" not in said
+    assert "X-Amz" not in said
+    assert TOKEN not in said
+
+
+@pytest.mark.parametrize("token", ["hf_a b", "hf_a\nb", "hf_密", "hf_\x7f"])
+def test_a_token_that_no_header_can_hold_is_one_line_without_it(
+    hub: LocalHub, data: Repository, monkeypatch: pytest.MonkeyPatch, token: str
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(SourceError, match="HF_TOKEN holds a space, a line end") as caught:
+        bring(DATA)
+    assert token not in str(caught.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "foo://user:s3cret@h"),
+        ("HTTPS_PROXY", "http://user:s3cret@[::1"),
+        ("SSL_CERT_FILE", "s3cret/none.pem"),
+        ("SSL_CERT_FILE", __file__),
+    ],
+)
+def test_surroundings_that_allow_no_client_are_one_line(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv(name, value)
+    for uri in (DATA, f"{hub.url}/rows.json"):
+        with pytest.raises(
+            SourceError, match=r"no HTTP client can be made \(\w+\); correct HTTPS_PROXY"
+        ) as caught:
+            bring(uri)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["h", "https://a..org", f"https://{'a' * 64}.org", "https://\u2603.org", "https://[v1.a]"]
+)
+@pytest.mark.parametrize("uri", [DATA, NAME])
+def test_an_endpoint_that_is_no_address_is_one_line(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, endpoint: str, uri: str
+):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(SourceError, match=rf"^{uri}: .*HF_ENDPOINT"):
+        bring(uri)
+
+
+@pytest.mark.parametrize("host", ["\u2603.org", "256.256.256.256", "xn--a\u0080.org", "a..org", "a" * 64])
+def test_a_host_that_no_client_takes_is_one_line(hub: LocalHub, host: str):
+    address = Address("https", f"https://{host}/rows.json")
+    with pytest.raises(SourceError, match=r"^https://odd/rows: .*; correct the uri in params\.yaml"):
+        download("own", "https://odd/rows", address, Pins(), Path("files"))
+    assert list(Path("files").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"size": "many"}, {"size": -1}, {"size": 1.5}, {"size": 10**30}, {"oid": "../../x"}, {"oid": "a" * 39},
+        {"lfs": {"oid": "x", "size": 200_000, "pointerSize": 1}}, {"lfs": {"oid": "a" * 64, "size": "y", "pointerSize": 1}},
+        {"lfs": []}, {"lfs": "x"}, {"type": "link"}, {"path": ["a/rows.jsonl"]},
+    ],
+)  # fmt: skip
+def test_what_a_hub_says_of_a_file_is_not_trusted(
+    hub: LocalHub, data: Repository, monkeypatch: pytest.MonkeyPatch, entry: dict
+):
+    answer = type(data).entry
+    monkeypatch.setattr(type(data), "entry", lambda self, path: answer(self, path) | entry)
+    uri = DATA if entry.keys() & {"lfs", "type", "path"} else DATA.replace("a/rows.jsonl", "small.json")
+    with pytest.raises(SourceError, match=f"^{uri}: ") as caught:
+        bring(uri)
+    assert "\n" not in str(caught.value)
+    assert not Path("files").exists() or list(Path("files").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["n" * 300 + ".safetensors", "a.json\n", "\u202ea.json", "con\0.json"])
+def test_an_odd_name_of_a_server_writes_nothing(hub: LocalHub, model: Repository, name: str):
+    model.files = {**MODEL, name: SHARD}
+    own = Source(kind="model", uri=NAME, dep="aurora/fetch/hub", format="transformers", licence="MIT")
+    try:
+        assert name not in [file["path"] for file in fetch("own", own, Path("out"))["files"]]
+    except SourceError as error:
+        assert str(error).startswith("sources.own: ") and "name too long; give a shorter name" in str(error)
+
+
+def test_github_is_asked_for_raw_bytes_and_nobody_for_packed_ones(hub: LocalHub):
+    hub.files["/repos/o/n/git/blobs/1"] = b"[]"
+    bring(f"{hub.url}/repos/o/n/git/blobs/1")
+    sent = {key.lower(): value for key, value in hub.requests[-1][2].items()}
+    assert sent["accept"].split(",")[0] == "application/vnd.github.raw"
+    assert sent["accept-encoding"] == "identity"
+
+
 def test_offline_no_connection_is_tried(hub: LocalHub, data: Repository, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for uri in (DATA, NAME, f"{hub.url}/rows.json"):
@@ -284,10 +416,35 @@ def test_files_come_side_by_side_within_a_bound(
     assert len(peaks) == len(MODEL)
 
 
+def test_progress_counts_every_byte_once_towards_the_total(
+    hub: LocalHub, model: Repository, monkeypatch: pytest.MonkeyPatch
+):
+    bars = []
+
+    class Bar(downloads.tqdm):
+        def __init__(self, *rest: object, **more: object) -> None:
+            super().__init__(*rest, **more | {"delay": 0, "mininterval": 0, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(downloads, "tqdm", Bar)
+    hub.faults[f"/storage/{sha256(SHARD)}"] = [
+        Fault(cut_after=70_000),
+        Fault(status=500),
+        Fault(ignores_ranges=True),
+    ]
+    bring(NAME)
+    size = sum(map(len, MODEL.values()))
+    (bar,) = bars
+    assert (bar.total, bar.n) == (size, size)
+    shown = bar.fp.getvalue()
+    assert "fetch own" in shown
+    assert re.search(r"kB/s|MB/s|B/s", shown)
+
+
 def test_the_first_failure_stops_the_rest_and_keeps_what_has_come(hub: LocalHub, model: Repository):
-    hub.faults[f"/storage/{sha256(SHARD)}"] = [Fault(stalls=0.5)]
+    hub.faults[f"/storage/{sha256(SHARD)}"] = [Fault(stalls=1)]
     hub.faults[f"/o/n/resolve/{COMMIT}/config.json"] = [
-        Fault(status=404, headers={"X-Error-Code": "EntryNotFound"})
+        Fault(status=404, headers={"X-Error-Code": "EntryNotFound"}, stalls=0.4)
     ]
     with pytest.raises(SourceError, match="HTTP 404; check path"):
         bring(NAME)
@@ -316,6 +473,8 @@ def test_a_disk_that_is_too_small_for_all_files_is_said_first(
         ("/a/b%0Ac", "b_c"),
         ("/a/", "a"),
         ("/" + "x" * 300, "x" * 80),
+        ("/" + "\U00020000" * 80, "\U00020000" * 50),
+        ("/a." + "x" * 79, "_" + "x" * 79),
     ],
 )
 def test_a_web_file_is_named_by_the_address_in_params(url: str, name: str):

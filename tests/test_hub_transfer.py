@@ -1,6 +1,8 @@
 """One file over HTTP, against a server with faults: it ends in the right bytes, or in one line with nothing left."""
 
+import errno
 import hashlib
+import os
 import random
 from pathlib import Path
 from threading import Event
@@ -11,8 +13,16 @@ from hub_server import Fault, LocalHub
 
 from aurora.errors import ResourceError, SourceError
 from aurora.fetch.digests import Pins
-from aurora.fetch.hub import client, transfer
-from aurora.fetch.hub.transfer import Refused, Remote, Stopped, Unreachable, bring, retry_after
+from aurora.fetch.hub import client, part, transfer
+from aurora.fetch.hub.transfer import (
+    Refused,
+    Remote,
+    Stopped,
+    Unreachable,
+    bring,
+    pause_asked,
+    retry_after,
+)
 
 BYTES = random.Random(1).randbytes(1 << 20)
 PINS = Pins(len(BYTES), hashlib.sha256(BYTES).hexdigest())
@@ -135,6 +145,23 @@ def test_without_a_pin_the_server_s_name_of_the_version_decides(
     assert (tmp_path / "changed").read_bytes() == BYTES[::-1]
 
 
+def test_a_tag_that_no_header_can_hold_names_nothing(served: LocalHub, tmp_path: Path):
+    served.tags = False
+    for stored in (b"\xff\xfe", '"标"'.encode(), b""):
+        (tmp_path / "rows.part").write_bytes(BYTES[:300_000])
+        (tmp_path / "rows.tag").write_bytes(stored)
+        bring(remote(served), tmp_path / "rows")  # the pin decides
+        assert (tmp_path / "rows").read_bytes() == BYTES
+        (tmp_path / "rows").unlink()
+        (tmp_path / "rows.part").write_bytes(b"of another version")
+        (tmp_path / "rows.tag").write_bytes(stored)
+        bring(remote(served, Pins()), tmp_path / "rows")  # nothing could: it begins anew
+        assert (tmp_path / "rows").read_bytes() == BYTES
+        (tmp_path / "rows").unlink()
+    assert transfer._tag(httpx2.Headers([(b"etag", '"标"'.encode())])) == ""
+    assert transfer._tag(httpx2.Headers({"etag": '"a b"'})) == '"a b"'
+
+
 def test_without_pin_or_tag_nothing_is_gone_on_with(served: LocalHub, tmp_path: Path):
     served.tags = False
     served.faults[PATH] = [Fault(cut_after=600_000), *[Fault(status=503)] * 6]
@@ -195,12 +222,111 @@ def test_a_server_that_asks_for_a_long_pause_is_left_in_peace(served: LocalHub, 
 
 
 def test_retry_after_is_seconds_or_a_date(monkeypatch: pytest.MonkeyPatch):
-    assert retry_after(None) is None
     assert retry_after("17") == 17
-    assert retry_after("soon") is None
+    assert retry_after(" 0 ") == 0
+    for odd in (
+        "soon",
+        "",
+        "²",
+        "١",
+        "-5",
+        "1.5",
+        "1e3",
+        "Wed",
+        "Wed, 99 Oct 2015 07:28:00 GMT",
+        "0 Jan 0 0:0:0",
+        "17, 18",
+    ):
+        assert retry_after(odd) is None, odd
+    assert retry_after("9" * 5000) > 1e300
     monkeypatch.setattr(transfer.time, "time", lambda: 1445412478.0)
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 2
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 -0000") == 2  # of no known zone: that of the server is GMT
+    assert retry_after("Wednesday, 21-Oct-15 07:28:00 GMT") == 2
     assert retry_after("Wed, 21 Oct 2014 07:28:00 GMT") == 0
+    assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") > transfer.LONGEST_PAUSE
+
+
+def test_the_hub_s_and_github_s_own_limits_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transfer.time, "time", lambda: 1000.0)
+    assert pause_asked({}) is None
+    assert pause_asked({"ratelimit": '"api";r=0;t=55'}) == 56
+    assert pause_asked({"ratelimit": '"api";r=7;t=55'}) is None
+    assert pause_asked({"ratelimit": '"api";r=0;t=55', "retry-after": "3"}) == 3
+    assert pause_asked({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1030"}) == 30
+    assert pause_asked({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "10"}) == 0
+    assert pause_asked({"x-ratelimit-remaining": "9", "x-ratelimit-reset": "1030"}) is None
+    for odd in ("", "²", "-1", "soon", "9" * 5000):
+        assert pause_asked({"x-ratelimit-remaining": "0", "x-ratelimit-reset": odd}) is None
+        assert pause_asked({"ratelimit": f'"api";r=0;t={odd}'}) is None
+
+
+@pytest.mark.parametrize("asked", ["²", "-5", "soon", ""])
+def test_a_pause_that_is_no_number_is_survived(served: LocalHub, tmp_path: Path, asked: str):
+    served.faults[PATH] = [Fault(status=429, headers={"Retry-After": asked})]
+    bring(remote(served), tmp_path / "rows")
+    assert (tmp_path / "rows").read_bytes() == BYTES
+
+
+def test_a_huge_pause_is_one_line(served: LocalHub, tmp_path: Path):
+    served.faults[PATH] = [Fault(status=503, headers={"Retry-After": "9" * 400})]
+    with pytest.raises(Unreachable, match="HTTP 503, and the server asks to wait inf s; run again then"):
+        bring(remote(served), tmp_path / "rows")
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [
+        "",
+        "bytes",
+        "bytes 300000-1/²",
+        "bytes -1-5/9",
+        "bytes 300000-5/*",
+        f"bytes 300000-1/{'9' * 5000}",
+        "bytes 0-1/9",
+    ],
+)
+def test_a_range_that_is_not_the_one_asked_for_is_not_joined(
+    served: LocalHub, tmp_path: Path, content_range: str
+):
+    (tmp_path / "rows.part").write_bytes(BYTES[:300_000])
+    served.faults[PATH] = [Fault(status=206, headers={"Content-Range": content_range})]
+    bring(remote(served), tmp_path / "rows")
+    assert (tmp_path / "rows").read_bytes() == BYTES
+
+
+def test_a_body_without_an_end_is_refused(served: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transfer, "UNSAID_LIMIT", 300_000)
+    served.faults[PATH] = [Fault(packs=True)]  # of a packed body the length says nothing
+    with pytest.raises(SourceError, match="the server does not say its size, and 300,000 bytes are not all"):
+        bring(remote(served, Pins(None, PINS.sha256)), tmp_path / "rows")
+    assert left(tmp_path) == []
+    served.faults[PATH] = [Fault(packs=True)]
+    bring(remote(served), tmp_path / "rows")  # the pin says it
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, ResourceError), (errno.EIO, SourceError)])
+def test_a_disk_that_takes_no_more_is_one_line_and_its_bytes_are_kept(
+    served: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type
+):
+    write = part.Part.write
+
+    def full(self: part.Part, block: bytes) -> None:
+        if self.size > 400_000:
+            raise OSError(number, os.strerror(number), str(self.path))
+        write(self, block)
+
+    monkeypatch.setattr(part.Part, "write", full)
+    with pytest.raises(
+        kind, match=rf"https://named\.in/params: .*rows\.part: {os.strerror(number)}; "
+    ) as caught:
+        bring(remote(served), tmp_path / "rows")
+    assert type(caught.value) is kind
+    monkeypatch.setattr(part.Part, "write", write)
+    served.requests.clear()
+    bring(remote(served), tmp_path / "rows")
+    assert "Range" in served.requests[0][2]
+    assert (tmp_path / "rows").read_bytes() == BYTES
 
 
 def test_pauses_grow(served: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

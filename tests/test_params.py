@@ -62,6 +62,35 @@ def test_a_mistake_is_one_line(tmp_path: Path, key: str, value: object, message:
     assert "params.yaml: " in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.b", "../b", "A", "a b", "", "-a", "a" * 65, "数据"])
+def test_a_source_s_name_is_a_folder_s_and_a_key_of_params(tmp_path: Path, name: str):
+    with pytest.raises(ParamsError, match=r"sources\..*String should match pattern") as caught:
+        content = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        content["sources"][name] = content["sources"]["mmlu"]
+        with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
+            YAML().dump(content, file)
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:s3cret@h.org/x",
+        "https://h.org/x?key=s3cret",
+        "http://u:s3cret@h.org/x",
+        "hf://u:s3cret@o/n@main",
+    ],
+)
+def test_no_secret_of_an_address_is_repeated(tmp_path: Path, uri: str):
+    for key, value in (("uri", uri), ("dep", uri)):
+        path = changed(tmp_path, f"sources.mmlu.{key}", value)
+        for read in (load_params, lambda path: read_section("sources.mmlu", Source, path)):
+            with pytest.raises(ParamsError, match=r"sources\.mmlu: ") as caught:
+                read(path)
+            assert "s3cret" not in str(caught.value)
+
+
 def test_a_misspelt_key_is_named_with_its_right_spelling(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text().replace("learning_rate:", "lerning_rate:"))

@@ -1,15 +1,20 @@
 """`aurora sources` shows every source with its pin, licence and size, and whether it is here."""
 
 import csv
+import hashlib
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from aurora.cli import main
 from aurora.fetch.fetching import fetch
+from aurora.params.source import Source
 from aurora.params.whole import load_params
+from aurora.store import git_blob_id
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,9 +77,103 @@ def test_bytes_of_another_source_are_not_taken_for_this_one(checkout: Path):
     fetch(
         "mmlu",
         source.model_copy(update={"uri": "samples/ceval", "format": "ceval"}),
-        Path("data/raw/benchmark/mmlu"),
+        FOLDERS["mmlu"],
     )
     assert next(line for line in shown().splitlines() if line.startswith("mmlu")).endswith("another uri")
+
+
+FOLDERS = {
+    "mmlu": Path("data/raw/benchmark/mmlu"),
+    "sharegpt_70k": Path("data/raw/instructions/sharegpt_70k"),
+}
+
+
+def edited(**values: object) -> str:
+    """What the table says of sharegpt_70k once params.yaml gives it these values too."""
+    yaml = YAML()
+    content = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
+    content["sources"]["sharegpt_70k"] |= values
+    with Path("edited.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    return next(line for line in shown("edited.yaml").splitlines() if line.startswith("sharegpt_70k"))
+
+
+def test_bytes_that_do_not_fit_the_pins_of_today_are_stale(checkout: Path):
+    folder, source = FOLDERS["sharegpt_70k"], load_params().sources["sharegpt_70k"]
+    manifest = fetch("sharegpt_70k", source, folder)
+    path = folder / "sharegpt_70k.jsonl"
+    right = {
+        "sha256": manifest["files"][0]["sha256"],
+        "bytes": path.stat().st_size,
+        "git_blob": git_blob_id(path),
+    }
+    wrong = {"sha256": "0" * 64, "bytes": 5, "git_blob": "0" * 40}
+    assert edited().endswith("yes")
+    for pin in right:
+        fetch("sharegpt_70k", source.model_copy(update={pin: right[pin]}), folder)
+        assert edited(**{pin: right[pin]}).endswith("yes"), pin
+        assert edited(**{pin: wrong[pin]}).endswith("stale"), pin
+    fetch("sharegpt_70k", source.model_copy(update=right), folder)
+    assert edited(**right).endswith("yes")
+    for pin in right:
+        assert edited(**right | {pin: wrong[pin]}).endswith("stale"), pin
+    fetch("sharegpt_70k", source, folder)
+    assert edited(licence="MIT").endswith("stale")
+    assert edited(rows=7).endswith("stale")
+    assert edited(format="messages").endswith("stale")
+    row = edited(bytes=5).split()
+    assert (row[-2], row[-1]) == ("5", "stale")  # the size that params.yaml expects
+
+
+def test_pins_of_an_archive_are_compared_with_the_archive(checkout: Path):
+    with zipfile.ZipFile("rows.zip", "w") as file:
+        file.write("samples/sharegpt_70k.jsonl", "data/rows.jsonl")
+    packed, folder = Path("rows.zip").read_bytes(), FOLDERS["sharegpt_70k"]
+    blob = git_blob_id(Path("rows.zip"))
+    values = {
+        "uri": "rows.zip!/data",
+        "dep": "rows.zip",
+        "sha256": hashlib.sha256(packed).hexdigest(),
+        "git_blob": blob,
+    }
+    source = Source(kind="instructions", format="sharegpt", licence="Apache-2.0", **values)
+    fetch("sharegpt_70k", source, folder)
+    assert edited(**values).endswith("yes")
+    assert edited(**values | {"sha256": "0" * 64}).endswith("stale")
+    assert edited(**values | {"git_blob": "0" * 40}).endswith("stale")
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (b"{", "damaged"), (b"[]", "damaged"), (b"\xff", "damaged"), (b"{}", "damaged"),
+        (b'{"source": "a", "kind": "b", "format": "c", "rows": 1, "files": []}', "stale"),
+        (b'{"source": "a", "kind": "b", "format": "c", "rows": 1, "files": [{"path": "x"}]}', "stale"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_form_is_no_error(checkout: Path, content: bytes, state: str):
+    FOLDERS["mmlu"].mkdir(parents=True)
+    (FOLDERS["mmlu"] / "manifest.json").write_bytes(content)
+    line = next(line for line in shown().splitlines() if line.startswith("mmlu"))
+    assert line.split() == ["mmlu", "benchmark", "repository", "Apache-2.0", "-", "-", state]
+
+
+def test_files_that_are_gone_or_cut_are_damaged(checkout: Path):
+    fetch("mmlu", load_params().sources["mmlu"], FOLDERS["mmlu"])
+    file = next(FOLDERS["mmlu"].rglob("*.csv"))
+    content = file.read_bytes()
+    for damage in (lambda: file.write_bytes(content[:-1]), file.unlink):
+        damage()
+        assert next(line for line in shown().splitlines() if line.startswith("mmlu")).endswith("damaged")
+
+
+@pytest.mark.parametrize(
+    ("licence", "marked"), [("cc_by_nc_4", True), ("not for commercial use", True), ("Apache-2.0", False)]
+)
+def test_a_licence_in_words_is_marked_in_table_and_manifest(checkout: Path, licence: str, marked: bool):
+    assert ("(non-commercial)" in edited(licence=licence)) is marked
+    source = load_params().sources["sharegpt_70k"].model_copy(update={"licence": licence})
+    assert fetch("sharegpt_70k", source, FOLDERS["sharegpt_70k"])["non_commercial"] is marked
 
 
 def test_a_folder_without_a_pipeline_is_one_line(checkout: Path):

@@ -1,7 +1,6 @@
 """What names bytes: size, SHA-256 and git blob id, reckoned while the bytes pass."""
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +72,3 @@ def copy(origin: Path, target: Path, pins: Pins) -> Digests:
             digests.update(block)
             writer.write(block)
     return digests
-
-
-def room(folder: Path) -> int:
-    """Bytes free for this user where `folder`, or the nearest parent that exists, lies."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

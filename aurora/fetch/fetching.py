@@ -1,6 +1,7 @@
 """One source, by its URI, to a folder of verified bytes with a manifest beside them."""
 
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -8,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora.errors import SourceError
+from aurora.errors import AuroraError, ResourceError, SourceError
 from aurora.fetch.archives import unpack
 from aurora.fetch.digests import Digests, Pins, copy, measure
+from aurora.fetch.disk import FULL, disk_error, existing, room
 from aurora.fetch.recorded import recorded, take_again
 from aurora.manifests import MANIFEST
 from aurora.params.source import Source
@@ -27,12 +29,18 @@ def fetch(name: str, source: Source, out: Path) -> dict:
 
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
-    sorted by path). Pinned bytes that the last fetch left here or in DVC's cache or remote are verified and taken
-    again without a download. Raises SourceError if the source is missing, unreachable, or differs from its pin, and
-    ResourceError if the disk is too small.
+    sorted by path), with git_blob where that was a pin too. Bytes that the last fetch left here or in DVC's cache or
+    remote are verified against pins and record and taken again without a connection. Raises SourceError if the source
+    is missing, unreachable, or differs from its pin, and ResourceError if the disk is too small.
     """
+    with _one_line(name):
+        return _fetch(name, source, out)
+
+
+def _fetch(name: str, source: Source, out: Path) -> dict:
     address = parse(source.uri)
     former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
+    _sweep(out)
     with replacing(out) as partial:
         if address.scheme == "embedded":
             from aurora.small_base import build  # heavy: torch and transformers
@@ -42,7 +50,7 @@ def fetch(name: str, source: Source, out: Path) -> dict:
             archive, files, revision = None, _entries(taken), None
         elif address.local:
             archive, files, revision = *_local(name, source, address, partial), None
-        elif former and not source.pin and take_again(former, out, partial, _pins(source)):
+        elif former and take_again(former, out, partial, _pins(source)):
             archive, files, revision = former["archive"], former["files"], former["revision"]
         else:
             archive, files, revision = _remote(name, source, address, out, partial)
@@ -83,10 +91,12 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
         if origin.is_dir():
             if address.member is not None or pins != Pins():
                 raise SourceError(f"sources.{name}: {address.path} is a folder; pins and !/ are for a file")
-            return None, _entries(dict(_copied(origin, partial)))
+            return None, _entries(dict(_copied(name, origin, partial)))
+        _refuse_special(name, origin)
         if address.member is not None:
             digests = measure(origin, pins)
         else:
+            _refuse_if_full(name, [origin], partial)
             partial.mkdir(parents=True)
             digests = copy(origin, partial / origin.name, pins)
         if difference := digests.difference(origin):
@@ -95,6 +105,8 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
                 f"sources.{name}.{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
             )
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise SourceError(f"sources.{name}.uri: {error.filename or address.path}: {error.strerror}") from None
     entries = _entries({origin.name: digests})
     if address.member is None:
@@ -102,13 +114,33 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
     return entries[0], unpack(origin, address.member, partial)
 
 
-def _copied(origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+def _copied(name: str, origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
+    files = [
+        path for path in _files(origin) if not any(part in SKIPPED for part in path.relative_to(origin).parts)
+    ]
+    for path in files:
+        _refuse_special(name, path)
+    _refuse_if_full(name, files, partial)
     partial.mkdir(parents=True)
-    for path in _files(origin):
+    for path in files:
         inside = path.relative_to(origin)
-        if not any(part in SKIPPED for part in inside.parts):
-            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-            yield inside.as_posix(), copy(path, partial / inside, Pins())
+        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+        yield inside.as_posix(), copy(path, partial / inside, Pins())
+
+
+def _refuse_special(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise SourceError(
+            f"sources.{name}.uri: {path} is no file: a device, a pipe, or a link that leads nowhere; remove it"
+        )
+
+
+def _refuse_if_full(name: str, files: list[Path], partial: Path) -> None:
+    size, free = sum(path.stat().st_size for path in files), room(partial)
+    if size > free:
+        raise ResourceError(
+            f"sources.{name}: {size:,} bytes are to be copied, {free:,} are free; free some and run again"
+        )
 
 
 def _remote(
@@ -117,7 +149,7 @@ def _remote(
     from aurora.fetch.hub import Unreachable, download
 
     try:
-        with _alone(name) as scratch:
+        with _alone(name, _scratch(out)) as scratch:
             # One folder a URI, so that the partial file of another address is never gone on with.
             folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
             got = download(name, source.uri, address, _pins(source), folder)
@@ -136,8 +168,6 @@ def _remote(
         raise SourceError(
             f"sources.{name}: {error}; or take it from the DVC remote: dvc pull {out.as_posix()}"
         ) from None
-    except SourceError as error:
-        raise SourceError(f"sources.{name}: {error}") from None
 
 
 def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
@@ -156,9 +186,9 @@ def _refuse_change(name: str, source: Source, former: dict, manifest: dict) -> N
         (former["archive"], manifest["archive"]),
         *_pairs(former["files"], manifest["files"]),
     ):
-        if before != now:
+        expected, found = ((entry or {}).get("sha256", "no such file") for entry in (before, now))
+        if expected != found:
             path = (before or now)["path"]
-            expected, found = ((entry or {}).get("sha256", "no such file") for entry in (before, now))
             raise SourceError(
                 f"sources.{name}: {source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
                 f"{found}; the source has changed: to take it as it is now, pin its commit or sha256 in place of record"
@@ -178,6 +208,7 @@ def _pins(source: Source) -> Pins:
 def _entries(files: dict[str, Digests]) -> list[dict]:
     return [
         {"path": path, "sha256": digests.sha256, "bytes": digests.bytes}
+        | ({"git_blob": digests.pins.git_blob} if digests.pins.git_blob else {})
         for path, digests in sorted(files.items())
     ]
 
@@ -190,17 +221,52 @@ def _place(origin: Path, target: Path) -> None:
     """Links a download, whose scratch name is removed later: 90 GB are written once."""
     try:
         os.link(origin, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # a file system without links, or the same one mounted twice
         shutil.move(origin, target)
 
 
+def _scratch(out: Path) -> Path:
+    """Where downloads grow: on the file system of `out`, so that they need no second copy and no other disk's room.
+
+    It is below the outermost folder on the way to `out` that lies there: the repository's own, or data/, if that is a
+    link or a mount. What does not lie in data/raw/KIND is in no output and no dependency.
+    """
+    place, target = Path(), existing(out).stat().st_dev
+    for part in () if out.is_absolute() else out.parts[:-1]:
+        if not place.is_dir() or place.stat().st_dev == target:
+            break
+        place /= part
+    return place / SCRATCH
+
+
+def _sweep(out: Path) -> None:
+    """Removes what processes that were killed have left beside `out`, where the next stages would find it."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        owner = path.name.split(".")[-2]
+        if not (owner.isdecimal() and Path("/proc", owner).exists()):
+            remove(path)
+
+
 @contextmanager
-def _alone(name: str) -> Iterator[Path]:
+def _one_line(name: str) -> Iterator[None]:
+    """Begins each error with its key in params.yaml, and says what the file system refuses, wherever that is."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(f"sources.{name}", error) from None
+    except AuroraError as error:
+        if str(error).startswith(f"sources.{name}"):
+            raise
+        raise type(error)(f"sources.{name}: {error}") from None
+
+
+@contextmanager
+def _alone(name: str, below: Path = SCRATCH) -> Iterator[Path]:
     """Yields the folder of partial files of a source, which no second process has at the same time.
 
     The kernel lets go of it when a process ends, however it ends. A folder without bytes to go on with is removed.
     """
-    scratch = SCRATCH / name
+    scratch = below / name
     scratch.mkdir(parents=True, exist_ok=True)
     with open(scratch / "lock", "w") as file:
         try:

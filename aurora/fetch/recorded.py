@@ -6,40 +6,46 @@ still where dvc.lock says.
 
 import json
 import os
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from aurora.errors import SourceError
 from aurora.fetch.digests import Pins, copy, measure
-from aurora.manifests import MANIFEST
-from aurora.store import read_json, remove
+from aurora.manifests import MANIFEST, is_whole
+from aurora.store import remove
 
 LOCK = Path("dvc.lock")
 
 
 def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
-    """The manifest of the last fetch of the same URI, None if there was none.
+    """The manifest of the last fetch of the same URI, None if there was none, or none that is whole.
 
-    With `needed`, raises SourceError if dvc.lock says that there is one and it cannot be had: then nothing may pass
-    for a first fetch.
+    With `needed`, raises SourceError if there is one and it cannot be had: then nothing may pass for a first fetch.
     """
-    if (out / MANIFEST).is_file():
-        former = read_json(out / MANIFEST, f"fetch@{name}")
-        return former if isinstance(former, dict) and former.get("uri") == uri else None
-    if not _locked(name, uri, out):
-        return None
-    from dvc import api
-    from dvc.exceptions import DvcException
-    from dvc_data.index import DataIndexError
-
+    here = out / MANIFEST
     try:
-        return json.loads(api.read((out / MANIFEST).as_posix()))
-    except (DvcException, DataIndexError, OSError, ValueError) as error:
+        if here.is_file():
+            former = json.loads(here.read_bytes())
+        elif _locked(name, uri, out):
+            former = json.loads(_of_dvc(here))
+        else:
+            return None
+        if not is_whole(former):
+            raise ValueError("not the form of a manifest")
+    except (OSError, ValueError, RecursionError) as error:
         if not needed:
             return None
+        fault = (
+            f"{here} is damaged or of another form"
+            if here.is_file()
+            else "dvc.lock names a record that is neither in DVC's cache nor in a remote, or is of another form"
+        )
         raise SourceError(
-            f"sources.{name}: pin: record, and dvc.lock names a record that is neither in DVC's cache nor in a remote "
-            f"({type(error).__name__}); get it by: dvc pull {out.as_posix()}, or give sha256 in place of pin"
+            f"sources.{name}: pin: record, and {fault} ({type(error).__name__}); get it by: dvc pull {out.as_posix()}, "
+            "or give sha256 in place of pin"
         ) from None
+    return former if former["uri"] == uri else None
 
 
 def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
@@ -48,7 +54,7 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     They are linked from `out` or from DVC's cache, or copied from its remote. If one is missing, damaged, or not
     what `pins` of the whole source want, `folder` is removed.
     """
-    if _fits(former, pins):
+    if fits(former, pins):
         folder.mkdir(parents=True)
         alone = pins if former["archive"] is None else Pins()
         if all(_take(out / entry["path"], folder / entry["path"], entry, alone) for entry in former["files"]):
@@ -57,15 +63,18 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     return False
 
 
-def _fits(former: dict, pins: Pins) -> bool:
-    """Whether the file that was fetched is the one that the pins name, as far as the manifest says."""
-    if not {"archive", "files", "revision"} <= former.keys() or (former["archive"] and pins.git_blob):
-        return False
-    paths = [PurePosixPath(entry["path"]) for entry in former["files"]]
-    if not paths or any(path.is_absolute() or ".." in path.parts for path in paths):
-        return False
+def fits(former: dict, pins: Pins) -> bool:
+    """Whether the file that was fetched is the one that the pins name, as far as its manifest, a whole one, says.
+
+    Of a git blob id it may not say anything; then an archive does not fit, since what came out of it cannot tell.
+    """
     whole = former["archive"] or former["files"][0]
-    return pins.bytes in (None, whole["bytes"]) and pins.sha256 in (None, whole["sha256"])
+    blob = whole.get("git_blob", pins.git_blob if former["archive"] is None else None)
+    return (
+        pins.bytes in (None, whole["bytes"])
+        and pins.sha256 in (None, whole["sha256"])
+        and pins.git_blob in (None, blob)
+    )
 
 
 def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
@@ -86,20 +95,31 @@ def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
 
 def _in_dvc(path: Path, target: Path) -> Path:
     """The file of DVC's cache that holds `path`; `target`, brought from the remote, where the cache lacks it."""
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc_data.index import DataIndexError
 
+    with _dvc(path), Repo() as repo:
+        info = repo.dvcfs.info(path.as_posix())
+        cached = Path(repo.cache.local.oid_to_path(info["md5"]))
+        if cached.is_file():
+            return cached
+        repo.dvcfs.get_file(path.as_posix(), str(target))
+        return target
+
+
+def _of_dvc(path: Path) -> str:
+    """A text file as dvc.lock has it, out of DVC's cache or remote."""
+    from dvc import api
+
+    with _dvc(path):
+        return api.read(path.as_posix())
+
+
+@contextmanager
+def _dvc(path: Path) -> Iterator[None]:
     try:
-        with Repo() as repo:
-            info = repo.dvcfs.info(path.as_posix())
-            cached = Path(repo.cache.local.oid_to_path(info["md5"]))
-            if cached.is_file():
-                return cached
-            repo.dvcfs.get_file(path.as_posix(), str(target))
-            return target
-    except (DvcException, DataIndexError, KeyError) as error:
-        raise FileNotFoundError(path) from error
+        yield
+    except Exception as error:  # of DVC, of its index, or of the library of any kind of remote
+        raise FileNotFoundError(f"{path}: not to be had from DVC ({type(error).__name__})") from None
 
 
 def _locked(name: str, uri: str, out: Path) -> bool:
@@ -110,13 +130,14 @@ def _locked(name: str, uri: str, out: Path) -> bool:
     if not LOCK.is_file():
         return False
     try:
-        stages = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {})
-    except (YAMLError, AttributeError, UnicodeDecodeError) as error:
+        for stage in YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {}).values():
+            if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
+                return (
+                    stage.get("params", {}).get("params.yaml", {}).get(f"sources.{name}", {}).get("uri")
+                    == uri
+                )
+    except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{LOCK}: not readable ({type(error).__name__}); restore it by: git checkout {LOCK}"
         ) from None
-    for stage in stages.values():
-        if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
-            source = stage.get("params", {}).get("params.yaml", {}).get(f"sources.{name}", {})
-            return source.get("uri") == uri
     return False

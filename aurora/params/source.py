@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from aurora.params.section import Section
-from aurora.uris import parse
+from aurora.uris import parse, shown
 
 
 class Source(Section):
@@ -33,7 +33,7 @@ class Source(Section):
     """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
 
     pin: Literal["record"] | None = None
-    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later one that finds
+    """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later download that finds
     anything else fails; for an hf:// branch or an https:// address whose SHA-256 is not known."""
 
     @property
@@ -83,7 +83,7 @@ class Source(Section):
         )
         if self.dep != wanted:
             raise ValueError(
-                f"dep is '{self.dep}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
+                f"dep is '{shown(self.dep)}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
             )
         formats = {
             "instructions": ("alpaca", "sharegpt", "messages"),

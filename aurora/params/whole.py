@@ -20,7 +20,7 @@ from aurora.yaml_files import read_yaml
 class Params(Section):
     """A whole params.yaml, or a profile that replaces it."""
 
-    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_.-]*$")], Source]
+    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")], Source]
     quantization: Quantization
     clean: Clean
     format: Format

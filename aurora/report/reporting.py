@@ -9,7 +9,7 @@ from aurora.cards.model_card import with_scores
 from aurora.cards.provenance import dvc_hash
 from aurora.errors import DataError
 from aurora.eval.comparison import read_questions
-from aurora.manifests import MANIFEST
+from aurora.manifests import MANIFEST, read_manifest
 from aurora.report.gathered import MODELS, NAMES, Gathered
 from aurora.report.pages import Picture, escaped, html, markdown
 from aurora.report.report_page import report_blocks
@@ -158,7 +158,8 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
 def read_manifests(raw: Path) -> list[dict]:
     """Manifests of what was fetched, each with its folder under `path`."""
     return [
-        read_json(path, f"fetch@{path.parent.name}") | {"path": path.parent.as_posix()}
+        read_manifest(path.parent, ("kind", "uri", "licence", "files"), ("path", "bytes"))
+        | {"path": path.parent.as_posix()}
         for path in sorted(raw.glob(f"*/*/{MANIFEST}"))
     ]
 

@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
 from urllib.parse import unquote, urlsplit
@@ -19,8 +19,9 @@ from huggingface_hub.hf_api import RepoFile, RepoSibling
 from tqdm import tqdm
 
 from aurora.errors import ResourceError, SourceError
-from aurora.fetch.digests import Digests, Pins, room
-from aurora.fetch.hub.client import hub_headers, session
+from aurora.fetch.digests import Digests, Pins
+from aurora.fetch.disk import room
+from aurora.fetch.hub.client import hub_headers, hub_token, session
 from aurora.fetch.hub.transfer import (
     RETRIED,
     Again,
@@ -31,7 +32,7 @@ from aurora.fetch.hub.transfer import (
     bring,
     failure,
     patiently,
-    retry_after,
+    pause_asked,
 )
 from aurora.uris import Address
 
@@ -42,6 +43,7 @@ PARALLEL = 8  # files at a time
 MODEL_FILE = re.compile(
     r"(?!consolidated|manifest\.json$)[A-Za-z0-9][\w.-]*\.(safetensors|json|jinja)|tokenizer\.model", re.ASCII
 )
+KNOWN_BY = ("[0-9]{1,18}", "[0-9a-f]{64}", "[0-9a-f]{40}")  # size, SHA-256, git blob id
 INDEX = "model.safetensors.index.json"
 
 
@@ -106,14 +108,14 @@ def remedy(address: Address, refusal: Refused) -> str:
 def _on_hub(uri: str, address: Address, pins: Pins) -> tuple[dict[str, Remote], str]:
     """The files to bring by their names, and the commit, as the hub lists them."""
     headers, kind = hub_headers(), "dataset" if address.dataset else "model"
-    api = HfApi(endpoint=constants.ENDPOINT, token=os.environ.get("HF_TOKEN", "").strip() or False)
+    api = HfApi(endpoint=constants.ENDPOINT, token=hub_token())
     revision = address.revision
     if not address.path or not address.pinned:
         info = _ask(uri, lambda: api.repo_info(
             address.repository, revision=revision, repo_type=kind, files_metadata=not address.path, timeout=30
         ))  # fmt: skip
-        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or "") or (address.pinned and info.sha != revision):
-            raise SourceError(f"{uri}: the hub answers with commit {info.sha}; check HF_ENDPOINT")
+        if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or (address.pinned and info.sha != revision):
+            raise SourceError(f"{uri}: the hub answers with commit {info.sha!r:.60}; check HF_ENDPOINT")
         revision = info.sha
     if address.path:
         paths = _ask(
@@ -127,7 +129,7 @@ def _on_hub(uri: str, address: Address, pins: Pins) -> tuple[dict[str, Remote], 
     else:
         names = {
             item.rfilename: (item.rfilename, item)
-            for item in info.siblings
+            for item in info.siblings or ()
             if MODEL_FILE.fullmatch(item.rfilename)
         }
         if not any(name.endswith(".safetensors") for name in names):
@@ -151,6 +153,12 @@ def _joined(uri: str, pins: Pins, item: RepoFile | RepoSibling) -> Pins:
     hub = Pins(
         large.size if large else item.size, large.sha256 if large else None, None if large else item.blob_id
     )
+    if not all(
+        re.fullmatch(form, str(found))
+        for found, form in zip(astuple(hub), KNOWN_BY, strict=True)
+        if found is not None
+    ):
+        raise SourceError(f"{uri}: the hub's answer is not understood (size or hash); check HF_ENDPOINT")
     values = {}
     for pin in ("bytes", "sha256", "git_blob"):
         own, theirs = getattr(pins, pin), getattr(hub, pin)
@@ -171,9 +179,9 @@ def _ask(uri: str, question: Callable) -> object:
         except HfHubHTTPError as error:
             status, headers = error.response.status_code, error.response.headers
             if status in RETRIED:
-                raise Again(f"HTTP {status}", retry_after(headers.get("retry-after"))) from None
+                raise Again(f"HTTP {status}", pause_asked(headers)) from None
             raise Refused(status, headers.get("x-error-code", "")) from None
-        except (httpx2.TransportError, httpx2.TooManyRedirects) as error:
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise failure(uri, error) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(
@@ -252,18 +260,20 @@ def _web_name(url: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A file name that cannot leave its folder, hide, or be a device."""
-    return re.sub(r"[^\w.-]|^\.+", "_", name)[-80:] or "file"
+    """A file name of at most 80 characters and 200 bytes that cannot leave its folder, or hide."""
+    short = name[-80:].encode(errors="replace")[-200:].decode(errors="ignore")
+    return re.sub(r"[^\w.-]|^\.+", "_", short) or "file"
 
 
 def _complete(uri: str, index: Path, files: dict[str, Digests]) -> None:
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = sorted(shards - set(files))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"{uri}: {INDEX} is no index ({type(error).__name__}); name another revision"
         ) from None
-    if missing := sorted(shards - set(files)):
+    if missing:
         raise SourceError(
-            f"{uri}: {INDEX} names {missing[0]}, which the repository lacks; name another revision"
+            f"{uri}: {INDEX} names {missing[0]!r:.100}, which the repository lacks; name another revision"
         )

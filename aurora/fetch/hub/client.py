@@ -1,7 +1,9 @@
 """The one HTTP client of every download: huggingface_hub's own, with redirects that are looked at first."""
 
 import ipaddress
+import logging
 import os
+import re
 import socket
 
 import httpx2
@@ -13,8 +15,19 @@ from aurora.errors import SourceError
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks the hub by which program it is run
 TIMEOUT = httpx2.Timeout(30, connect=10)  # seconds without a byte; not of the whole download
+# Their lines say where a request goes and what it carries, signed addresses among them.
+for library in ("httpx2", "httpcore2"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 # Addresses of one kind may send to each other: who names a mirror inside a network trusts that network.
-KINDS = ("is_loopback", "is_link_local", "is_multicast", "is_unspecified", "is_reserved", "is_private")
+KINDS = (
+    "is_loopback",
+    "is_link_local",
+    "is_multicast",
+    "is_unspecified",
+    "is_reserved",
+    "is_site_local",
+    "is_private",
+)
 
 
 class RefusedRedirect(SourceError):
@@ -22,10 +35,18 @@ class RefusedRedirect(SourceError):
 
 
 def session() -> httpx2.Client:
-    """huggingface_hub's shared client, made by this module, so that the hub's own calls are guarded too."""
-    if getattr(get_session(), "event_hooks", {}).get("response") != [refuse_redirect]:
-        set_client_factory(_client)
-    return get_session()
+    """huggingface_hub's shared client, made by this module, so that the hub's own calls are guarded too.
+
+    Raises SourceError where the surroundings let no client be made; what they hold may be secret and is not said.
+    """
+    try:
+        if getattr(get_session(), "event_hooks", {}).get("response") != [refuse_redirect]:
+            set_client_factory(_client)
+        return get_session()
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+        raise SourceError(
+            f"no HTTP client can be made ({type(error).__name__}); correct HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
+        ) from None
 
 
 def _client() -> httpx2.Client:
@@ -37,10 +58,17 @@ def _client() -> httpx2.Client:
     )
 
 
-def hub_headers() -> dict[str, str]:
-    """Headers for the hub; the token comes from the environment alone, never from a file in the home folder."""
+def hub_token() -> str | bool:
+    """The token, which comes from the environment alone, never from a file in the home folder; False without one."""
     token = os.environ.get("HF_TOKEN", "").strip()
-    return build_hf_headers(token=token or False, library_name="aurora")
+    if not re.fullmatch(r"[!-~]*", token):
+        raise SourceError("HF_TOKEN holds a space, a line end or a character that no token has; set it again")
+    return token or False
+
+
+def hub_headers() -> dict[str, str]:
+    """Headers for the hub."""
+    return build_hf_headers(token=hub_token(), library_name="aurora")
 
 
 def _refuse_when_offline(request: httpx2.Request) -> None:
@@ -59,7 +87,7 @@ def refuse_redirect(response: httpx2.Response) -> None:
     origin = response.request.url
     try:
         target = origin.join(response.headers["Location"])
-    except httpx2.InvalidURL:
+    except (httpx2.InvalidURL, ValueError):
         raise RefusedRedirect(f"{origin.host} redirects to a malformed address; not followed") from None
     if target.scheme != origin.scheme:
         raise RefusedRedirect(
@@ -86,8 +114,8 @@ def kinds(host: str) -> set[str]:
 
 
 def _kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     for kind in KINDS:
-        if getattr(address, kind):
+        if getattr(address, kind, False):
             return kind.removeprefix("is_")
     return "public" if address.is_global else "private"  # 100.64.0.0/10 is neither private nor global

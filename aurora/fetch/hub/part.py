@@ -16,7 +16,9 @@ class Part:
         self.pins, self.advance = pins, advance
         self.doubts = 0  # times that something contradicted a pin
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.tag = self.tag_path.read_text() if self.tag_path.is_file() and self.path.is_file() else ""
+        tagged = self.tag_path.is_file() and self.path.is_file()
+        tag = self.tag_path.read_text(errors="replace") if tagged else ""
+        self.tag = tag if tag.isascii() and tag.isprintable() else ""
         self.digests = measure(self.path, pins) if self.path.is_file() else Digests(pins)
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (unbuffered: a kill loses nothing)
         advance(self.size)

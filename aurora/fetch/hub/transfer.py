@@ -1,13 +1,13 @@
 """One file over HTTP: ranges, back-off and verification while the bytes stream.
 
-huggingface_hub 2.4 deletes a partial file when its download fails, fsspec has no ranges for a whole file, and neither
-hashes what it writes; so the client, the addresses and the headers are huggingface_hub's, and this loop is ours.
+The client, the addresses and the headers are huggingface_hub's; aurora.fetch says why this loop is not.
 """
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
@@ -16,7 +16,8 @@ import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from aurora.errors import ResourceError, SourceError
-from aurora.fetch.digests import Digests, Pins, measure, room
+from aurora.fetch.digests import Digests, Pins, measure
+from aurora.fetch.disk import disk_error, room
 from aurora.fetch.hub.client import session
 from aurora.fetch.hub.part import Part
 from aurora.store import remove
@@ -25,6 +26,7 @@ TRIES = 6  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second try; doubles with each
 LONGEST_PAUSE = 300.0  # seconds that a server's Retry-After may ask for
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
+UNSAID_LIMIT = 8 << 30  # bytes of a file whose size neither a pin nor the server says
 GROWTH = 1 << 16  # bytes of progress after which tries are counted anew
 
 
@@ -155,19 +157,16 @@ def _try(remote: Remote, part: Part, stopped: Event) -> None:
         with session().stream("GET", remote.url, headers=headers) as response:
             total = _begin(remote, part, response)
             for block in response.iter_bytes() if response.status_code != 416 else ():
-                if part.pins.bytes is not None and part.size + len(block) > part.pins.bytes:
-                    raise _doubt(remote, part, "bytes", part.pins.bytes, "more")
+                _refuse_more(remote, part, total, part.size + len(block))
                 part.write(block)
                 if stopped.is_set():
                     raise Stopped
-    except (httpx2.TransportError, httpx2.TooManyRedirects, httpx2.DecodingError) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL, ValueError) as error:
         raise failure(remote.uri, error) from None
     except OfflineModeIsEnabled:
         raise
     except OSError as error:
-        raise ResourceError(
-            f"{part.path.name}: cannot be written ({error.strerror}); free disk and run again"
-        ) from None
+        raise disk_error(remote.uri, error) from None
     whole = total if total is not None else part.pins.bytes
     if whole is not None and part.size < whole:
         raise Again(f"connection closed at byte {part.size:,} of {whole:,}")
@@ -175,12 +174,23 @@ def _try(remote: Remote, part: Part, stopped: Event) -> None:
         raise _doubt(remote, part, *difference)
 
 
+def _refuse_more(remote: Remote, part: Part, total: int | None, size: int) -> None:
+    """Raises where a server sends more than the pin says, or no end of a file whose size nobody knows."""
+    if part.pins.bytes is not None and size > part.pins.bytes:
+        raise _doubt(remote, part, "bytes", part.pins.bytes, "more")
+    if total is None and part.pins.bytes is None and size > UNSAID_LIMIT:
+        part.restart()
+        raise SourceError(
+            f"{remote.uri}: the server does not say its size, and {UNSAID_LIMIT:,} bytes are not all; give bytes in params.yaml"
+        )
+
+
 def _begin(remote: Remote, part: Part, response: httpx2.Response) -> int | None:
     """Judges an answer's head, makes the part ready for its body, and returns the size of the whole file if known."""
     headers, status = response.headers, response.status_code
     limited = status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0")
     if status in RETRIED or status >= 500 or limited:
-        raise Again(f"HTTP {429 if limited else status}", retry_after(headers.get("retry-after")))
+        raise Again(f"HTTP {429 if limited else status}", pause_asked(headers))
     if status == 416:
         if headers.get("content-range") == f"bytes */{part.size}":
             return part.size  # all of it is here
@@ -191,7 +201,7 @@ def _begin(remote: Remote, part: Part, response: httpx2.Response) -> int | None:
     tag = _tag(headers)
     encoded = headers.get("content-encoding", "identity") != "identity"  # in spite of Accept-Encoding
     if status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("content-range", ""))
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", headers.get("content-range", ""))
         changed = part.tag and tag and tag != part.tag
         if not found or int(found[1]) != part.size or changed or encoded:
             part.restart()
@@ -211,27 +221,47 @@ def _begin(remote: Remote, part: Part, response: httpx2.Response) -> int | None:
 
 
 def _tag(headers: httpx2.Headers) -> str:
-    """What names this version in If-Range: a strong ETag, else the date of change."""
+    """What names this version in If-Range: a strong ETag, else the date of change; empty if a header could hold neither."""
     tag = headers.get("etag", "")
-    return tag if tag.startswith('"') else headers.get("last-modified", "")
+    tag = tag if tag.startswith('"') else headers.get("last-modified", "")
+    return tag if re.fullmatch("[ -~]+", tag) else ""
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, given as seconds or as a date; None if there is none."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
+def pause_asked(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: by Retry-After, or as the hub or GitHub say when a limit ends; else None."""
+    if "retry-after" in headers:
+        return retry_after(headers["retry-after"])
+    limit = re.search(r"\br=0;\s*t=([0-9]{1,9})\b", headers.get("ratelimit", ""))  # "api";r=0;t=55
+    if limit:
+        return float(limit[1]) + 1
+    reset = headers.get("x-ratelimit-reset", "")
+    if headers.get("x-ratelimit-remaining") == "0" and re.fullmatch("[0-9]{1,12}", reset):
+        return max(0.0, float(reset) - time.time())
+    return None
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks for, given as seconds or as a date; None if it is neither."""
+    if re.fullmatch("[0-9]+", value.strip()):
         return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+        when = parsedate_to_datetime(value)
+        return max(0.0, when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time())
+    except (ValueError, TypeError, LookupError, OverflowError):
         return None
 
 
 def failure(uri: str, error: Exception) -> Exception:
     """What the client's error means: Again where a second try may help, else SourceError."""
-    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.TooManyRedirects):
-        return SourceError(f"{uri}: {type(error).__name__}; correct the uri in params.yaml")
+    if isinstance(
+        error,
+        httpx2.UnsupportedProtocol
+        | httpx2.LocalProtocolError
+        | httpx2.TooManyRedirects
+        | httpx2.InvalidURL
+        | ValueError,
+    ):
+        return SourceError(f"{uri}: {type(error).__name__}; correct the uri in params.yaml, or HF_ENDPOINT")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return SourceError(
             f"{uri}: the server's certificate is not trusted; check uri, network and SSL_CERT_FILE"
