@@ -8,7 +8,7 @@ from aurora.errors import ParamsError
 def read_yaml(path: Path) -> dict:
     """A YAML file of sections (YAML 1.2: `1e-4` is a number).
 
-    Raises ParamsError with file, line and rule for a file that is missing, damaged, or names a key twice.
+    Raises ParamsError with file, line and rule for a file that is missing, unreadable, damaged, or names a key twice.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
@@ -18,6 +18,8 @@ def read_yaml(path: Path) -> dict:
         content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read ({error.strerror})") from None
     except DuplicateKeyError as error:
         key, line = error.problem.split('"')[1], error.problem_mark.line + 1
         raise ParamsError(f"{path} line {line}: {key}: the name stands twice; rename or remove one") from None

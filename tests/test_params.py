@@ -183,3 +183,9 @@ def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeyp
     changed(tmp_path, "format.prompt", "chatml")
     with pytest.raises(ParamsError, match=r"^params\.yaml: format\.prompt: .*'mistral'.*found 'chatml'$"):
         read_section("format.prompt", Prompt)
+
+
+def test_a_folder_in_the_place_of_params_is_one_line(tmp_path: Path):
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(ParamsError, match=r"params\.yaml: cannot be read \(Is a directory\)$"):
+        load_params(tmp_path / "params.yaml")
