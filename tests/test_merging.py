@@ -22,6 +22,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from aurora.errors import AuroraError, ModelError, ResourceError
 from aurora.merge import copying, merging
 from aurora.merge.adapter import read_deltas
+from aurora.merge.copying import ways_to_share
 from aurora.merge.merging import merge
 from aurora.model.folder import BITS, read_headers
 from aurora.model.shards import read_places, read_shards
@@ -260,7 +261,7 @@ def test_lora_on_fused_experts_is_refused(small, tmp_path: Path):
 # Links, copies and the disk
 
 
-def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tmp_path: Path):
+def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tmp_path: Path, capsys):
     base, adapter = pair
     cache = tmp_path / "cache"
     base.rename(cache)  # as DVC leaves it: read-only files, symbolic links to them
@@ -279,6 +280,13 @@ def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tm
             assert not path.samefile(base / path.name)
             assert os.access(path, os.W_OK)
     assert contents(tmp_path / "merged").keys() == before.keys()
+    clones, links = ways_to_share(base / changed[0], tmp_path / "probe")
+    unchanged = [tmp_path / "merged" / name for name in read_shards(base) if name not in changed]
+    if links and not clones:
+        assert [path for path in unchanged if not path.samefile(cache / path.name)] == []
+    if clones or links:
+        log = f"{len(changed) if clones else 0} of them as reflinks), {len(unchanged)} shared with the base, 0 copied"
+        assert log in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_shared_all_is_copied(small, tmp_path: Path, monkeypatch, capsys):
@@ -342,6 +350,44 @@ def test_a_disk_too_small_is_said_before_the_first_write(small, tmp_path: Path, 
         merge(*small, tmp_path / "out")
     assert written == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("clones", "links"), [(True, True), (False, True), (False, False)])
+def test_the_disk_is_asked_for_what_cannot_be_shared_and_is_not_there_yet(
+    pair, tmp_path: Path, monkeypatch, clones: bool, links: bool
+):
+    base, adapter = pair
+    deltas, shards, take = read_deltas(adapter), read_shards(base), merging._take
+    (base / "pytorch_model.bin").write_bytes(bytes(10**6))  # stays behind
+    needed = {"others": sum(path.stat().st_size for path in base.glob("*.json"))}
+    for shard, places in shards.items():
+        adapted = sum(place.end - place.begin for name, place in places.items() if name in deltas)
+        if not links or (adapted and not clones):
+            needed[shard] = (base / shard).stat().st_size
+        else:
+            needed[shard] = adapted
+    monkeypatch.setattr(merging, "ways_to_share", lambda source, probe: (clones, links))
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
+    taken = []
+
+    def interrupted(source, *rest):
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        taken.append(source.name)
+        return take(source, *rest)
+
+    monkeypatch.setattr(merging, "_take", interrupted)
+    free = sum(needed.values()) - 1
+    with pytest.raises(ResourceError, match="make room first"):
+        merge(base, adapter, tmp_path / "out")
+    free += 1
+    with pytest.raises(KeyboardInterrupt):
+        merge(base, adapter, tmp_path / "out")
+    free -= sum(needed[name] for name in taken)
+    monkeypatch.setattr(merging, "_take", take)
+    merge(base, adapter, tmp_path / "out")
+    assert read_shards(tmp_path / "out").keys() == shards.keys()
 
 
 def test_a_disk_that_fills_up_leaves_nothing(small, tmp_path: Path, monkeypatch):
@@ -488,6 +534,7 @@ def test_half_a_shard_is_never_taken_for_a_whole_one(small, tmp_path: Path):
         (scratch,) = tmp_path.glob(".out.*.partial")
         assert len(list(scratch.glob("*.safetensors.partial"))) == 1
         assert not out.exists()
+    (scratch / ".README.md.1.partial").write_text("half a card")
     merge(*small, out)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -618,8 +665,8 @@ def test_an_adapter_that_does_not_fit_is_refused(pair, tmp_path: Path):
         ({name: torch.zeros(3, 64)}, "not of rank 4"),
         ({name: torch.zeros(4, 64, 1)}, "not of rank 4"),
         ({name: torch.zeros(4, 64, dtype=torch.int32)}, "has A in I32"),
-        ({name: torch.full((4, 64), float("nan"))}, "not finite"),
-        ({name: torch.full((4, 64), float("inf"))}, "not finite"),
+        ({name: torch.full((4, 64), float("nan"))}, "q_proj.weight: the adapter's delta is not finite"),
+        ({name: torch.full((4, 64), float("inf"))}, "q_proj.weight: the adapter's delta is not finite"),
         ({"base_model.model.lm_head.weight": torch.zeros(1)}, "would be lost"),
         ({name.removeprefix("base_model.model."): torch.zeros(4, 64)}, "the same tensor named twice"),
     ):
