@@ -251,3 +251,6 @@ def test_rows_without_answers_are_refused(tmp_path: Path):
     pyarrow.parquet.write_table(table, tmp_path / "held_out.parquet")
     with pytest.raises(DataError, match="no row has a trained token, so there is no drift"):
         read_samples(tmp_path / "held_out.parquet", SETTINGS)
+    pyarrow.parquet.write_table(table.drop_columns("labels"), tmp_path / "held_out.parquet")
+    with pytest.raises(DataError, match=r"column labels is missing, found input_ids; .* -f format"):
+        read_samples(tmp_path / "held_out.parquet", SETTINGS)

@@ -1031,3 +1031,92 @@ def test_the_stage_writes_card_and_metrics_and_can_skip_the_drift(pair, tmp_path
     assert result.exit_code == 1
     assert result.stderr.startswith("error: adapter")
     assert result.stderr.count("\n") == 1
+
+
+def damage(folder: Path, kind: str) -> None:
+    """One mistake in the inputs of the stage."""
+    file, shard = (
+        folder / "adapter/adapter_model.safetensors",
+        sorted((folder / "base").glob("*.safetensors"))[0],
+    )
+    weights = load_file(file)
+    name = next(name for name in weights if "lora_B" in name)
+    if kind == "another base":
+        save_file(
+            {key: value[:, :3].clone() if "lora_A" in key else value for key, value in weights.items()}, file
+        )
+    elif kind == "no number":
+        save_file(weights | {name: weights[name] / 0}, file)
+    elif kind == "adapter cut off":
+        file.write_bytes(file.read_bytes()[:-7])
+    elif kind == "shard cut off":
+        shard.write_bytes(shard.read_bytes()[:-7])
+    elif kind == "shard missing":
+        shard.unlink()
+    elif kind == "index":
+        edit_json(folder / "base/model.safetensors.index.json", weight_map={"a.weight": shard.name})
+    elif kind == "rank":
+        edit_json(folder / "adapter/adapter_config.json", r=0)
+    elif kind == "record":
+        (folder / "adapter/training.json").write_text("[]")
+    elif kind == "nested":
+        (folder / "base/config.json").write_text("[" * 100_000)
+    elif kind == "quantised":
+        edit_json(folder / "base/config.json", quantization_config="x")
+    elif kind == "rows":
+        (folder / "held_out.parquet").write_bytes(b"PAR1")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("another base", r"A \(4, 3\)|it was trained on another base"),
+        ("no number", "is not finite"),
+        ("adapter cut off", r"adapter_model\.safetensors: truncated or damaged"),
+        ("shard cut off", "damaged|truncated"),
+        ("shard missing", "missing, though|not found, though"),
+        ("index", r"index\.json"),
+        ("rank", r"adapter_config\.json: r: "),
+        ("record", r"training\.json: whole file: "),
+        ("nested", r"config\.json: not JSON"),
+        ("quantised", "quantization_config"),
+        ("rows", r"held_out\.parquet: not Parquet"),
+    ],
+)
+def test_the_stage_says_a_mistake_in_one_line_and_leaves_nothing(
+    pair, tmp_path: Path, monkeypatch, kind: str, told: str, measured: bool
+):
+    import pyarrow
+    import pyarrow.parquet
+    from click.testing import CliRunner
+
+    from aurora.params.merge import Drift, Merge
+    from aurora.params.quantization import Quantization
+    from stages import merge as stage
+
+    if kind == "rows" and not measured:
+        pytest.skip("the rows are read for the drift alone")
+    rows = pyarrow.table({"input_ids": [[1, 5, 6]], "labels": [[-100, 5, 6]]})
+    pyarrow.parquet.write_table(rows, tmp_path / "held_out.parquet")
+    (tmp_path / "instructions").mkdir()
+    damage(tmp_path, kind)
+    drift = Drift(rows=1, positions=2, merged_bits=(16,)) if measured else None
+    sections = {
+        "merge": Merge(threads=torch.get_num_threads(), drift=drift),
+        "quantization": Quantization(bits=16, double_quant=True, compute_dtype="float32"),
+    }
+    monkeypatch.setattr(stage, "read_section", lambda key, kind: sections[key])
+    monkeypatch.chdir(tmp_path)
+    names = {"base": "base", "adapter": "adapter", "rows": "held_out.parquet", "instructions": "instructions"}
+    names |= {"merged": "models/merged", "out": "data/merge"}
+    result = CliRunner().invoke(
+        stage.main, [word for name, path in names.items() for word in (f"--{name}", path)]
+    )
+    assert result.exit_code == 1, result.output
+    line = result.stderr.splitlines()[-1]
+    assert re.match(rf"error: .*({told})", line)
+    assert not [text for text in result.stderr.splitlines()[:-1] if "rror" in text]
+    assert result.stdout == ""
+    assert not list((tmp_path / "models").iterdir()) if (tmp_path / "models").exists() else True
+    assert not (tmp_path / "data").exists()

@@ -68,7 +68,7 @@ def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
 
     An id is a hash of content, so that this is a random choice which further rows hardly change.
     """
-    table = read_parquet(rows, "format").select(["id", "prompt", "input_ids", "labels"])
+    table = read_parquet(rows, "format", ["id", "prompt", "input_ids", "labels"])
     chosen: dict[str, Prompt] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["id"]):
         start = next((index for index, label in enumerate(row["labels"]) if label != -100), 0)

@@ -51,10 +51,11 @@ def require_room(base: Path, adapter: Path, settings: Drift, quantization: Quant
     elsewhere than merge does.
     """
     from aurora.merge.streaming import require_streamable
-    from aurora.model.folder import meta_model
+    from aurora.model.folder import meta_model, read_config, refuse_foreign_quantization
     from aurora.model.loading import require_memory
     from aurora.model.machine import default_device
 
+    refuse_foreign_quantization(base, read_config(base))
     if 16 in settings.merged_bits:
         require_streamable(base)
     skeleton = meta_model(base)
@@ -100,9 +101,8 @@ def merged_logits(
 def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]]]:
     """(tokens, positions) of the first held-out rows; a position is one that foresees a token of an answer."""
     samples = []
-    for row in (
-        read_parquet(path, "format").select(["input_ids", "labels"]).slice(0, settings.rows).to_pylist()
-    ):
+    table = read_parquet(path, "format", ["input_ids", "labels"])
+    for row in table.slice(0, settings.rows).to_pylist():
         places = [place - 1 for place, label in enumerate(row["labels"]) if place and label != -100]
         places = places[: settings.positions]
         if places:
