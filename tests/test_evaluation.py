@@ -112,6 +112,11 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
+    assert results["replies"] == len(replies)
+    assert results["no_language"] == sum(row["language"] == "none" for row in replies)
+    judged = [row["language"] == "Chinese" for row in replies if row["language"] != "none"]
+    expected = pytest.approx(sum(judged) / len(judged), abs=1e-6) if judged else None
+    assert results["zh_reply_rate"] == expected
     prompts = pyarrow.parquet.read_table(outcome / "prompts.parquet").to_pylist()
     assert [(row["kind"], row["round"], row["prompt"]) for row in prompts] == [
         ("medical", 1, "我肚子疼"),

@@ -170,6 +170,8 @@ def test_scores_are_added_as_table_and_as_results_that_the_hub_reads(folders):
 def test_scores_that_were_not_measured_are_not_there(folders):
     few = {model: {"mmlu": scores["mmlu"]} for model, scores in SCORES.items()}
     assert len(ModelCard(with_scores(merged(folders), few)).data.eval_results) == 1
+    unjudged = {model: scores | {"zh_reply_rate": None} for model, scores in SCORES.items()}
+    assert "| share of replies in Chinese | - | - |  |" in with_scores(merged(folders), unjudged)
     none = with_scores(merged(folders), {"base": {}, "tuned": {}})
     assert ModelCard(none).data.eval_results is None
 

@@ -88,7 +88,9 @@ def with_scores(card: str, scores: dict[str, dict]) -> str:
         ("zh_reply_rate", "share of replies in Chinese"),
     ):
         if key in tuned:
-            rows.append((label, *(f"{scores[model][key]:.4f}" for model in ("base", "tuned")), ""))
+            values = (scores[model][key] for model in ("base", "tuned"))
+            # No share of replies where none has a language.
+            rows.append((label, *("-" if value is None else f"{value:.4f}" for value in values), ""))
     index = [
         {
             "name": "tuned",

@@ -67,7 +67,7 @@ def evaluate(
         results["other"] = score_other_tasks(lm, others, params)
     results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
     metrics, replies = answer_prompts(model, tokenizer, rows, params.replies, lm.max_length, memory)
-    results |= metrics
+    results |= {"replies": len(replies)} | metrics
     results["prompts"], answers = answer_prompt_set(
         model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
     )
@@ -87,7 +87,7 @@ def evaluate(
     memory.forget()
     if torch.cuda.is_available():  # to the log alone: a run that was killed and goes on has another peak
         print(f"peak on the card: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB", file=sys.stderr)
-    return results | {"replies": len(replies)}
+    return results
 
 
 def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantization) -> dict[str, int]:
