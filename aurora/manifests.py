@@ -20,6 +20,7 @@ class FileEntry(BaseModel):
 class Facts(BaseModel):
     """What a manifest says of a source, as far as a card reads it; a key may be missing."""
 
+    format: str | None = None
     uri: str | None = None
     revision: str | None = None
     licence: str | None = None
