@@ -193,6 +193,11 @@ def test_a_source_without_a_manifest_is_named(folders):
         merged(folders)
 
 
+def test_instructions_that_are_not_there_are_named(folders):
+    with pytest.raises(DataError, match="none: not found; it is written by: dvc repro fetch"):
+        merged_card(folders["base"], folders["adapter"], folders["instructions"] / "none")
+
+
 def test_hub_names_and_licences():
     assert hub_id("hf://datasets/a/b@123/c/d.json") == "a/b"
     assert hub_id("https://a/b") is hub_id(None) is None

@@ -17,13 +17,19 @@ from aurora.cards.adapter_card import (
     table,
 )
 from aurora.cards.provenance import dvc_hash, read_record
+from aurora.errors import DataError
 from aurora.manifests import find_manifest, read_origin
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
 
 
 def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
-    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources."""
+    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources.
+
+    Raises DataError where that folder, or what the card reads of base, adapter and sources, is missing or damaged.
+    """
+    if not instructions.is_dir():
+        raise DataError(f"{instructions}: not found; it is written by: dvc repro fetch")
     record, manifest = read_record(adapter), find_manifest(base) or {}
     sources = [(folder, read_origin(folder)) for folder in sorted(instructions.iterdir()) if folder.is_dir()]
     licences = [manifest.get("licence"), *(source["licence"] for _, source in sources)]
