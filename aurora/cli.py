@@ -33,3 +33,7 @@ class LateGroup(click.Group):
 @click.version_option(package_name="aurora", message="%(version)s")
 def main() -> None:
     """Aurora: a Chinese instruction tune of Mixtral-8x7B in 4 bits, as a DVC pipeline."""
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,52 @@
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from aurora.errors import DataError
-from aurora.store import read_json, sha256_file
+from aurora.store import read_checked, read_json, sha256_file
 
 MANIFEST = "manifest.json"
+KEYS = frozenset(
+    [
+        "source",
+        "kind",
+        "format",
+        "uri",
+        "pin",
+        "revision",
+        "licence",
+        "non_commercial",
+        "rows",
+        "archive",
+        "files",
+    ]
+)  # of what fetch writes now
+
+
+class FileEntry(BaseModel):
+    """What a manifest says of a file, as far as a model's card and the hash of a base read it."""
+
+    path: str
+    sha256: str
+
+
+class Facts(BaseModel):
+    """What a manifest says of a source, as far as a card reads it; a key may be missing."""
+
+    format: str | None = None
+    uri: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    non_commercial: bool = False
+    files: list[FileEntry] = []
+
+
+class Origin(Facts):
+    """The same of training data, whose licence a card may not leave out."""
+
+    uri: str
+    licence: str
 
 
 def read_manifest(
@@ -34,9 +76,17 @@ def read_manifest(
 
 
 def find_manifest(folder: Path) -> dict | None:
-    """What a manifest says, complete or not; None for a folder that fetch did not write."""
+    """What a manifest says, complete or not; None for a folder that fetch did not write.
+
+    Raises DataError for a value of a wrong type.
+    """
     path = folder / MANIFEST
-    return read_json(path, f"fetch@{folder.name}") if path.is_file() else None
+    return read_checked(path, Facts, f"fetch@{folder.name}") if path.is_file() else None
+
+
+def read_origin(folder: Path) -> dict:
+    """What the manifest of a fetched folder says, with `uri` and `licence` at least; raises DataError without."""
+    return read_checked(folder / MANIFEST, Origin, f"fetch@{folder.name}")
 
 
 def manifest_hash(folder: Path) -> str | None:
@@ -56,23 +106,6 @@ def is_whole(manifest: object) -> bool:
         and all(_is_sound(entry) and entry["path"] != MANIFEST for entry in files)
         and (archive is None or _is_sound(archive))
     )
-
-
-KEYS = frozenset(
-    (
-        "source",
-        "kind",
-        "format",
-        "uri",
-        "pin",
-        "revision",
-        "licence",
-        "non_commercial",
-        "rows",
-        "archive",
-        "files",
-    )
-)
 
 
 def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:

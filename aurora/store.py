@@ -85,8 +85,27 @@ def read_json(path: Path, producer: str) -> object:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro {producer}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise DataError(f"{path}: not JSON ({error}); write it again by: dvc repro -f {producer}") from None
+
+
+def read_checked(path: Path, kind: type, producer: str) -> dict:
+    """Reads a JSON object whose shape is the pydantic model `kind`; `producer` as in `read_json`.
+
+    Raises DataError, with the key and its value, for one of another shape too.
+    """
+    from pydantic import ValidationError
+
+    content = read_json(path, producer)
+    try:
+        kind.model_validate(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"])) or "whole file"
+        rule = fault["msg"].removeprefix("Value error, ")
+        found = "" if fault["type"] == "missing" else f", found {fault['input']!r:.80}"
+        raise DataError(f"{path}: {key}: {rule}{found}; write it again by: dvc repro -f {producer}") from None
+    return content
 
 
 def sha256_file(path: Path) -> str:

@@ -21,16 +21,23 @@ def write_parquet(path: Path, table: "pyarrow.Table") -> None:
         )
 
 
-def read_parquet(path: Path, producer: str) -> "pyarrow.Table":
-    """Reads a Parquet file; raises DataError if it is missing or damaged."""
+def read_parquet(path: Path, producer: str, columns: list[str] | None = None) -> "pyarrow.Table":
+    """Reads a Parquet file, or some of its columns; raises DataError if it or one of them is missing, or damaged."""
     import pyarrow
     import pyarrow.parquet
 
     if not Path(path).is_file():
         raise DataError(f"{path}: not found; it is written by: dvc repro {producer}")
     try:
-        return pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not Parquet ({error}); write it again by: dvc repro -f {producer}"
         ) from None
+    for name in columns or ():
+        if name not in table.column_names:
+            raise DataError(
+                f"{path}: column {name} is missing, found {', '.join(table.column_names)};"
+                f" write it again by: dvc repro -f {producer}"
+            )
+    return table.select(columns) if columns else table

@@ -29,9 +29,10 @@ def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, out: Path) ->
         partial.mkdir()
         results = evaluate(model, benchmarks, rows, prompts, partial, params, quantization, form)
     scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.tasks)
+    judged = results["replies"] - results["no_language"]
     print(
         f"eval: {scores}, loss {results['loss']:.3f}, "
-        f"{results['zh_reply_rate']:.0%} of {results['replies']} replies in Chinese"
+        f"{results['zh_reply_rate'] or 0:.0%} of {judged} replies with words in Chinese"
     )
 
 

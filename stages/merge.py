@@ -6,6 +6,7 @@ import click
 
 from aurora.cards.model_card import merged_card
 from aurora.errors import one_line
+from aurora.merge.copying import disk_errors
 from aurora.merge.merging import merge
 from aurora.params.merge import Merge
 from aurora.params.quantization import Quantization
@@ -32,7 +33,7 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
     settings = params.drift
     torch.set_num_threads(params.threads)
     if settings:
-        require_room(base, settings, quantization)
+        require_room(base, adapter, settings, quantization)
         read_samples(rows, settings)  # a mistake there is found before the merge, which takes long
 
     def measure(folder: Path) -> dict:
@@ -41,7 +42,7 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
         return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
     metrics = merge(base, adapter, merged, merged_card(base, adapter, instructions), measure)
-    with replacing(out) as partial:
+    with disk_errors(out), replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)
     line = f"merge: {metrics['tensors_changed']} of {metrics['tensors']} tensors changed"

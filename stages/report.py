@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
-from aurora.report.gathered import MODELS
+from aurora.report.gathered import MODELS, shown
 from aurora.report.reporting import Outputs, write_report
 
 PATH = click.Path(path_type=Path)
@@ -40,7 +40,7 @@ def main(
     models = {"base": base, "tuned": tuned}
     cards = {"adapter_card.md": adapter_card, "model_card.md": model_card}
     scores = write_report(Outputs(models=models, cards=cards, **places), out, report, page)
-    change = ", ".join(f"{model} {scores[model]['zh_reply_rate']:.2f}" for model in MODELS)
+    change = ", ".join(f"{model} {shown(scores[model]['zh_reply_rate'], '.2f')}" for model in MODELS)
     print(
         f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}"
     )

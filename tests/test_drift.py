@@ -197,16 +197,60 @@ def test_twelve_layers_take_no_more_memory_than_three(tmp_path: Path):
 
 def test_what_cannot_run_here_is_told_before_the_merge(folders, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(aurora.model.loading, "free_memory", lambda device: 300_000)
-    require_room(folders["base"], SETTINGS, NF4)
+    require_room(folders["base"], folders["adapter"], SETTINGS, NF4)
     with pytest.raises(ResourceError, match="loading in 32 bits takes"):
-        require_room(folders["base"], SETTINGS, DENSE)
+        require_room(folders["base"], folders["adapter"], SETTINGS, DENSE)
     (tmp_path / "config.json").write_text('{"model_type": "gemma"}')
     with pytest.raises(ModelError, match=r"is a gemma; .*set merge\.drift\.merged_bits: \[4\]"):
-        require_room(tmp_path, SETTINGS, NF4)
+        require_room(tmp_path, folders["adapter"], SETTINGS, NF4)
+
+
+def copied_adapter(folders: dict[str, Path], path: Path, **changes: object) -> Path:
+    shutil.copytree(folders["adapter"], path)
+    config = path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_modules": ["q_proj"]}, r"layers\.0\.self_attn\.v_proj has no target_modules but a tensor"),
+        ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "o_proj has target_modules .* but no tensor"),
+        ({"layers_to_transform": [0]}, r"layers\.1\.self_attn\.q_proj has no target_modules but a tensor"),
+        ({"target_modules": ["nothing"]}, "PEFT does not load it .*or set merge.drift: null"),
+        ({"target_modules": []}, "PEFT does not load it"),
+        ({"target_modules": "("}, "PEFT does not load it"),
+        ({"target_modules": None, "task_type": "NONE"}, "PEFT does not load it"),
+        ({"layers_to_transform": "x"}, "PEFT does not load it"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=.*lm_head.* cannot be merged"),
+    ],
+)
+def test_an_adapter_that_peft_would_put_elsewhere_is_told_before_the_merge(
+    folders, tmp_path: Path, changes: dict, message: str
+):
+    adapter = copied_adapter(folders, tmp_path / "adapter", **changes)
+    with pytest.raises(ModelError, match=message) as caught:
+        require_room(folders["base"], adapter, SETTINGS, NF4)
+    assert "\n" not in str(caught.value)
+    require_room(folders["base"], folders["adapter"], SETTINGS, NF4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_number_of_drift(value: float):
+    sound, broken = [torch.zeros(3, 5)], [torch.zeros(3, 5)]
+    broken[0][1, 2] = value
+    with pytest.raises(ModelError, match="a logit of the model beside it is not finite"):
+        compare(sound, broken)
+    with pytest.raises(ModelError, match="a logit of the adapter on the base is not finite"):
+        compare(broken, sound)
 
 
 def test_rows_without_answers_are_refused(tmp_path: Path):
     table = pyarrow.table({"input_ids": [[1, 2, 3]], "labels": [[-100, -100, -100]]})
     pyarrow.parquet.write_table(table, tmp_path / "held_out.parquet")
     with pytest.raises(DataError, match="no row has a trained token, so there is no drift"):
+        read_samples(tmp_path / "held_out.parquet", SETTINGS)
+    pyarrow.parquet.write_table(table.drop_columns("labels"), tmp_path / "held_out.parquet")
+    with pytest.raises(DataError, match=r"column labels is missing, found input_ids; .* -f format"):
         read_samples(tmp_path / "held_out.parquet", SETTINGS)

@@ -22,7 +22,13 @@ from tiny_mixtral import load_tokenizer, tiny_model, write_model
 
 from aurora.errors import DataError, SourceError
 from aurora.eval.benchmarks import read_benchmark
-from aurora.eval.evaluation import evaluate, load_other_tasks, score_benchmarks, score_other_tasks
+from aurora.eval.evaluation import (
+    evaluate,
+    load_other_tasks,
+    read_subjects,
+    score_benchmarks,
+    score_other_tasks,
+)
 from aurora.eval.held_out import held_out_loss
 from aurora.eval.memory import Memory, digest_of, fingerprint, open_memory
 from aurora.eval.prefix import PassRunner, PrefixLM
@@ -112,6 +118,11 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
+    assert results["replies"] == len(replies)
+    assert results["no_language"] == sum(row["language"] == "none" for row in replies)
+    judged = [row["language"] == "Chinese" for row in replies if row["language"] != "none"]
+    expected = pytest.approx(sum(judged) / len(judged), abs=1e-6) if judged else None
+    assert results["zh_reply_rate"] == expected
     prompts = pyarrow.parquet.read_table(outcome / "prompts.parquet").to_pylist()
     assert [(row["kind"], row["round"], row["prompt"]) for row in prompts] == [
         ("medical", 1, "我肚子疼"),
@@ -240,29 +251,87 @@ def stage(place: Path, **paths: Path) -> tuple[int, str, list[str]]:
     )
 
 
-def test_a_faulty_benchmark_ends_in_one_line(
-    place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_longer_than_the_context_is_counted_and_listed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    subjects = read_subjects(place / "benchmarks", PARAMS)
+    lm = PrefixLM(tiny_model(), tokenizer=tokenizer)
+    lengths = {}
+    for benchmark, members in subjects.items():
+        for subject in members:
+            task = load_task(benchmark, subject, 2)
+            task.build_all_requests()
+            for instance in task.instances:
+                lengths[benchmark, subject.name, instance.doc_id] = len(lm.tok_encode(instance.args[0]))
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    run(place, tmp_path / "out", PARAMS.model_copy(update={"max_length": limit}))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    table = pyarrow.parquet.read_table(tmp_path / "out/questions.parquet").to_pylist()
+    expected = {place: length - limit for place, length in lengths.items() if length > limit}
+    found = {
+        (row["task"], row["subject"], row["id"]): row["cut_tokens"] for row in table if row["cut_tokens"]
+    }
+    assert found == expected and expected
+    assert results["too_long"] == len(expected)
+    assert f"{len(expected)} prompts are longer than the context" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("ceval/val", "id,question,A,B,C,D\n0,q,1,2,3,4\n", "no column 'answer'"),
+        (
+            "ceval/val",
+            "id,question,A,B,C,D,answer\n0,q,1,2,3,4,E\n",
+            "line 2: the answer is 'E', not A, B, C or D",
+        ),
+        ("mmlu/data/test", "q,1,2,3,4,\n", "line 1: the answer is '', not A, B, C or D"),
+        ("cmmlu/test", ",Question,A,B,C,D,Answer\n0,q,1,2,3,4,a\n", "line 2: the answer is 'a'"),
+        ("cmmlu/test", ",Question,A,A,B,C,D,Answer\n0,q,1,2,3,4,5,A\n", "column 'A' stands twice"),
+        ("ceval/dev", None, "not found, so"),
+        ("mmlu/data/dev", "q,1,2,3,4,A\n", "1 questions, but num_fewshot is 5"),
+        ("cmmlu/dev", ",Question,A,B,C,D,Answer\n", "0 questions, but num_fewshot is 5"),
+        ("ceval/manifest.json", "[]", "whole file"),
+        ("ceval/manifest.json", '{"format": ["ceval"]}', "format: "),
+    ],
+)
+def test_a_faulty_benchmark_ends_in_one_line(
+    place: Path,
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    content: str | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aurora.model.loading.load_model", lambda *_: pytest.fail("the model was loaded"))
     shutil.copy(root / "params.yaml", tmp_path)
     shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
-    path = next((tmp_path / "benchmarks" / "ceval" / "val").glob("*.csv"))
-    path.write_text("id,question,A,B,C,D\n0,q,1,2,3,4\n", encoding="utf-8")
+    file = tmp_path / "benchmarks" / path
+    file = file if file.is_file() else sorted(file.glob("*.csv"))[0]
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content, encoding="utf-8")
     code, text, errors = stage(place, benchmarks=tmp_path / "benchmarks", out=tmp_path / "out")
     assert (code, text) == (1, "")
-    assert len(errors) == 1 and str(path) in errors[0] and "no column 'answer'" in errors[0]
+    assert len(errors) == 1 and str(file) in errors[0] and message in errors[0], errors
     assert {entry.name for entry in tmp_path.iterdir()} == {"params.yaml", "benchmarks"}
 
 
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2", "bert", "whisper", "none of this name", None, 5])
 def test_a_model_of_another_family_ends_in_one_line(
-    place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, family: object
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(root / "params.yaml", tmp_path)
     folder = shutil.copytree(place / "model", tmp_path / "model")
-    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
+    (folder / "config.json").write_text(json.dumps({"model_type": family, "architectures": ["A"]}))
     code, text, errors = stage(place, model=folder, out=tmp_path / "out")
-    assert (code, text) == (1, "") and len(errors) == 1 and str(folder) in errors[0]
+    assert (code, text) == (1, "") and len(errors) == 1 and str(folder) in errors[0], errors
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +374,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
 
 @pytest.mark.minutes
 def test_other_tasks_of_lm_eval_are_scored_like_stock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     import datasets
 
@@ -330,11 +399,18 @@ def test_other_tasks_of_lm_eval_are_scored_like_stock(
     params = PARAMS.model_copy(
         update={"other_tasks": {"arc_easy": BenchmarkParams(num_fewshot=1, limit=None)}}
     )
-    ours = score_other_tasks(PrefixLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params), params)
+    ours, cut = score_other_tasks(
+        PrefixLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params), params
+    )
     stock = lm_evaluate(HFLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params)["arc_easy"])
     theirs = stock["results"]["arc_easy"]
     assert ours == {"arc_easy": {name: value for name, value in theirs.items() if isinstance(value, float)}}
     assert {"acc,none", "acc_norm,none"} <= ours["arc_easy"].keys()
+    assert cut == {"arc_easy": 0}
+    short = PrefixLM(tiny_model(), tokenizer=tokenizer, max_length=16)
+    _, cut = score_other_tasks(short, load_other_tasks(params), params)
+    assert cut == {"arc_easy": 3}
+    assert capsys.readouterr().err.count("arc_easy: cut at its beginning by ") == 3
 
 
 @pytest.mark.minutes

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,16 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tiny_mixtral import SHAPE
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora.errors import ModelError, ResourceError
+from aurora.errors import AuroraError, ModelError, ResourceError
 from aurora.merge import copying, merging
 from aurora.merge.adapter import read_deltas
+from aurora.merge.copying import ways_to_share
 from aurora.merge.merging import merge
-from aurora.model.shards import read_shards
+from aurora.model.folder import BITS, read_headers
+from aurora.model.shards import read_places, read_shards
 from aurora.store import sha256_file
 
 ROOT = Path(__file__).parent.parent
@@ -258,7 +261,7 @@ def test_lora_on_fused_experts_is_refused(small, tmp_path: Path):
 # Links, copies and the disk
 
 
-def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tmp_path: Path):
+def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tmp_path: Path, capsys):
     base, adapter = pair
     cache = tmp_path / "cache"
     base.rename(cache)  # as DVC leaves it: read-only files, symbolic links to them
@@ -277,6 +280,13 @@ def test_shards_without_a_delta_are_shared_and_the_base_keeps_its_bytes(pair, tm
             assert not path.samefile(base / path.name)
             assert os.access(path, os.W_OK)
     assert contents(tmp_path / "merged").keys() == before.keys()
+    clones, links = ways_to_share(base / changed[0], tmp_path / "probe")
+    unchanged = [tmp_path / "merged" / name for name in read_shards(base) if name not in changed]
+    if links and not clones:
+        assert [path for path in unchanged if not path.samefile(cache / path.name)] == []
+    if clones or links:
+        log = f"{len(changed) if clones else 0} of them as reflinks), {len(unchanged)} shared with the base, 0 copied"
+        assert log in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_shared_all_is_copied(small, tmp_path: Path, monkeypatch, capsys):
@@ -342,6 +352,44 @@ def test_a_disk_too_small_is_said_before_the_first_write(small, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("clones", "links"), [(True, True), (False, True), (False, False)])
+def test_the_disk_is_asked_for_what_cannot_be_shared_and_is_not_there_yet(
+    pair, tmp_path: Path, monkeypatch, clones: bool, links: bool
+):
+    base, adapter = pair
+    deltas, shards, take = read_deltas(adapter), read_shards(base), merging._take
+    (base / "pytorch_model.bin").write_bytes(bytes(10**6))  # stays behind
+    needed = {"others": sum(path.stat().st_size for path in base.glob("*.json"))}
+    for shard, places in shards.items():
+        adapted = sum(place.end - place.begin for name, place in places.items() if name in deltas)
+        if not links or (adapted and not clones):
+            needed[shard] = (base / shard).stat().st_size
+        else:
+            needed[shard] = adapted
+    monkeypatch.setattr(merging, "ways_to_share", lambda source, probe: (clones, links))
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free))
+    taken = []
+
+    def interrupted(source, *rest):
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        taken.append(source.name)
+        return take(source, *rest)
+
+    monkeypatch.setattr(merging, "_take", interrupted)
+    free = sum(needed.values()) - 1
+    with pytest.raises(ResourceError, match="make room first"):
+        merge(base, adapter, tmp_path / "out")
+    free += 1
+    with pytest.raises(KeyboardInterrupt):
+        merge(base, adapter, tmp_path / "out")
+    free -= sum(needed[name] for name in taken)
+    monkeypatch.setattr(merging, "_take", take)
+    merge(base, adapter, tmp_path / "out")
+    assert read_shards(tmp_path / "out").keys() == shards.keys()
+
+
 def test_a_disk_that_fills_up_leaves_nothing(small, tmp_path: Path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out"))
@@ -404,6 +452,76 @@ merging.merge(*map(Path, sys.argv[1:4]))
 """
 
 
+@pytest.mark.parametrize("failure", [ModelError("drift: no"), OSError(errno.EIO, "Input/output error", "x")])
+def test_a_measure_that_fails_costs_no_merge(small, tmp_path: Path, monkeypatch, capsys, failure: Exception):
+    out, metrics = (
+        tmp_path / "out",
+        merge(*small, tmp_path / "whole", "# Ours\n", lambda folder: {"found": 1}),
+    )
+    capsys.readouterr()
+
+    def fails(folder: Path) -> dict:
+        raise failure
+
+    kind = type(failure) if isinstance(failure, AuroraError) else ResourceError
+    with pytest.raises(
+        kind, match=r"no|Input/output error.*; what is merged is kept in .*/\.out\."
+    ) as caught:
+        merge(*small, out, "# Ours\n", fails)
+    assert "disk" not in str(caught.value)
+    assert not out.exists()
+    (scratch,) = tmp_path.glob(".out.*.partial")
+    before = {path.name: path.stat().st_mtime_ns for path in scratch.glob("*.safetensors")}
+    monkeypatch.setattr(merging, "_merge_shard", lambda *arguments: pytest.fail("it merged again"))
+    assert merge(*small, out, "# Ours\n", lambda folder: {"found": 1}) == metrics
+    shards = len(read_shards(small[0]))
+    assert f"0 merged (0 of them as reflinks), 0 shared with the base, 0 copied, {shards} found whole" in (
+        capsys.readouterr().err
+    )
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == before
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_what_is_kept_is_known_by_all_that_it_depends_on(pair, tmp_path: Path, monkeypatch):
+    base, adapter = pair
+
+    def fails(folder: Path) -> dict:
+        raise ModelError("no")
+
+    def key(card: str | None = None) -> str:
+        with pytest.raises(ModelError):
+            merge(base, adapter, tmp_path / "out", card, fails)
+        (scratch,) = tmp_path.glob(".out.*.partial")
+        return scratch.name
+
+    keys, before = [key()], torch.get_num_threads()
+    assert key() == keys[0]
+    keys.append(key("# A card\n"))
+    (base / "LICENSE").write_text("Apache")
+    keys.append(key())
+    shard = base / next(iter(read_shards(base)))
+    state, content = shard.stat(), shard.read_bytes()
+    shard.rename(base / "old")
+    shard.write_bytes(content)  # another file of the same size and time
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    (base / "old").unlink()
+    keys.append(key())
+    edit_json(adapter / "adapter_config.json", lora_alpha=9)
+    keys.append(key())
+    torch.set_num_threads(before + 1)
+    keys.append(key())
+    torch.set_num_threads(before)
+    for module in merging.CODE:
+        copy = tmp_path / "code" / f"{module}.py"
+        shutil.copytree(merging.PACKAGE, tmp_path / "code", dirs_exist_ok=True)
+        copy.write_text(copy.read_text() + "# changed\n")
+        with monkeypatch.context() as patched:
+            patched.setattr(merging, "PACKAGE", tmp_path / "code")
+            keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
 def test_half_a_shard_is_never_taken_for_a_whole_one(small, tmp_path: Path):
     merge(*small, tmp_path / "whole")
     out = tmp_path / "out"
@@ -416,6 +534,7 @@ def test_half_a_shard_is_never_taken_for_a_whole_one(small, tmp_path: Path):
         (scratch,) = tmp_path.glob(".out.*.partial")
         assert len(list(scratch.glob("*.safetensors.partial"))) == 1
         assert not out.exists()
+    (scratch / ".README.md.1.partial").write_text("half a card")
     merge(*small, out)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -487,9 +606,18 @@ def test_an_output_that_would_replace_its_input_is_refused(pair, tmp_path: Path,
     assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
 
 
-def test_other_weights_and_the_base_s_card_stay_behind(pair, tmp_path: Path):
+STAYS = """
+consolidated.00.pt pytorch_model.bin optimizer.PT rng_state.pth last.ckpt state.pkl state.pickle cache.joblib
+pytorch_model.bin.index.json tf_model.h5.index.json model.safetensors.index.fp16.json tf_model.h5 model.gguf
+consolidated.safetensors original/consolidated.00.pth original/model.safetensors.index.json
+manifest.json README.md .gitattributes .cache/left.json
+"""
+
+
+def test_other_weights_pickles_and_the_base_s_card_stay_behind(pair, tmp_path: Path):
     base, adapter = pair
-    for name in ("consolidated.00.pt", "pytorch_model.bin", "manifest.json", "README.md", ".gitattributes"):
+    for name in STAYS.split():
+        (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text("{}")
     (base / "LICENSE").write_text("Apache")
     (base / "templates").mkdir()
@@ -516,7 +644,7 @@ def test_other_weights_and_the_base_s_card_stay_behind(pair, tmp_path: Path):
 
 
 def refused(base: Path, adapter: Path, out: Path, message: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(AuroraError, match=message) as caught:
         merge(base, adapter, out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
@@ -537,8 +665,8 @@ def test_an_adapter_that_does_not_fit_is_refused(pair, tmp_path: Path):
         ({name: torch.zeros(3, 64)}, "not of rank 4"),
         ({name: torch.zeros(4, 64, 1)}, "not of rank 4"),
         ({name: torch.zeros(4, 64, dtype=torch.int32)}, "has A in I32"),
-        ({name: torch.full((4, 64), float("nan"))}, "not finite"),
-        ({name: torch.full((4, 64), float("inf"))}, "not finite"),
+        ({name: torch.full((4, 64), float("nan"))}, "q_proj.weight: the adapter's delta is not finite"),
+        ({name: torch.full((4, 64), float("inf"))}, "q_proj.weight: the adapter's delta is not finite"),
         ({"base_model.model.lm_head.weight": torch.zeros(1)}, "would be lost"),
         ({name.removeprefix("base_model.model."): torch.zeros(4, 64)}, "the same tensor named twice"),
     ):
@@ -593,6 +721,85 @@ def test_what_cannot_be_merged_is_refused_by_name(pair, tmp_path: Path, field: s
     refused(*pair, tmp_path / "out", field)
 
 
+CONFIGS = {
+    "no object": "[]",
+    "text": "null",
+    "nested": "[" * 100_000,
+    "cut off": '{"peft_type": "LORA"',
+    "a number of 5,000 digits": '{"r": ' + "1" * 5000 + "}",
+    "no UTF-8": b"\xff\xfe",
+}
+FIELDS = [
+    ("peft_type", None, "peft_type: Field required"),
+    ("peft_type", "LOHA", "peft_type: Input should be 'LORA', found 'LOHA'"),
+    ("r", None, "r: Field required"),
+    ("r", 0, "r: Input should be greater than or equal to 1, found 0"),
+    ("r", -4, "r: .*found -4"),
+    ("r", "4", "r: Input should be a valid integer, found '4'"),
+    ("r", 4.5, "r: .*found 4.5"),
+    ("r", True, "r: .*found True"),
+    ("r", [4], "r: .*found .4."),
+    ("lora_alpha", None, "lora_alpha: Field required"),
+    ("lora_alpha", "8", "lora_alpha: Input should be a valid number, found '8'"),
+    ("lora_alpha", float("nan"), "lora_alpha: Input should be a finite number"),
+    ("lora_alpha", {"q_proj": 8}, "lora_alpha: "),
+    ("use_rslora", "yes", "use_rslora: Input should be a valid boolean, found 'yes'"),
+    ("rank_pattern", ["q_proj"], "rank_pattern: Input should be a valid dictionary"),
+    ("rank_pattern", {"q_proj": 0}, "rank_pattern.q_proj: .*found 0"),
+    ("rank_pattern", {"q_proj": None}, "rank_pattern.q_proj: .*found None"),
+    ("rank_pattern", {"q_(proj": 4}, "rank_pattern.*: no regular expression .*unterminated"),
+    ("alpha_pattern", "q_proj", "alpha_pattern: Input should be a valid dictionary"),
+    ("alpha_pattern", {"*": 8}, "alpha_pattern.*: no regular expression .*nothing to repeat"),
+    ("alpha_pattern", {"q_proj": "8"}, "alpha_pattern.q_proj: .*found '8'"),
+    ("target_modules", 5, "target_modules.*found 5"),
+    ("target_modules", [5], "target_modules.*found 5"),
+    ("target_modules", {"q_proj": 1}, "target_modules"),
+]
+
+
+@pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_configuration_that_is_none_is_refused(pair, tmp_path: Path, content: str | bytes):
+    path = pair[1] / "adapter_config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(*pair, tmp_path / "out", r"adapter_config\.json: .*write it again by: dvc repro -f sft")
+
+
+@pytest.mark.parametrize(("field", "value", "message"), FIELDS)
+def test_a_field_of_a_wrong_type_is_named_with_its_value(pair, tmp_path: Path, field, value, message):
+    path = pair[1] / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config.pop(field)
+    path.write_text(json.dumps(config if value is None else config | {field: value}))
+    refused(*pair, tmp_path / "out", rf"adapter_config\.json: {message}")
+
+
+def trained_on(weights: str | None) -> dict:
+    """A record of sft, as far as a merge reads it."""
+    base = {"uri": None, "revision": None, "licence": None, "weights_sha256": weights}
+    rows = {"train": "a", "held_out": "b", "sources": {"chats": 3}}
+    return {"base": base, "rows": rows, "sft": {}, "quantization": {}, "versions": {}}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "whole file: .*found \\[\\]"),
+        (None, "whole file: .*found None"),
+        ({}, "base: Field required"),
+        (trained_on(None) | {"base": None}, "base: .*found None"),
+        (trained_on(None) | {"base": {}}, "base.uri: Field required"),
+        (trained_on(5), "base.weights_sha256: .*found 5"),
+        (trained_on(None) | {"rows": []}, "rows: "),
+        (trained_on(None) | {"rows": {"train": "a", "held_out": "b"}}, "rows.sources: Field required"),
+        (trained_on(None) | {"sft": "x"}, "sft: .*found 'x'"),
+        (trained_on(None) | {"versions": {"peft": 1}}, "versions.peft: .*found 1"),
+    ],
+)
+def test_a_record_of_training_that_is_not_whole_is_refused(pair, tmp_path: Path, record, message: str):
+    (pair[1] / "training.json").write_text(json.dumps(record))
+    refused(*pair, tmp_path / "out", rf"training\.json: {message}.*; write it again by: dvc repro -f sft")
+
+
 def test_another_base_is_known_by_its_recorded_hash(pair, tmp_path: Path):
     base, adapter = pair
     shard = next(iter(read_shards(base)))
@@ -600,7 +807,7 @@ def test_another_base_is_known_by_its_recorded_hash(pair, tmp_path: Path):
     (base / "manifest.json").write_text(json.dumps({"files": files}))
     from aurora.cards.provenance import weights_hash
 
-    (adapter / "training.json").write_text(json.dumps({"base": {"weights_sha256": weights_hash(base)}}))
+    (adapter / "training.json").write_text(json.dumps(trained_on(weights_hash(base))))
     merge(base, adapter, tmp_path / "merged")
     files[0]["sha256"] = "b" * 64
     (base / "manifest.json").write_text(json.dumps({"files": files}))
@@ -629,16 +836,115 @@ def test_a_damaged_base_is_refused(pair, tmp_path: Path):
     edit_json(index, weight_map=json.loads(listed)["weight_map"] | {"model.none.weight": shard.name})
     refused(base, adapter, out, "model.none.weight is not in")
     edit_json(index, weight_map={"a": "../base/x.safetensors"})
-    refused(base, adapter, out, "one outside the folder")
-    index.write_text("[]")
-    refused(base, adapter, out, "not a safetensors index")
+    refused(base, adapter, out, "no safetensors file in the folder")
+    for weight_map in ([], {}, None, "x", {"a": 5}, {"a": None}, {"a": [shard.name]}, {"a": ""}, {"a": ".."}):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        refused(base, adapter, out, "not a safetensors index")
+    edit_json(index, weight_map={"a": "pytorch_model-00001-of-00002.bin"})
+    refused(base, adapter, out, "which is no safetensors file in the folder")
+    for content_of_index in ("[]", "{}", "[" * 100_000, '{"weight_map": ' * 100_000, "{", "\0"):
+        index.write_text(content_of_index)
+        refused(base, adapter, out, "not a safetensors index")
     index.write_text(listed)
     name = next(iter(load_file(shard)))
     other = sorted(base.glob("*.safetensors"))[1]
     save_file(load_file(other) | {name: load_file(shard)[name]}, other)
     refused(base, adapter, out, f"{name} is in .* and again in")
+    save_file(load_file(shard), base / "model.safetensors")
+    refused(base, adapter, out, "holds both model.safetensors and model.safetensors.index.json")
+    (base / "model.safetensors").unlink()
     index.unlink()
     refused(base, adapter, out, "neither")
+
+
+def test_a_configuration_of_the_base_that_is_none_is_refused(pair, tmp_path: Path):
+    base, adapter = pair
+    for value in ("x", 5, ["x"]):
+        edit_json(base / "config.json", quantization_config=value)
+        refused(base, adapter, tmp_path / "out", r"config\.json: quantization_config is .*, not an object")
+    for content in ("[" * 100_000, "[]", "{", "\0"):
+        (base / "config.json").write_text(content)
+        refused(base, adapter, tmp_path / "out", r"config\.json: not (a )?JSON")
+    (base / "config.json").write_text("{}")
+    (base / "manifest.json").write_text('{"files": [{"path": "x.safetensors"}]}')
+    refused(base, adapter, tmp_path / "out", r"manifest\.json: files\.0\.sha256: Field required")
+
+
+# Headers, beside what safetensors itself takes and refuses
+
+
+def with_header(path: Path, header: object, size: int) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(BITS))
+def test_every_dtype_of_safetensors_is_known_by_its_size(tmp_path: Path, name: str):
+    for size in (0, BITS[name] - 1, BITS[name], BITS[name] + 1):  # bytes of eight elements
+        header = {"a": {"dtype": name, "shape": [2, 4], "data_offsets": [0, size]}}
+        path = with_header(tmp_path / "model.safetensors", header, size)
+        if size == BITS[name]:
+            with safe_open(path, "np") as file:
+                assert list(file.keys()) == ["a"]
+            assert read_places(path)["a"].dtype == name
+            assert read_headers(tmp_path)["a"].bytes == size
+        else:
+            with pytest.raises(SafetensorError):
+                safe_open(path, "np").__enter__()
+            with pytest.raises(ModelError, match="truncated or damaged"):
+                read_places(path)
+
+
+def test_dtypes_are_those_that_safetensors_names(tmp_path: Path):
+    path = with_header(tmp_path / "x", {"a": {"dtype": "?", "shape": [1], "data_offsets": [0, 1]}}, 1)
+    with pytest.raises(SafetensorError) as caught:
+        safe_open(path, "np").__enter__()
+    assert set(re.findall(r"`(\w+)`", str(caught.value).partition("expected")[2])) == set(BITS)
+    with pytest.raises(ModelError, match=r"a has the dtype \?, which safetensors does not know"):
+        read_places(path)
+
+
+GOOD = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
+HEADERS = [
+    {"a": GOOD | {"shape": [-2, -3]}},
+    {"a": GOOD | {"shape": [2.0, 3]}},
+    {"a": GOOD | {"shape": ["2", "3"]}},
+    {"a": GOOD | {"shape": 6}},
+    {"a": GOOD | {"shape": None}},
+    {"a": GOOD | {"data_offsets": [0, 12, 12]}},
+    {"a": GOOD | {"data_offsets": [0.0, 12.0]}},
+    {"a": GOOD | {"data_offsets": ["0", "12"]}},
+    {"a": GOOD | {"data_offsets": [12, 0]}},
+    {"a": GOOD | {"data_offsets": [-12, 0]}},
+    {"a": GOOD | {"dtype": ["BF16"]}},
+    {"a": GOOD | {"dtype": None}},
+    {"a": {"dtype": "BF16", "shape": [2, 3]}},
+    {"a": []},
+    {"a": None},
+    {"a": 5},
+    {"a": "BF16"},
+    [GOOD],
+    "text",
+    None,
+    {"a": GOOD, "b": GOOD},
+    b"{" * 1000,
+    b'{"a":' * 100_000,
+    b"[" * 100_000,
+    b"\xff\xfe",
+    b'{"a": NaN}',
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_a_header_that_safetensors_refuses_is_refused_in_one_line(tmp_path: Path, header):
+    path = with_header(tmp_path / "model.safetensors", header, 12)
+    with pytest.raises(SafetensorError):
+        safe_open(path, "np").__enter__()
+    for read in (lambda: read_places(path), lambda: read_headers(tmp_path), lambda: read_shards(tmp_path)):
+        with pytest.raises(ModelError, match="damaged") as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_quantised_base_is_refused(pair, tmp_path: Path):
@@ -725,3 +1031,92 @@ def test_the_stage_writes_card_and_metrics_and_can_skip_the_drift(pair, tmp_path
     assert result.exit_code == 1
     assert result.stderr.startswith("error: adapter")
     assert result.stderr.count("\n") == 1
+
+
+def damage(folder: Path, kind: str) -> None:
+    """One mistake in the inputs of the stage."""
+    file, shard = (
+        folder / "adapter/adapter_model.safetensors",
+        sorted((folder / "base").glob("*.safetensors"))[0],
+    )
+    weights = load_file(file)
+    name = next(name for name in weights if "lora_B" in name)
+    if kind == "another base":
+        save_file(
+            {key: value[:, :3].clone() if "lora_A" in key else value for key, value in weights.items()}, file
+        )
+    elif kind == "no number":
+        save_file(weights | {name: weights[name] / 0}, file)
+    elif kind == "adapter cut off":
+        file.write_bytes(file.read_bytes()[:-7])
+    elif kind == "shard cut off":
+        shard.write_bytes(shard.read_bytes()[:-7])
+    elif kind == "shard missing":
+        shard.unlink()
+    elif kind == "index":
+        edit_json(folder / "base/model.safetensors.index.json", weight_map={"a.weight": shard.name})
+    elif kind == "rank":
+        edit_json(folder / "adapter/adapter_config.json", r=0)
+    elif kind == "record":
+        (folder / "adapter/training.json").write_text("[]")
+    elif kind == "nested":
+        (folder / "base/config.json").write_text("[" * 100_000)
+    elif kind == "quantised":
+        edit_json(folder / "base/config.json", quantization_config="x")
+    elif kind == "rows":
+        (folder / "held_out.parquet").write_bytes(b"PAR1")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("another base", r"A \(4, 3\)|it was trained on another base"),
+        ("no number", "is not finite"),
+        ("adapter cut off", r"adapter_model\.safetensors: truncated or damaged"),
+        ("shard cut off", "damaged|truncated"),
+        ("shard missing", "missing, though|not found, though"),
+        ("index", r"index\.json"),
+        ("rank", r"adapter_config\.json: r: "),
+        ("record", r"training\.json: whole file: "),
+        ("nested", r"config\.json: not JSON"),
+        ("quantised", "quantization_config"),
+        ("rows", r"held_out\.parquet: not Parquet"),
+    ],
+)
+def test_the_stage_says_a_mistake_in_one_line_and_leaves_nothing(
+    pair, tmp_path: Path, monkeypatch, kind: str, told: str, measured: bool
+):
+    import pyarrow
+    import pyarrow.parquet
+    from click.testing import CliRunner
+
+    from aurora.params.merge import Drift, Merge
+    from aurora.params.quantization import Quantization
+    from stages import merge as stage
+
+    if kind == "rows" and not measured:
+        pytest.skip("the rows are read for the drift alone")
+    rows = pyarrow.table({"input_ids": [[1, 5, 6]], "labels": [[-100, 5, 6]]})
+    pyarrow.parquet.write_table(rows, tmp_path / "held_out.parquet")
+    (tmp_path / "instructions").mkdir()
+    damage(tmp_path, kind)
+    drift = Drift(rows=1, positions=2, merged_bits=(16,)) if measured else None
+    sections = {
+        "merge": Merge(threads=torch.get_num_threads(), drift=drift),
+        "quantization": Quantization(bits=16, double_quant=True, compute_dtype="float32"),
+    }
+    monkeypatch.setattr(stage, "read_section", lambda key, kind: sections[key])
+    monkeypatch.chdir(tmp_path)
+    names = {"base": "base", "adapter": "adapter", "rows": "held_out.parquet", "instructions": "instructions"}
+    names |= {"merged": "models/merged", "out": "data/merge"}
+    result = CliRunner().invoke(
+        stage.main, [word for name, path in names.items() for word in (f"--{name}", path)]
+    )
+    assert result.exit_code == 1, result.output
+    line = result.stderr.splitlines()[-1]
+    assert re.match(rf"error: .*({told})", line)
+    assert not [text for text in result.stderr.splitlines()[:-1] if "rror" in text]
+    assert result.stdout == ""
+    assert not list((tmp_path / "models").iterdir()) if (tmp_path / "models").exists() else True
+    assert not (tmp_path / "data").exists()

@@ -54,7 +54,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     record = training_record(places["base"], places["rows"], params.sft, params.quantization)
     places["adapter"].mkdir()
     (places["adapter"] / "training.json").write_text(json.dumps(record))
-    config = {"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"]}
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"]}
     (places["adapter"] / "adapter_config.json").write_text(json.dumps(config))
     return places
 
@@ -89,6 +89,69 @@ def test_the_card_names_data_recipe_and_hashes(folders, tmp_path: Path):
     assert "| alpaca | 2 |" in adapter_card(folders["base"], folders["adapter"])
 
 
+def test_each_card_tells_which_one_has_the_scores_and_is_to_be_published(folders):
+    from aurora.declarations import read_stages
+
+    outs = [
+        name
+        for out in read_stages(ROOT)["report"]["outs"]
+        for name in ([out] if isinstance(out, str) else out)
+    ]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cards = {
+        "merged": ("model_card.md", merged(folders)),
+        "adapter": ("adapter_card.md", adapter_card(folders["base"], folders["adapter"])),
+    }
+    for model, (file, card) in cards.items():
+        where = f"`metrics/{file}` of the same commit is this card with them, and the one to publish"
+        assert where in card.split("## Scores")[1]
+        assert where not in with_scores(card, SCORES)
+        assert f"metrics/{file}" in outs
+        published = f"my_{'model' if model == 'merged' else model}"
+        assert f"cp -rL models/{model} {published} && cp metrics/{file} {published}/README.md\n" in readme
+
+
+def test_a_base_that_forbids_commercial_use_is_named(folders):
+    note = "Not for commercial use, by the licence of: "
+    assert note not in adapter_card(folders["base"], folders["adapter"])
+    write_manifest(folders["base"], licence="CC-BY-NC-4.0", non_commercial=True)
+    assert f"\n{note}the base, alpaca.\n" in merged(folders)
+    assert f"\n{note}the base.\n" in adapter_card(folders["base"], folders["adapter"])
+    assert ModelCard(adapter_card(folders["base"], folders["adapter"])).data.license == "cc-by-nc-4.0"
+    write_manifest(folders["instructions"] / "alpaca")
+    assert f"\n{note}the base.\n" in merged(folders)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("all-linear", "all-linear"), (r".*\.(q|v)_proj", r".*\.(q\|v)_proj"), (None, ""), (["v", "q"], "q, v")],
+)
+def test_target_modules_are_shown_as_peft_has_them(folders, value, shown: str):
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": value}
+    (folders["adapter"] / "adapter_config.json").write_text(json.dumps(config))
+    assert f"\n| target_modules | {shown} |\n" in merged(folders)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        ("adapter/training.json", [], r"training\.json: whole file: .*; write it again by: dvc repro -f sft"),
+        ("adapter/training.json", {"base": None}, r"training\.json: base: .*found None"),
+        ("adapter/adapter_config.json", {"r": 8}, r"adapter_config\.json: peft_type: Field required"),
+        ("base/manifest.json", [], r"base/manifest\.json: whole file: "),
+        ("base/manifest.json", {"uri": 5}, r"base/manifest\.json: uri: .*found 5"),
+        ("base/manifest.json", {"files": [{"path": "a"}]}, r"files\.0\.sha256: Field required"),
+        ("instructions/chats/manifest.json", {"uri": "x"}, "licence: Field required; .* -f fetch@chats"),
+        ("instructions/chats/manifest.json", None, r"chats/manifest\.json: whole file: .*found None"),
+    ],
+)
+def test_a_damaged_input_of_a_card_is_named(folders, tmp_path: Path, place: str, content, message: str):
+    (tmp_path / place).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        merged(folders)
+    assert "\n" not in str(caught.value)
+
+
 def test_scores_are_added_as_table_and_as_results_that_the_hub_reads(folders):
     card = with_scores(merged(folders), SCORES)
     results = ModelCard(card).data.eval_results
@@ -107,6 +170,8 @@ def test_scores_are_added_as_table_and_as_results_that_the_hub_reads(folders):
 def test_scores_that_were_not_measured_are_not_there(folders):
     few = {model: {"mmlu": scores["mmlu"]} for model, scores in SCORES.items()}
     assert len(ModelCard(with_scores(merged(folders), few)).data.eval_results) == 1
+    unjudged = {model: scores | {"zh_reply_rate": None} for model, scores in SCORES.items()}
+    assert "| share of replies in Chinese | - | - |  |" in with_scores(merged(folders), unjudged)
     none = with_scores(merged(folders), {"base": {}, "tuned": {}})
     assert ModelCard(none).data.eval_results is None
 
@@ -126,6 +191,11 @@ def test_a_source_without_a_manifest_is_named(folders):
         DataError, match=r"chats/manifest\.json: not found; it is written by: dvc repro fetch@chats"
     ):
         merged(folders)
+
+
+def test_instructions_that_are_not_there_are_named(folders):
+    with pytest.raises(DataError, match="none: not found; it is written by: dvc repro fetch"):
+        merged_card(folders["base"], folders["adapter"], folders["instructions"] / "none")
 
 
 def test_hub_names_and_licences():

@@ -95,9 +95,16 @@ def test_metrics_count_each_reply_once() -> None:
     metrics = reply_metrics(replies)
     assert metrics["zh_reply_rate"] == 1 / 4  # 42 is in no language; the empty reply is not Chinese
     assert metrics["mixed_rate"] == 1 / 4
+    assert metrics["no_language"] == 1
     assert metrics["mean_length"] == sum(map(len, replies)) / 5
-    assert reply_metrics(["1", "2"])["zh_reply_rate"] == 0
-    assert reply_metrics([])["zh_reply_rate"] == 0
+    for nothing, count in ((["1", "2"], 2), ([], 0)):
+        metrics = reply_metrics(nothing)
+        assert (metrics["zh_reply_rate"], metrics["mixed_rate"], metrics["no_language"]) == (
+            None,
+            None,
+            count,
+        )
+    assert reply_metrics([""])["zh_reply_rate"] == 0
 
 
 def test_repetition() -> None:

@@ -18,7 +18,14 @@ from stages.report import main
 
 ROOT = Path(__file__).parent.parent
 SCORE = {"acc": 0.5, "stderr": 0.1, "n": 8}
-REPLIES = {"zh_reply_rate": 0.25, "mixed_rate": 0.125, "repetition": 0.5, "mean_length": 20.0}
+REPLIES = {
+    "zh_reply_rate": 0.25,
+    "mixed_rate": 0.125,
+    "repetition": 0.5,
+    "mean_length": 20.0,
+    "no_language": 2,
+}
+UNJUDGED = REPLIES | {"zh_reply_rate": None, "mixed_rate": None, "n": 2}
 CLEAN = {
     "sources": {
         "alpaca_data_zh_51k": {
@@ -66,9 +73,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES
+        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES | {"replies": 9}
         results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
-        results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}}}
+        results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}, "sums": UNJUDGED}}
         results["memory"] = {"planned": 2**29, "held": 2**28, "planned_mixtral_8x7b": 23 * 2**30}
         results["protocol"] = {
             "tasks": {
@@ -156,7 +163,9 @@ def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outp
     for row in (
         ["held-out loss, nats a token", "2.0000", "2.0000", ""],
         ["zh_reply_rate, fixed prompts", "0.25", "0.25", ""],
-        ["medical", "1", "0.25", "0.25", "0.12", "0.12", "0.50", "0.50", "20", "20"],
+        ["no_language, held-out prompts", "2 of 9", "2 of 9", ""],
+        ["medical", "1", "2", "2", "0.25", "0.25", "0.12", "0.12", "0.50", "0.50", "20", "20"],
+        ["sums", "2", "2", "2", "-", "-", "-", "-", "0.50", "0.50", "20", "20"],
         ["我肚子疼", "Hello | *there*", "你好 # 标题"],
         ["alpaca_data_zh_51k", "51,461", "0", "77", "0", "66", "0"],
         ["my_chats", "-", "-", "1,234", "9", "5", "4"],

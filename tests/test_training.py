@@ -85,7 +85,12 @@ def test_held_out_loss_is_per_token_whatever_the_batches(case: Path, tmp_path: P
 @pytest.mark.minutes
 def test_adapter_is_float32_and_names_no_machine(case: Path, tmp_path: Path):
     trainer = trained(case, tmp_path, stop_after_steps=2)
-    save_adapter(trainer.model, tmp_path / "adapter", BASE, {"sft": {}})
+    record = {
+        "base": dict.fromkeys(("uri", "revision", "licence", "weights_sha256")),
+        "rows": {"train": "a", "held_out": "b", "sources": {}},
+        **{part: {} for part in ("sft", "quantization", "versions")},
+    }
+    save_adapter(trainer.model, tmp_path / "adapter", BASE, record)
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     # TRL rounds the first weights to bfloat16; ours were drawn in float32 and trained as such.

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from aurora.cards.provenance import read_record
 from aurora.manifests import find_manifest
-from aurora.store import read_json
+from aurora.model.adapter_config import read_adapter_config, target_modules
 
 SCORES = "## Scores\n"
-REPORTED = "They are measured after this folder is written: `metrics/{file}` of the same commit is this card with them.\n"
+REPORTED = (
+    "They are measured after this folder is written: `metrics/{file}` of the same commit is this card with them, and"
+    " the one to publish.\n"
+)
 
 
 def adapter_card(base: Path, adapter: Path) -> str:
@@ -35,6 +38,7 @@ def adapter_card(base: Path, adapter: Path) -> str:
         "## Data\n",
         table(("source", "training rows"), [(name, f"{count:,}") for name, count in rows.items()]),
         "The licences of the sources stand in the card of the merged model; that of the base is given above.\n",
+        non_commercial_note({"the base": manifest}),
         recipe_section(adapter, record),
         provenance_section(record),
         SCORES,
@@ -73,10 +77,16 @@ def base_section(manifest: dict, record: dict) -> str:
     return "## Base\n\n" + table(("", ""), rows)
 
 
+def non_commercial_note(manifests: dict[str, dict]) -> str:
+    """One line with the names of those whose licence forbids commercial use; empty if none does."""
+    bound = [name for name, manifest in manifests.items() if manifest.get("non_commercial")]
+    return f"Not for commercial use, by the licence of: {', '.join(bound)}.\n" if bound else ""
+
+
 def recipe_section(adapter: Path, record: dict) -> str:
-    config = read_json(adapter / "adapter_config.json", "sft")
+    config = read_adapter_config(adapter)
     rows = [(name, config.get(name)) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")]
-    rows.append(("target_modules", ", ".join(sorted(config.get("target_modules") or ()))))
+    rows.append(("target_modules", target_modules(config)))
     rows += [(f"quantization.{name}", value) for name, value in record.get("quantization", {}).items()]
     rows += [(f"sft.{name}", value) for name, value in record.get("sft", {}).items() if name != "lora"]
     return "## Recipe\n\n" + table(("", ""), rows)

@@ -11,25 +11,27 @@ from aurora.cards.adapter_card import (
     front_matter,
     hub_id,
     licence_fields,
+    non_commercial_note,
     provenance_section,
     recipe_section,
     table,
 )
 from aurora.cards.provenance import dvc_hash, read_record
-from aurora.manifests import MANIFEST, find_manifest
-from aurora.store import read_json
+from aurora.errors import DataError
+from aurora.manifests import find_manifest, read_origin
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
 
 
 def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
-    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources."""
+    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources.
+
+    Raises DataError where that folder, or what the card reads of base, adapter and sources, is missing or damaged.
+    """
+    if not instructions.is_dir():
+        raise DataError(f"{instructions}: not found; it is written by: dvc repro fetch")
     record, manifest = read_record(adapter), find_manifest(base) or {}
-    sources = [
-        (folder, read_json(folder / MANIFEST, f"fetch@{folder.name}"))
-        for folder in sorted(instructions.iterdir())
-        if folder.is_dir()
-    ]
+    sources = [(folder, read_origin(folder)) for folder in sorted(instructions.iterdir()) if folder.is_dir()]
     licences = [manifest.get("licence"), *(source["licence"] for _, source in sources)]
     front = {
         "base_model": hub_id(manifest.get("uri")),
@@ -52,7 +54,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
         )
         for folder, source in sources
     ]
-    bound = [folder.name for folder, source in sources if source.get("non_commercial")]
+    manifests = {"the base": manifest} | {folder.name: source for folder, source in sources}
     parts = [
         front_matter(front),
         f"# {base_name(manifest)}, tuned on Chinese conversations\n",
@@ -61,7 +63,7 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
         base_section(manifest, record),
         "## Data\n",
         table(("source", "licence", "from", "training rows", "DVC hash"), data),
-        f"Not for commercial use, by the licence of: {', '.join(bound)}.\n" if bound else "",
+        non_commercial_note(manifests),
         recipe_section(adapter, record),
         provenance_section(record, ("adapter", dvc_hash(adapter))),
         '## Use\n\n```python\nfrom transformers import pipeline\n\nchat = pipeline("text-generation", "models/merged")\n'
@@ -92,7 +94,9 @@ def with_scores(card: str, scores: dict[str, dict]) -> str:
         ("zh_reply_rate", "share of replies in Chinese"),
     ):
         if key in tuned:
-            rows.append((label, *(f"{scores[model][key]:.4f}" for model in ("base", "tuned")), ""))
+            values = (scores[model][key] for model in ("base", "tuned"))
+            # No share of replies where none has a language.
+            rows.append((label, *("-" if value is None else f"{value:.4f}" for value in values), ""))
     index = [
         {
             "name": "tuned",

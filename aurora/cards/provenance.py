@@ -4,15 +4,44 @@ import hashlib
 import json
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from aurora.errors import ModelError
 from aurora.manifests import find_manifest
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
-from aurora.store import read_json
+from aurora.store import read_checked
 from aurora.tables import read_parquet
 
 RECORD = "training.json"  # in the adapter folder
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
+
+
+class TrainedBase(BaseModel):
+    """`base` of a training record; None for what its manifest does not say."""
+
+    uri: str | None
+    revision: str | None
+    licence: str | None
+    weights_sha256: str | None
+
+
+class TrainedRows(BaseModel):
+    """`rows` of a training record: DVC hashes of both files, and training rows by source."""
+
+    train: str
+    held_out: str
+    sources: dict[str, int]
+
+
+class TrainingRecord(BaseModel):
+    """The shape of training.json, as `training_record` makes it; no key may be missing."""
+
+    base: TrainedBase
+    rows: TrainedRows
+    sft: dict[str, object]
+    quantization: dict[str, object]
+    versions: dict[str, str]
 
 
 def weights_hash(base: Path) -> str | None:
@@ -64,9 +93,12 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
 
 
 def read_record(adapter: Path) -> dict:
-    """The record of a training of this project; empty for an adapter from elsewhere."""
+    """The record of a training of this project; empty for an adapter from elsewhere.
+
+    Raises DataError for a record that is not whole, since an adapter could then be merged into another base.
+    """
     path = adapter / RECORD
-    return read_json(path, "sft") if path.is_file() else {}
+    return read_checked(path, TrainingRecord, "sft") if path.is_file() else {}
 
 
 def check_base(adapter: Path, base: Path) -> bool:

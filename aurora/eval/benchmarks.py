@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from aurora.errors import DataError
-from aurora.manifests import MANIFEST
-from aurora.store import read_json
+from aurora.manifests import MANIFEST, find_manifest
 
 Benchmark = Literal["ceval", "mmlu", "cmmlu"]
 LETTERS = ("A", "B", "C", "D")
@@ -82,7 +81,7 @@ def read_questions(path: Path, layout: Layout) -> list[dict]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             rows = [(reader.line_num, row) for row in reader if row]
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not CSV in UTF-8 ({error}); fetch the source again") from None
     if layout.question is None:
         return [_headless_document(path, line, row) for line, row in rows]
@@ -94,6 +93,8 @@ def read_questions(path: Path, layout: Layout) -> list[dict]:
             raise DataError(
                 f"{path}: no column '{column}' in its header {','.join(header)}; correct the source"
             )
+        if header.count(column) > 1:
+            raise DataError(f"{path}: column '{column}' stands twice in its header; correct the source")
     documents = []
     for line, row in rows[1:]:
         if len(row) != len(header):
@@ -126,8 +127,7 @@ def find_benchmarks(folder: Path, names: list[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        content = read_json(manifest, f"fetch@{manifest.parent.name}")
-        kind = content.get("format") if isinstance(content, dict) else None
+        kind = (find_manifest(manifest.parent) or {}).get("format")
         if kind in found:
             raise DataError(
                 f"{folder}: {found[kind].name} and {manifest.parent.name} are both of format {kind}; "

@@ -65,10 +65,10 @@ def evaluate(
     )
     results, questions = score_benchmarks(lm, subjects, params)
     if others:
-        results["other"] = score_other_tasks(lm, others, params)
+        results["other"], results["other_too_long"] = score_other_tasks(lm, others, params)
     results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
     metrics, replies = answer_prompts(model, tokenizer, rows, params.replies, lm.max_length, memory)
-    results |= metrics
+    results |= {"replies": len(replies)} | metrics
     results["prompts"], answers = answer_prompt_set(
         model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
     )
@@ -88,7 +88,7 @@ def evaluate(
     memory.forget()
     if torch.cuda.is_available():  # to the log alone: a run that was killed and goes on has another peak
         print(f"peak on the card: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB", file=sys.stderr)
-    return results | {"replies": len(replies)}
+    return results
 
 
 def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantization) -> dict[str, int]:
@@ -238,12 +238,15 @@ def load_other_tasks(params: Eval) -> dict[str, dict]:
     return {name: load_other_task(name, task.num_fewshot) for name, task in params.other_tasks.items()}
 
 
-def score_other_tasks(lm: "PrefixLM", others: dict[str, dict], params: Eval) -> dict[str, dict[str, float]]:
-    """Metrics of further lm-eval tasks, by task or group."""
+def score_other_tasks(
+    lm: "PrefixLM", others: dict[str, dict], params: Eval
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Metrics of further lm-eval tasks, by task or group, and of each the contexts that lost their beginning."""
     from lm_eval import evaluate as lm_evaluate
 
-    results = {}
+    results, cut = {}, {}
     for name, loaded in others.items():
+        lm.cut = {}
         found = lm_evaluate(
             lm,
             loaded,
@@ -253,4 +256,7 @@ def score_other_tasks(lm: "PrefixLM", others: dict[str, dict], params: Eval) -> 
         )
         for part, metrics in found["results"].items():
             results[part] = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    return results
+        cut[name] = len(lm.cut)
+        for text, lost in lm.cut.items():
+            print(f"{name}: cut at its beginning by {lost} tokens: {text[-80:]!r}", file=sys.stderr)
+    return results, cut

@@ -32,7 +32,7 @@ def held_out_loss(
     from aurora.eval.memory import key_of
     from aurora.eval.prefix import PassRunner
 
-    rows = read_parquet(path, "format").select(["input_ids", "labels"]).slice(0, limit).to_pylist()
+    rows = read_parquet(path, "format", ["input_ids", "labels"]).slice(0, limit).to_pylist()
     runner = PassRunner(model)
     total, count = 0.0, 0
     for batch in tqdm(list(batches(rows, batch_tokens)), unit="batch", desc="held-out loss"):

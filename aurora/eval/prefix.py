@@ -40,9 +40,8 @@ class PrefixLM(HFLM):
         self.batch_tokens = batch_tokens
         self.memory = memory
         self.tokens_forwarded = 0
-        self.cut: dict[
-            str, int
-        ] = {}  # context that is longer than the model takes, and its tokens lost at the front
+        # Contexts that are longer than the model takes, and the tokens that each loses at its front.
+        self.cut: dict[str, int] = {}
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As the parent; each context is tokenised once instead of eight times."""
@@ -89,6 +88,10 @@ class PrefixLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        for texts, context, continuation in requests:
+            lost = len(context) + len(continuation) - 1 - self.max_length  # the last token is never an input
+            if lost > 0 and texts is not None:
+                self.cut[texts[0]] = max(lost, self.cut.get(texts[0], 0))
         single = [index for index, (_, _, continuation) in enumerate(requests) if len(continuation) == 1]
         if len(single) < len(requests) or not self._takes_masks():
             # Rolling windows and longer continuations come whole; a mixture is not worth a second path.
@@ -96,9 +99,7 @@ class PrefixLM(HFLM):
         rows: dict[tuple[int, ...], int] = {}  # each distinct context once
         wanted: list[dict[int, None]] = []  # for each row the tokens that are asked for
         places = []
-        for texts, context, continuation in requests:
-            if len(context) > self.max_length and texts is not None:
-                self.cut[texts[0]] = len(context) - self.max_length
+        for _, context, continuation in requests:
             row = rows.setdefault(tuple(context[-self.max_length :]), len(rows))
             if row == len(wanted):
                 wanted.append({})

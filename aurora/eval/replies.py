@@ -37,7 +37,7 @@ def answer_prompts(
     params: "Replies",
     max_length: int,
     memory: "Memory | None" = None,
-) -> tuple[dict[str, float], "pyarrow.Table"]:
+) -> tuple[dict[str, float | None], "pyarrow.Table"]:
     """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
 
     Raises DataError if no held-out prompt is Chinese.
@@ -68,7 +68,7 @@ def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
 
     An id is a hash of content, so that this is a random choice which further rows hardly change.
     """
-    table = read_parquet(rows, "format").select(["id", "prompt", "input_ids", "labels"])
+    table = read_parquet(rows, "format", ["id", "prompt", "input_ids", "labels"])
     chosen: dict[str, Prompt] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["id"]):
         start = next((index for index, label in enumerate(row["labels"]) if label != -100), 0)
@@ -174,19 +174,21 @@ def generate(
     return found
 
 
-def reply_metrics(replies: Sequence[str]) -> dict[str, float]:
+def reply_metrics(replies: Sequence[str]) -> dict[str, float | None]:
     """Shares over the replies to Chinese prompts.
 
     `zh_reply_rate` is the share of replies in Chinese, and `mixed_rate` that of replies in a mixture, as
     `aurora.eval.language.language` tells them. A reply without any language, which is code, formulas or numbers alone,
-    counts on neither side; an empty one counts as not Chinese. `repetition` is the mean share of a reply's
+    counts on neither side, but in `no_language`; an empty one counts as not Chinese. Both shares are None where no
+    reply is left to judge. `repetition` is the mean share of a reply's
     six-character stretches that occurred in it before; `mean_length` is in characters.
     """
     kinds = Counter(map(language, replies))
-    judged = max(1, len(replies) - kinds["none"])
+    judged = len(replies) - kinds["none"]
     return {
-        "zh_reply_rate": kinds["Chinese"] / judged,
-        "mixed_rate": kinds["mixed"] / judged,
+        "zh_reply_rate": kinds["Chinese"] / judged if judged else None,
+        "mixed_rate": kinds["mixed"] / judged if judged else None,
+        "no_language": kinds["none"],
         "repetition": sum(map(repetition, replies)) / max(1, len(replies)),
         "mean_length": sum(map(len, replies)) / max(1, len(replies)),
     }

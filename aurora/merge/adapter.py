@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.errors import ModelError
+from aurora.model.adapter_config import ending, read_adapter_config
 from aurora.model.shards import FLOATS, Place, read_places, read_tensor
-from aurora.store import read_json
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # LoraConfig fields that a merge reads, and those that say nothing of the sum: how training went, where it applied.
@@ -56,11 +55,12 @@ def read_deltas(adapter: Path) -> dict[str, Delta]:
     """The delta of each adapted tensor by its name in the base.
 
     Honours r, lora_alpha, rsLoRA and the rank and alpha patterns; raises ModelError for anything else that
-    changes the sum, for a tensor of the adapter that is no LoRA A or B, and for one that is named twice.
+    changes the sum, for a tensor of the adapter that is no LoRA A or B, and for one that is named twice, and
+    DataError for a configuration that is none.
     """
-    config = read_json(adapter / CONFIG, "sft")
+    config = read_adapter_config(adapter)
     path = adapter / WEIGHTS
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not path.is_file():
+    if not path.is_file():
         raise ModelError(f"{adapter}: no LoRA adapter with {WEIGHTS}; it is written by: dvc repro sft")
     for field, value in config.items():
         plain = PLAIN.get(field, (None, False, [], {}, ""))
@@ -117,6 +117,6 @@ def _reader(path: Path, place: Place) -> Callable[[], "torch.Tensor"]:
 def _pattern(patterns: dict | None, module: str, default: float) -> float:
     """The value of the first pattern that the module's name ends in, as PEFT chooses it."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(ending(pattern), module):
             return value
     return default

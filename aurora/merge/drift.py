@@ -1,11 +1,13 @@
 """How far the merged model is from what was trained: the adapter on the quantised base, logit by logit."""
 
 import gc
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import DataError
+from aurora.errors import DataError, ModelError
+from aurora.merge.adapter import PREFIX, read_deltas
 from aurora.params.merge import Drift
 from aurora.params.quantization import Quantization
 from aurora.tables import read_parquet
@@ -42,19 +44,44 @@ def drift(
     return {"rows": len(samples), "positions": sum(len(places) for _, places in samples), **result}
 
 
-def require_room(base: Path, settings: Drift, quantization: Quantization) -> None:
-    """Raises ResourceError or ModelError, before anything is merged, where one of the models will not run here."""
+def require_room(base: Path, adapter: Path, settings: Drift, quantization: Quantization) -> None:
+    """Raises an AuroraError, before anything is merged, where one of the models will not run here.
+
+    ResourceError for too little memory; ModelError for a model of another family, or an adapter that PEFT would put
+    elsewhere than merge does.
+    """
     from aurora.merge.streaming import require_streamable
-    from aurora.model.folder import meta_model
+    from aurora.model.folder import meta_model, read_config, refuse_foreign_quantization
     from aurora.model.loading import require_memory
     from aurora.model.machine import default_device
 
+    refuse_foreign_quantization(base, read_config(base))
     if 16 in settings.merged_bits:
         require_streamable(base)
     skeleton = meta_model(base)
     for bits in {quantization.bits} | ({4} & set(settings.merged_bits)):  # the whole models
         held = quantization.model_copy(update={"bits": bits})
         require_memory(base, skeleton, held, default_device())
+    _require_same_places(adapter, skeleton)
+
+
+def _require_same_places(adapter: Path, skeleton: "PreTrainedModel") -> None:
+    # PEFT goes by target_modules in the configuration, merge by the tensors; PEFT is silent where they differ.
+    from peft import PeftConfig, get_peft_model
+
+    wanted = {name.removesuffix(".weight") for name in read_deltas(adapter)}
+    try:
+        tuned = get_peft_model(skeleton, PeftConfig.from_pretrained(adapter))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ModelError(
+            f"{adapter}: PEFT does not load it ({reason}); train again, or set merge.drift: null"
+        ) from None
+    adapted = (name.partition(".lora_A.") for name, _ in tuned.named_parameters())
+    found = {name.removeprefix(PREFIX) for name, part, _ in adapted if part}
+    for name in sorted(wanted ^ found):
+        where = "target_modules of adapter_config.json but no" if name in found else "no target_modules but a"
+        raise ModelError(f"{adapter}: {name} has {where} tensor; train again: dvc repro -f sft")
 
 
 def merged_logits(
@@ -74,9 +101,8 @@ def merged_logits(
 def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]]]:
     """(tokens, positions) of the first held-out rows; a position is one that foresees a token of an answer."""
     samples = []
-    for row in (
-        read_parquet(path, "format").select(["input_ids", "labels"]).slice(0, settings.rows).to_pylist()
-    ):
+    table = read_parquet(path, "format", ["input_ids", "labels"])
+    for row in table.slice(0, settings.rows).to_pylist():
         places = [place - 1 for place, label in enumerate(row["labels"]) if place and label != -100]
         places = places[: settings.positions]
         if places:
@@ -104,10 +130,16 @@ def logits(
 
 
 def compare(wanted: list["torch.Tensor"], found: Iterable["torch.Tensor"]) -> dict:
-    """Greatest and mean absolute difference of logits, mean KL divergence in nats from `wanted`, top-1 agreement."""
+    """Greatest and mean absolute difference of logits, mean KL divergence in nats from `wanted`, top-1 agreement.
+
+    Raises ModelError where a logit of either is not finite.
+    """
     greatest, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
     for reference, other in zip(wanted, found, strict=True):
         difference = (reference - other).abs()
+        if not difference.isfinite().all():
+            which = "the adapter on the base" if not reference.isfinite().all() else "the model beside it"
+            raise ModelError(f"drift: a logit of {which} is not finite; train again with a lower rate")
         greatest = max(greatest, difference.max().item())
         total += difference.double().sum().item()
         p, q = (tensor.double().log_softmax(dim=-1) for tensor in (reference, other))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from aurora.cards.provenance import check_base
-from aurora.errors import ModelError, ResourceError
+from aurora.errors import AuroraError, ModelError, ResourceError
 from aurora.manifests import MANIFEST
 from aurora.merge.adapter import Delta, read_deltas
 from aurora.merge.copying import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
-from aurora.merge.resumption import resuming, whole
-from aurora.model.folder import METHOD, read_config, refuse_foreign_quantization
+from aurora.merge.resumption import discarding, resuming, whole
+from aurora.model.folder import INDEX, METHOD, read_config, refuse_foreign_quantization
 from aurora.model.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
 from aurora.store import sha256_file, write_text
 
@@ -29,8 +29,19 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 CARD = "README.md"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
+# Weights in other forms, which are the unmerged model, and pickles, which can run code when they are read.
+WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 OWN = (MANIFEST, CARD)  # of the base's folder; the merged one is another model
+CODE = (
+    "merge/adapter",
+    "merge/copying",
+    "merge/merging",
+    "merge/resumption",
+    "model/adapter_config",
+    "model/folder",
+    "model/shards",
+)
 
 
 @dataclass
@@ -62,7 +73,8 @@ def merge(
     Sums in float32 and rounds once to the base's dtype; holds one tensor and its delta at a time. A run that was
     interrupted goes on from the shards that are whole. Raises ModelError for an adapter or base that do not fit,
     ResourceError for a disk that is too small; then nothing is left behind. `card` becomes README.md; what
-    `measure` finds about the whole folder, before it gets its name, joins the metrics.
+    `measure` finds about the whole folder, before it gets its name, joins the metrics. Where `measure` fails, the
+    shards are kept, and the next run goes on from there.
     """
     _refuse_overlap(out, (base, adapter))
     shards = _mergeable(base)
@@ -72,26 +84,22 @@ def merge(
     _check_fit(base, adapter, shards, deltas)
     changed = {shard for shard, places in shards.items() if any(name in deltas for name in places)}
     largest = 0.0
-    with resuming(out, _inputs(base, adapter, shards, card)) as scratch, disk_errors(out):
-        _check_disk(base, scratch, shards, changed, deltas)
-        total = sum((base / shard).stat().st_size for shard in shards)
-        with tqdm(total=total, desc="merge", unit="B", unit_scale=True) as bar:
-            work = Work(deltas, bar.update)
-            for shard, places in shards.items():
-                largest = max(largest, _take(base / shard, scratch / shard, places, work))
-        for path in _companions(base):
-            target = scratch / path.relative_to(base)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        if card is not None:
-            write_text(scratch / CARD, card)
-        measured = measure(scratch)
-    print(
-        f"merge: {work.written:,} bytes written; shards: {work.merged} merged"
-        f" ({work.reflinked} of them as reflinks), {work.linked} shared with the base,"
-        f" {work.copied} copied, {work.kept} found whole",
-        file=sys.stderr,
-    )
+    with disk_errors(out), resuming(out, _inputs(base, adapter, shards, card)) as scratch:
+        with discarding(scratch):
+            _check_disk(base, scratch, shards, changed, deltas)
+            total = sum((base / shard).stat().st_size for shard in shards)
+            with tqdm(total=total, desc="merge", unit="B", unit_scale=True) as bar:
+                work = Work(deltas, bar.update)
+                for shard, places in shards.items():
+                    largest = max(largest, _take(base / shard, scratch / shard, places, work))
+            _take_companions(base, scratch, card)
+        print(
+            f"merge: {work.written:,} bytes written; shards: {work.merged} merged"
+            f" ({work.reflinked} of them as reflinks), {work.linked} shared with the base,"
+            f" {work.copied} copied, {work.kept} found whole",
+            file=sys.stderr,
+        )
+        measured = _measured(measure, scratch)
     return {
         "shards": len(shards),
         "shards_changed": len(changed),
@@ -100,6 +108,15 @@ def merge(
         "largest_delta": largest,
         **measured,
     }
+
+
+def _measured(measure: Callable[[Path], dict], scratch: Path) -> dict:
+    # The merge may have taken hours, and a failure here is none of its own.
+    try:
+        return measure(scratch)
+    except (AuroraError, OSError) as error:
+        kind = type(error) if isinstance(error, AuroraError) else ResourceError
+        raise kind(f"{error}; what is merged is kept in {scratch}, and the next run measures it") from error
 
 
 def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
@@ -145,22 +162,35 @@ def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]], card
     import torch
 
     stats = [(path, path.stat()) for path in sorted(base.rglob("*")) if path.is_file()]
-    names = ("merge/adapter", "merge/copying", "merge/merging", "merge/resumption", "model/shards")
     return [
-        [(path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
-        [sha256_file(path) for path in sorted(adapter.iterdir()) if path.is_file()],
-        [sha256_file(PACKAGE / f"{name}.py") for name in names],
+        [
+            (path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            for path, stat in stats
+        ],
+        [(path.name, sha256_file(path)) for path in sorted(adapter.iterdir()) if path.is_file()],
+        [sha256_file(PACKAGE / f"{name}.py") for name in CODE],
         [torch.__version__, torch.get_num_threads(), sorted(shards), card],
     ]
 
 
 def _companions(base: Path) -> Iterator[Path]:
-    """Configuration, tokeniser, licence and whatever else is no weight; other weights are the unmerged model."""
+    """Configuration, tokeniser, licence, the index, and whatever else is neither a weight nor an index of others."""
     for path in sorted(base.rglob("*")):
         relative = path.relative_to(base)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not hidden and relative.as_posix() not in OWN and path.suffix not in WEIGHTS:
+        weights = path.suffix.lower() in WEIGHTS + PICKLES
+        foreign = ".index." in path.name and relative.as_posix() != INDEX
+        if path.is_file() and not (hidden or weights or foreign or relative.as_posix() in OWN):
             yield path
+
+
+def _take_companions(base: Path, scratch: Path, card: str | None) -> None:
+    for path in _companions(base):
+        target = scratch / path.relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    if card is not None:
+        write_text(scratch / CARD, card)
 
 
 def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> float:

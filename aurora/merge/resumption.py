@@ -20,8 +20,8 @@ def resuming(out: Path, inputs: object) -> Iterator[Path]:
     """Yields a scratch folder beside `out` and renames it to `out` on success.
 
     The scratch is named by a hash of `inputs` (JSON): what a killed process left there, by `whole`, is found again
-    by the next run with equal inputs, and removed by a run with others. An AuroraError removes it. Raises
-    ResourceError while another process writes `out`.
+    by the next run with equal inputs, and removed by a run with others. Raises ResourceError while another process
+    writes `out`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{_key(inputs)}.partial")
@@ -33,16 +33,22 @@ def resuming(out: Path, inputs: object) -> Iterator[Path]:
     with _locked(scratch):
         for half in scratch.glob("*.partial"):
             remove(half)
-        try:
-            yield scratch
-        except AuroraError:
-            remove(scratch)
-            raise
+        yield scratch
         if out.is_symlink() or out.is_file():
             out.unlink()
         elif out.is_dir():
             shutil.rmtree(out)
         os.replace(scratch, out)
+
+
+@contextmanager
+def discarding(scratch: Path) -> Iterator[None]:
+    """Removes `scratch` where writing it fails for a mistake in the input or the disk, which no later run can go on from."""
+    try:
+        yield
+    except (AuroraError, OSError):
+        remove(scratch)
+        raise
 
 
 @contextmanager

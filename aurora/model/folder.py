@@ -9,8 +9,12 @@ from pathlib import Path
 
 from aurora.errors import ModelError
 
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1}  # bytes by safetensors' names
+# Bits of an element, by the names of safetensors 0.8.
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+BITS |= dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
+BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
+LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
 PACKABLE = ("F32", "F16", "BF16")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
@@ -36,7 +40,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Size in the file."""
-        return self.count * SIZES.get(self.dtype, 0)
+        return self.count * BITS[self.dtype] // 8
 
 
 def read_config(folder: Path) -> dict:
@@ -46,33 +50,46 @@ def read_config(folder: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: not found; a model folder holds one: {REMEDY}") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON ({error}); {REMEDY}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path}: not a JSON object; {REMEDY}")
     return config
 
 
+def weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the safetensors files of a model folder, and the file of each tensor if there is an index.
+
+    Raises ModelError where there is neither a single file nor an index, and where there are both: transformers takes
+    the single file, others the index.
+    """
+    index, single = (folder / INDEX).is_file(), (folder / SINGLE).is_file()
+    if index and single:
+        raise ModelError(
+            f"{folder}: holds both {SINGLE} and {INDEX}, of which some readers take one and some the other;"
+            " remove the one that is not the model"
+        )
+    if single:
+        return [SINGLE], None
+    if index:
+        listed = read_index(folder / INDEX)
+        return sorted(set(listed.values())), listed
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    found = f"only {pickles[0]}, a pickle, which is not read" if pickles else "nothing else to read"
+    raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there, {found}; {REMEDY} as safetensors")
+
+
 def read_headers(folder: Path) -> dict[str, Entry]:
     """Every tensor of the folder by name; raises ModelError for a missing, cut-off or damaged file."""
     folder = Path(folder)
-    index = folder / INDEX
-    if index.is_file():
-        listed = read_index(index)
-        files = sorted(set(listed.values()))
-    elif (folder / SINGLE).is_file():
-        listed, files = None, [SINGLE]
-    else:
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {pickles[0]}, a pickle, which is not read" if pickles else "none"
-        raise ModelError(
-            f"{folder}: wants model.safetensors or its index, found {found}; {REMEDY} as safetensors"
-        )
+    files, listed = weight_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:
         entries |= _read_header(folder / file)
     for name in sorted(set(listed or ()) ^ set(entries if listed else ())):
-        raise ModelError(f"{index}: {name} stands in the index or in the files, not in both; {REMEDY}")
+        raise ModelError(
+            f"{folder / INDEX}: {name} stands in the index or in the files, not in both; {REMEDY}"
+        )
     return entries
 
 
@@ -80,26 +97,63 @@ def read_index(path: Path) -> dict[str, str]:
     """The file of each tensor, by an index; raises ModelError for one that is none or names a file elsewhere."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
-        if not listed or any(Path(file).name != file for file in listed.values()):
-            raise ValueError("weight_map names no file, or one outside the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not listed:
+            raise ValueError("weight_map names no file")
+        for file in listed.values():
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise ValueError(f"weight_map names {file!r}, which is no safetensors file in the folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: not a safetensors index ({error}); {REMEDY}") from None
     return listed
 
 
-def open_header(path: Path) -> tuple[dict, int, int]:
-    """The header of a safetensors file without its metadata, the byte at which tensors begin, and the file's size.
+def read_header(path: Path) -> tuple[dict, int]:
+    """The header of a safetensors file without its metadata, by the order of bytes, and the byte where tensors begin.
 
-    Raises OSError for a file that cannot be read, ValueError, TypeError or AttributeError for one that is damaged.
+    Every entry has a dtype of BITS, a shape and two data_offsets that fit it, and together they fill the file. Raises
+    OSError for a file that cannot be read, ValueError for one that is damaged.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"{size:,} bytes are too few for its header")
-        header = json.loads(file.read(length), object_pairs_hook=_once)
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+        except RecursionError:
+            raise ValueError("its header is nested too deeply") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)
-    return header, 8 + length, size
+    for name, entry in header.items():
+        _check_entry(name, entry)
+    header = dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
+    _check_extent(header, 8 + length, size)
+    return header, 8 + length
+
+
+def _check_entry(name: str, entry: object) -> None:
+    try:
+        begin, end = entry["data_offsets"]
+        numbers = [begin, end, *entry["shape"]]
+        known = entry["dtype"] in BITS
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{name} wants dtype, shape and two data_offsets") from None
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"{name} has a shape or data_offsets that are no whole numbers from 0")
+    if not known:
+        raise ValueError(f"{name} has the dtype {entry['dtype']}, which safetensors does not know")
+
+
+def _check_extent(header: dict, start: int, size: int) -> None:
+    end = 0
+    for name, entry in header.items():
+        begin, after = entry["data_offsets"]
+        if begin != end or 8 * (after - begin) != prod(entry["shape"]) * BITS[entry["dtype"]]:
+            raise ValueError(f"bytes of {name} do not fit its shape and neighbours")
+        end = after
+    if start + end != size:
+        raise ValueError(f"has {size:,} bytes, its header says {start + end:,}")
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -113,18 +167,12 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 
 def _read_header(path: Path) -> dict[str, Entry]:
     try:
-        header, start, size = open_header(path)
-        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        entries = {
-            name: Entry(entry["dtype"], tuple(entry["shape"]), path.name) for name, entry in header.items()
-        }
+        header, _ = read_header(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: not found, though the index names it; {REMEDY}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path}: not a safetensors file, or damaged; {REMEDY}") from None
-    if end != size:
-        raise ModelError(f"{path}: is {size:,} bytes, its header says {end:,}; {REMEDY}")
-    return entries
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file, or damaged ({error}); {REMEDY}") from None
+    return {name: Entry(entry["dtype"], tuple(entry["shape"]), path.name) for name, entry in header.items()}
 
 
 def group_of(name: str) -> str:
@@ -146,6 +194,10 @@ def group_of(name: str) -> str:
 def refuse_foreign_quantization(folder: Path, config: dict) -> None:
     """Raises ModelError for a checkpoint that someone else has quantised."""
     settings = config.get("quantization_config")
+    if settings and not isinstance(settings, dict):
+        raise ModelError(
+            f"{folder}/config.json: quantization_config is {settings!r}, not an object; {REMEDY}"
+        )
     if not settings or settings.get("quant_method") == METHOD:
         return
     if settings.get("load_in_4bit") or settings.get("_load_in_4bit"):

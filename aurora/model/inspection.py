@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aurora.errors import ModelError, one_line
+from aurora.errors import one_line
 from aurora.model.folder import (
-    SIZES,
     group_of,
     meta_model,
     quantised_linears,
@@ -81,8 +80,6 @@ def stored(folder: Path) -> dict[str, dict]:
     packed = bool(read_config(folder).get("quantization_config"))
     groups: dict[str, dict] = {}
     for name, entry in read_headers(folder).items():
-        if entry.dtype not in SIZES:
-            raise ModelError(f"{folder}: {name} has the unknown dtype {entry.dtype}; take a 16-bit model")
         group = groups.setdefault(group_of(name), {"parameters": 0, "bytes": 0})
         group["bytes"] += entry.bytes
         if packed and group_of(name) in ("attention", "experts"):

@@ -1,14 +1,12 @@
 """Safetensors files as byte ranges: what each holds and where, from headers that are checked to the last byte."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.errors import ModelError
-from aurora.model.folder import INDEX, REMEDY, SINGLE, SIZES, open_header, read_index
+from aurora.model.folder import INDEX, REMEDY, read_header, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +30,7 @@ def read_shards(folder: Path) -> dict[str, dict[str, Place]]:
     Raises ModelError for a missing, truncated or damaged file, for a tensor that two files hold, and where index
     and files disagree.
     """
-    listed = None
-    if (folder / INDEX).is_file():
-        listed = read_index(folder / INDEX)
-        files = sorted(set(listed.values()))
-    elif (folder / SINGLE).is_file():
-        files = [SINGLE]
-    else:
-        raise ModelError(f"{folder}: neither {INDEX} nor {SINGLE} is there; {REMEDY} as safetensors")
+    files, listed = weight_files(folder)
     shards: dict[str, dict[str, Place]] = {}
     held: dict[str, str] = {}
     for file in files:
@@ -62,25 +53,14 @@ def read_shards(folder: Path) -> dict[str, dict[str, Place]]:
 def read_places(path: Path, remedy: str = REMEDY) -> dict[str, Place]:
     """Tensors of one safetensors file in the order of their bytes; raises ModelError for a file that is not whole."""
     try:
-        header, start, size = open_header(path)
-        places = dict(_places(header, start))
-        end = max((place.end for place in places.values()), default=start)
-        if end != size:
-            raise ValueError(f"{size:,} bytes where the header asks for {end:,}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        header, start = read_header(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: truncated or damaged ({error}); {remedy}") from None
-    return places
-
-
-def _places(header: dict, start: int) -> Iterator[tuple[str, Place]]:
-    expected = start
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    places = {}
+    for name, entry in header.items():
         begin, end = (start + offset for offset in entry["data_offsets"])
-        shape = tuple(entry["shape"])
-        if begin != expected or end - begin != prod(shape) * SIZES[entry["dtype"]]:
-            raise ValueError(f"bytes of {name} do not fit its shape and neighbours")
-        expected = end
-        yield name, Place(entry["dtype"], shape, begin, end)
+        places[name] = Place(entry["dtype"], tuple(entry["shape"]), begin, end)
+    return places
 
 
 def read_tensor(file: FileIO, place: Place) -> "torch.Tensor":

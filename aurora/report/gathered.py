@@ -9,6 +9,11 @@ SPLITS = {"ceval": "val", "mmlu": "test", "cmmlu": "test"}
 REPLY_MEASURES = ("zh_reply_rate", "mixed_rate", "repetition", "mean_length")
 
 
+def shown(value: float | None, form: str) -> str:
+    """A measure as text by a format such as `.2f`; "-" for one that nothing was left to measure on."""
+    return "-" if value is None else format(value, form)
+
+
 @dataclass(frozen=True)
 class Gathered:
     """`paper` alone is quoted; all else was measured by the stages of one run."""

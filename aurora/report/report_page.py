@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from aurora.manifests import MANIFEST
-from aurora.report.gathered import MODELS, REPLY_MEASURES, Gathered
+from aurora.report.gathered import MODELS, REPLY_MEASURES, Gathered, shown
 from aurora.report.pages import Block, Heading, Paragraph, Picture, Table
 from aurora.report.pictures import bars, lines
 from aurora.report.report_scores import all_models, categories, outcome, protocol, subjects
@@ -60,15 +60,20 @@ def _kinds(found: Gathered) -> list[Block]:
         (
             kind,
             str(score["n"]),
-            *(f"{side[kind][name]:.2f}" for name in REPLY_MEASURES[:3] for side in (base, tuned)),
-            *(f"{side[kind]['mean_length']:.0f}" for side in (base, tuned)),
+            *(str(side[kind]["no_language"]) for side in (base, tuned)),
+            *(shown(side[kind][name], ".2f") for name in REPLY_MEASURES[:3] for side in (base, tuned)),
+            *(shown(side[kind]["mean_length"], ".0f") for side in (base, tuned)),
         )
         for kind, score in base.items()
     ]
-    header = ("kind", "n", *(f"{name} {model}" for name in REPLY_MEASURES for model in MODELS))
+    measures = ("no_language", *REPLY_MEASURES)
+    header = ("kind", "n", *(f"{name} {model}" for name in measures for model in MODELS))
     return [
         Heading("Replies by kind"),
-        Paragraph("Greedy replies to samples/prompts.yaml, the kinds of the paper's appendix."),
+        Paragraph(
+            "Greedy replies to samples/prompts.yaml, the kinds of the paper's appendix. zh_reply_rate and mixed_rate are "
+            "shares of the n - no_language replies that have words of a language; - where there is none."
+        ),
         Table(header, rows, frozenset(range(1, len(header)))),
     ]
 

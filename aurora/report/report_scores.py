@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from aurora.eval.comparison import Difference, compare_questions
-from aurora.report.gathered import MODELS, NAMES, REPLY_MEASURES, SPLITS, Gathered
+from aurora.report.gathered import MODELS, NAMES, REPLY_MEASURES, SPLITS, Gathered, shown
 from aurora.report.pages import Block, Heading, Paragraph, Picture, Table
 from aurora.report.pictures import dots
 
@@ -14,11 +14,14 @@ def outcome(found: Gathered) -> list[Block]:
     """Base against tuned: loss, replies, benchmarks with intervals."""
     base, tuned = (found.results[model] for model in MODELS)
     rows = [["held-out loss, nats a token", f"{base['loss']:.4f}", f"{tuned['loss']:.4f}", ""]]
-    for name in REPLY_MEASURES:
-        rows.append([f"{name}, held-out prompts", f"{base[name]:.4g}", f"{tuned[name]:.4g}", ""])
-    for name in REPLY_MEASURES:
-        values = [f"{side['prompts'][name]:.4g}" for side in (base, tuned)]
-        rows.append([f"{name}, fixed prompts", *values, ""])
+    for where, sides, count in (
+        ("held-out prompts", (base, tuned), "replies"),
+        ("fixed prompts", (base["prompts"], tuned["prompts"]), "n"),
+    ):
+        for name in REPLY_MEASURES:
+            rows.append([f"{name}, {where}", *(shown(side[name], ".4g") for side in sides), ""])
+        counts = [f"{side['no_language']} of {side[count]}" for side in sides]
+        rows.append([f"no_language, {where}", *counts, ""])
     for item in _differences(found):
         scores = [_score(side[item.name]) for side in (base, tuned)]
         chance = "within chance" if item.by_chance else "beyond chance"
@@ -29,7 +32,8 @@ def outcome(found: Gathered) -> list[Block]:
         Table(("measure", "base", "tuned", "tuned - base (95 % interval)"), rows, frozenset({1, 2})),
         Paragraph(
             "Intervals are McNemar's, exact, on the same questions: one that holds zero may be chance. "
-            f"{_too_long(found)} mean_length is in characters."
+            f"{_too_long(found)} mean_length is in characters. no_language counts replies of digits, signs or code alone: "
+            "zh_reply_rate and mixed_rate are shares of the others."
         ),
     ]
 

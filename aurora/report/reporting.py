@@ -149,7 +149,16 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
     for model in MODELS:
         path = folders[model] / "results.json"
         results[model] = read_json(path, f"eval@{model}")
-        for part in ("loss", "categories", "subjects", "prompts", "memory", "protocol"):
+        for part in (
+            "loss",
+            "replies",
+            "no_language",
+            "categories",
+            "subjects",
+            "prompts",
+            "memory",
+            "protocol",
+        ):
             if part not in results[model]:
                 raise DataError(f"{path}: no '{part}'; write it again by: dvc repro -f eval@{model}")
     return results

@@ -203,7 +203,7 @@ class LabelledPositionsTrainer(SFTTrainer):
 
 def row_ids(file: Path, batches: list[torch.Tensor], padding: int) -> list[str]:
     """Ids of the rows of `file` that stand in these batches (B, T), padded or packed, sorted."""
-    rows = read_parquet(file, "format").select(["id", "input_ids"]).to_pylist()
+    rows = read_parquet(file, "format", ["id", "input_ids"]).to_pylist()
     ids: dict[str, list[str]] = {}
     for row in rows:
         ids.setdefault(_text(row["input_ids"], padding), []).append(row["id"])
