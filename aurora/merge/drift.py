@@ -72,7 +72,7 @@ def _require_same_places(adapter: Path, skeleton: "PreTrainedModel") -> None:
     wanted = {name.removesuffix(".weight") for name in read_deltas(adapter)}
     try:
         config = PeftConfig.from_pretrained(adapter)
-        config.base_model_name_or_path = None  # the path of training may differ from this one; PEFT would warn
+        config.base_model_name_or_path = None  # PEFT would warn where that of training was another
         tuned = get_peft_model(skeleton, config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
         reason = str(error).partition("\n")[0][:200]
