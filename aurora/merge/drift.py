@@ -71,7 +71,9 @@ def _require_same_places(adapter: Path, skeleton: "PreTrainedModel") -> None:
 
     wanted = {name.removesuffix(".weight") for name in read_deltas(adapter)}
     try:
-        tuned = get_peft_model(skeleton, PeftConfig.from_pretrained(adapter))
+        config = PeftConfig.from_pretrained(adapter)
+        config.base_model_name_or_path = None  # PEFT would warn where that of training was another
+        tuned = get_peft_model(skeleton, config)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(
