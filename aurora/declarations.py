@@ -12,7 +12,7 @@ from aurora.errors import ParamsError
 MAP = Path("dvc.yaml")
 PACKAGES = ("aurora", "stages")
 # An instance of fetch has one of them as `item.dep`.
-BY_SOURCE = frozenset({"aurora/fetch/hub", "aurora/small_base"})
+BY_SOURCE = frozenset({"aurora/fetch/hub", "aurora/small_base", "aurora/upcycled_base"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:

