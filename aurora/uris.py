@@ -134,8 +134,12 @@ def _package(uri: str) -> Address:
     found = PACKAGE.fullmatch(uri)
     path = unquote((found and found["path"]) or "")
     if not found or "!/" in uri or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError(f"uri '{uri}' is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it")
-    return Address("pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"])
+        raise ValueError(
+            f"uri '{uri}' is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it"
+        )
+    return Address(
+        "pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"]
+    )
 
 
 def non_commercial(licence: str) -> bool:

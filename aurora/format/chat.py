@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
     from sentencepiece import SentencePieceProcessor
 
-Prompt = Literal["mistral", "bos_every_turn"]
+Prompt = Literal["mistral", "bos_every_turn", "chat_template"]
 IGNORED = -100  # label of a token that is not trained, as torch.nn.functional.cross_entropy has it
 PROMPT_START, PROMPT_END = "[INST] ", " [/INST]"
 

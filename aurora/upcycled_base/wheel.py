@@ -25,7 +25,6 @@ def download(requirement: str, folder: Path, pins: Pins) -> tuple[Path, dict]:
 
     Raises SourceError where pip cannot get it, and where it is not what `pins` say.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # A list of arguments and no shell; `--` is not needed, since a requirement begins with a letter or digit.
     done = subprocess.run(
