@@ -278,6 +278,15 @@ def test_a_base_without_tokeniser_is_one_line(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_form_of_mistral_s_on_another_base_names_the_right_one(tmp_path: Path):
+    base, path = folder_of(tmp_path / "base"), write(tmp_path / "conversations.parquet", many(5))
+    with pytest.raises(
+        ModelError, match=r"tokenizer\.model: not found, .* set it to chat_template"
+    ) as caught:
+        format_rows(path, base, tmp_path / "out", params(prompt="mistral"))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_cost_of_chinese_is_counted_character_by_character():
     pieces = BytePieces(vocabulary())
     texts = ["你好 world", "龘龘。", "🙂 ï 𠮷㐀䷀", "一鿿", "中 文 <|im_end|>", "no"]

@@ -28,8 +28,8 @@ def fetch(name: str, source: Source, out: Path) -> dict:
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
     sorted by path). Pinned bytes that the last fetch left here or in DVC's cache or remote are verified and taken
-    again without a download. Raises SourceError if the source is missing, unreachable, or differs from its pin, and
-    ResourceError if the disk is too small.
+    again without a download; a model that is upcycled is made anew. Raises SourceError if the source is missing,
+    unreachable, or differs from its pin, ModelError if it cannot be upcycled, and ResourceError if the disk is too small.
     """
     address = parse(source.uri)
     former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")

@@ -141,6 +141,10 @@ def open_form(tokenizer: Path, prompt: Prompt) -> Form:
     if prompt == "chat_template":
         return TemplateForm(ChatTemplate.of(tokenizer if tokenizer.is_dir() else tokenizer.parent))
     file = tokenizer / "tokenizer.model" if tokenizer.is_dir() else tokenizer
+    if not file.is_file() and file.with_name("tokenizer.json").is_file():
+        raise ModelError(
+            f"{file}: not found, and format.prompt: {prompt} is of Mistral's sentencepiece model; set it to chat_template"
+        )
     processor = sentencepiece_processor(file)
     check_model(file.parent)
     check_template(file.with_name("tokenizer_config.json"))
