@@ -1,6 +1,7 @@
 """A random Llama of two layers with a byte-level vocabulary, as a GGUF file, and in a wheel that pip installs from a folder."""
 
 import hashlib
+import json
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -135,7 +136,7 @@ def write_gguf(
     writer.add_license("apache-2.0")
     tokenizer = vocabulary()
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
-    merges = __import__("json").loads(tokenizer.to_str())["model"]["merges"]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
