@@ -13,7 +13,7 @@ from aurora.yaml_files import read_yaml
 
 PACKAGES = ("aurora", "stages")
 # An instance of fetch has one of them as `item.dep`.
-BY_SOURCE = frozenset({"aurora/fetch/hub", "aurora/small_base"})
+BY_SOURCE = frozenset({"aurora/fetch/hub", "aurora/small_base", "aurora/upcycled_base"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:

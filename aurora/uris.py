@@ -1,4 +1,4 @@
-"""Addresses of sources, taken apart: a path, `file:`, `https://`, `hf://`, and a folder inside an archive."""
+"""Addresses of sources, taken apart: a path, `file:`, `https://`, `hf://`, `pypi://`, and a folder inside an archive."""
 
 import ipaddress
 import re
@@ -10,6 +10,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB = re.compile(
     r"hf://(?P<dataset>datasets/)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"@(?P<revision>[\w.%-]+)(?:/(?P<path>[^\s?#]+))?",
+    re.ASCII,
+)
+PACKAGE = re.compile(
+    r"pypi://(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)@(?P<version>[0-9][A-Za-z0-9.!+]*)/(?P<path>[^\s?#]+)",
     re.ASCII,
 )
 EMBEDDED = "embedded:small_base"
@@ -44,7 +48,7 @@ TOKENS = re.compile(
 )
 # Characters that end a line, hide, or turn the direction of a text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-REVISED = ("hf://",)  # schemes in which an @ stands before a revision
+REVISED = ("hf://", "pypi://")  # schemes in which an @ stands before a revision
 LONGEST = 4096  # characters
 HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
@@ -54,17 +58,18 @@ class Address:
     """A URI of params.yaml, taken apart."""
 
     scheme: str
-    """path, embedded, https or hf."""
+    """path, embedded, https, hf or pypi."""
     path: str
-    """A path on this machine, an https URL, or a file of a hub repository; empty for a whole snapshot."""
+    """A path on this machine, an https URL, NAME==VERSION of a package, or a file of a hub repository; empty for a
+    whole snapshot."""
     member: str | None = None
-    """Folder or file to take out of an archive, empty for all of it; None where it is no archive."""
+    """Folder or file to take out of an archive or a package, empty for all of it; None where it is no archive."""
     repository: str = ""
-    """OWNER/NAME on the hub."""
+    """OWNER/NAME on the hub, or the name of a package."""
     dataset: bool = False
     """Whether the repository is a data set rather than a model."""
     revision: str | None = None
-    """Commit, branch or tag on the hub."""
+    """Commit, branch or tag on the hub, or the version of a package."""
 
     @property
     def local(self) -> bool:
@@ -117,10 +122,12 @@ def parse(uri: str) -> Address:
         return Address("https", _web(uri, place), member)
     if scheme[1] == "hf":
         return _hub(uri, place, member)
+    if scheme[1] == "pypi":
+        return _package(uri)
     if scheme[1] == "embedded":
         raise ValueError(f"uri '{shown(uri)}' is unknown; the one embedded model is {EMBEDDED}")
     raise ValueError(
-        f"uri '{shown(uri)}' has the unknown scheme '{scheme[1]}'; give a path, file:, https:// or hf://"
+        f"uri '{shown(uri)}' has the unknown scheme '{scheme[1]}'; give a path, file:, https://, hf:// or pypi://"
     )
 
 
@@ -185,6 +192,18 @@ def _hub(uri: str, place: str, member: str | None) -> Address:
             f"uri '{shown(uri)}' names no file; only a model is taken as a whole: add /PATH behind the commit"
         )
     return Address("hf", path, member, found["repository"], bool(found["dataset"]), revision)
+
+
+def _package(uri: str) -> Address:
+    found = PACKAGE.fullmatch(uri)
+    path = unquote((found and found["path"]) or "")
+    if not found or "!/" in uri or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(
+            f"uri '{shown(uri)}' is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it"
+        )
+    return Address(
+        "pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"]
+    )
 
 
 def non_commercial(licence: str) -> bool:

@@ -1,6 +1,7 @@
 """The claim: conversations become checked, counted rows at close to the speed of the bare tokeniser.
 
     python benchmarks/format.py [--data FOLDER] [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
+    python benchmarks/format.py --template data/raw/model/base [--data FOLDER] [--rows 20000]
 
 The same conversations go through the whole format stage (Parquet in, checks, counts, Parquet out), through the bare
 batch encoders (fastokens too, where it is installed), through TRL's own dataset preparation (chat template,
@@ -9,7 +10,7 @@ its own, on one core and on two, started in turn; the best of --repeat counts, f
 run. Imports and, for these two, the reading of the rows do not count. With --data the rows are real ones, repeated
 with a number in front so that no two are alike, single to multi round as in the paper (141,345 : 35,333); else the
 embedded samples. The last lines are of --mix conversations: the stage on two cores, and TRL's packing of its rows,
-as the sft stage starts with it.
+as the sft stage starts with it. With --template it is the stage alone, in the chat template of a model folder.
 """
 
 import contextlib
@@ -111,7 +112,7 @@ def texts_of(path: Path) -> list[str]:
     return [prompt_text(content) if role == "user" else content for role, content in pairs]
 
 
-def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
+def leg_ours(path: Path, model_file: Path, workers: int, folder: Path, prompt: str = "mistral") -> dict:
     import pandas  # noqa: F401 (pyarrow brings it in; imports do not count)
     from tqdm import tqdm  # noqa: F401
 
@@ -119,7 +120,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
     from aurora.params.format import Format
 
     rules = Format(
-        prompt="mistral",
+        prompt=prompt,
         max_length=MAX_LENGTH,
         long_conversation="continue",
         long_round="drop",
@@ -350,6 +351,7 @@ def show(results: dict[tuple[str, int], dict]) -> None:
 @click.option(
     "--llamafactory", type=click.Path(exists=True), help="Python of an environment with LLaMA-Factory."
 )
+@click.option("--template", type=click.Path(exists=True, path_type=Path), help="A model folder.")
 @click.option("--leg", hidden=True)
 @click.option("--workers", hidden=True, type=int)
 @click.option("--path", hidden=True, type=click.Path(path_type=Path))
@@ -360,6 +362,7 @@ def main(
     mix: int,
     repeat: int,
     llamafactory: str | None,
+    template: Path | None,
     leg: str | None,
     workers: int | None,
     path: Path | None,
@@ -378,6 +381,14 @@ def main(
         folder = Path(name)
         path = folder / "conversations.parquet"
         write_conversations(talks, rows, path)
+        if template:
+            result = leg_ours(path, template.resolve(), 2, folder, "chat_template")
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            click.echo(
+                f"{rows:,} conversations in a chat template, 2 cores: {result['seconds']:.1f} s, {result['cpu']:.1f} CPU s, "
+                f"{result['tokens'] / 1e6:.1f} M tokens, peak {peak:.2f} GiB"
+            )
+            return
         legs = {leg: [sys.executable, __file__, "--leg", leg, "--path", str(path)] for leg in LEGS}
         if llamafactory:
             legs["LLaMA-Factory, preprocessing"] = prepare_llamafactory(

@@ -14,9 +14,7 @@ from aurora.store import replacing
 
 @click.command()
 @click.option("--conversations", type=click.Path(path_type=Path), required=True, help="Parquet from clean.")
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), required=True, help="tokenizer.model of the base."
-)
+@click.option("--tokenizer", type=click.Path(path_type=Path), required=True, help="Folder of the base.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows and metrics.")
 @one_line
 def main(conversations: Path, tokenizer: Path, out: Path) -> None:
@@ -24,7 +22,8 @@ def main(conversations: Path, tokenizer: Path, out: Path) -> None:
     params = read_section("format", Format)
     with replacing(out) as partial:
         metrics = format_rows(conversations, tokenizer, partial, params)
-        write_page(partial, tokenizer, partial / "preview.html")
+        template = params.prompt == "chat_template"
+        write_page(partial, tokenizer, partial / "preview.html", template)
     click.echo(
         f"format: {metrics['train_rows']:,} rows to train on and {metrics['held_out_rows']:,} held out, "
         f"{metrics['rounds_kept']:,} of {metrics['rounds']:,} rounds"

@@ -343,7 +343,7 @@ def test_chinese_cost_is_counted_character_by_character():
             spelled = [sign for sign in signs if PROCESSOR.piece_to_id(sign) == 0]
             pieces = [piece for text in own for piece in PROCESSOR.encode(text, out_type=str)]
             held = sum(any("\u4e00" <= sign <= "\u9fff" for sign in piece) for piece in pieces)
-            assert counts[source].tolist() == [len(signs), len(spelled), held]
+            assert counts[source].tolist() == [len(signs), len(spelled), held + 3 * len(spelled)]
 
 
 def test_every_broken_file_gets_one_line(tmp_path):
@@ -403,7 +403,7 @@ def test_the_row_of_a_broken_conversation_is_named(tmp_path):
 
 
 def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
-    import aurora.format.formatter
+    import aurora.format.forms
 
     def losing(processor, texts, threads=1):
         return [
@@ -411,7 +411,7 @@ def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
             for text in texts
         ]
 
-    monkeypatch.setattr(aurora.format.formatter, "encode_texts", losing)
+    monkeypatch.setattr(aurora.format.forms, "encode_texts", losing)
     with pytest.raises(
         ModelError, match="the tokens trained in round 0 decode to '好', but the answer is '你好'"
     ):
@@ -528,7 +528,8 @@ def test_a_template_of_another_family_is_a_params_error(tmp_path, root):
     text = (root / "params.yaml").read_text().replace("prompt: mistral", "prompt: chatml")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(
-        ParamsError, match=r"format.prompt: Input should be 'mistral' or 'bos_every_turn', found 'chatml'"
+        ParamsError,
+        match=r"format.prompt: Input should be 'mistral', 'bos_every_turn' or 'chat_template', found 'chatml'",
     ):
         load_params(tmp_path / "params.yaml")
 
@@ -548,12 +549,12 @@ def test_the_real_mix_packs_well(tmp_path, real_data):
 
 @pytest.mark.parametrize("prompt", ["mistral", "bos_every_turn"])
 def test_forged_control_tokens_would_stop_the_run(tmp_path, monkeypatch, prompt):
-    import aurora.format.formatter
+    import aurora.format.forms
 
     def forging(processor, texts, threads=1):
         return [numpy.array([*processor.encode(text), 2], dtype=numpy.int32) for text in texts]
 
-    monkeypatch.setattr(aurora.format.formatter, "encode_texts", forging)
+    monkeypatch.setattr(aurora.format.forms, "encode_texts", forging)
     with pytest.raises(ModelError, match="40 control tokens where 20 were placed; the text forged some"):
         run(tmp_path, [("a", talk(f"q{number}", "r")) for number in range(10)], params(prompt=prompt))
 

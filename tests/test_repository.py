@@ -83,6 +83,24 @@ def test_one_changed_source_is_fetched_alone(clone: Path):
     assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@mmlu"]
 
 
+def test_the_code_of_upcycling_is_watched_by_its_base_alone(clone: Path):
+    params = clone / "params.yaml"
+    small = params.read_text(encoding="utf-8")
+    params.write_text((clone / "profiles/smol.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        with chdir(clone):
+            repo = Repo()
+            watching = [
+                stage.addressing
+                for stage in repo.index.stages
+                if any("upcycled_base" in dep.def_path for dep in stage.deps)
+            ]
+            repo.close()
+    finally:
+        params.write_text(small, encoding="utf-8")
+    assert watching == ["fetch@base"]
+
+
 def test_metrics_and_plots_need_no_pull(clone: Path):
     shown = json.loads(run(clone, DVC, "metrics", "show", "--json"))
     scores = shown[""]["data"]["metrics/eval.json"]["data"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from aurora.eval.benchmarks import LETTERS, Subject, find_benchmarks, read_benchmark
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
-from aurora.format.chat import Prompt as PromptForm
 from aurora.params.eval import Eval
+from aurora.params.format import Prompt as PromptForm
 from aurora.params.quantization import Quantization
 from aurora.store import write_json
 from aurora.tables import write_parquet

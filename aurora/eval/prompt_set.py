@@ -1,5 +1,6 @@
 """A fixed set of prompts by kind, which every model is given, and its greedy replies round by round."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING
 from aurora.errors import DataError
 from aurora.eval.language import language
 from aurora.eval.replies import Prompt, greedy_tokens, reply_metrics
-from aurora.format.chat import Prompt as PromptForm
 from aurora.format.chat import prompt_text
+from aurora.format.template import ChatTemplate
+from aurora.params.format import Prompt as PromptForm
 
 if TYPE_CHECKING:
     import pyarrow
@@ -74,9 +76,10 @@ def answer_prompt_set(
 
     history = {dialogue: [] for dialogue in dialogues}  # tokens so far, of all rounds
     replies: dict[tuple[Dialogue, int], str] = {}
-    encoded = {turn: _encode(tokenizer, turn) for dialogue in dialogues for turn in dialogue.turns}
+    encode = question_encoder(tokenizer, form)
     for dialogue in dialogues:
-        longest = sum(len(encoded[turn]) + params.max_new_tokens + 2 for turn in dialogue.turns)
+        asked = [len(encode(text, number == 0)) for number, text in enumerate(dialogue.turns)]
+        longest = sum(asked) + len(asked) * (params.max_new_tokens + 1)
         if longest > max_length:
             raise DataError(
                 f"{dialogue.kind}, prompt {dialogue.number}: up to {longest:,} tokens with its replies, but the context "
@@ -85,9 +88,7 @@ def answer_prompt_set(
     for turn in range(max(len(dialogue.turns) for dialogue in dialogues)):
         asked = [dialogue for dialogue in dialogues if turn < len(dialogue.turns)]
         for dialogue in asked:
-            if turn == 0 or form == "bos_every_turn":
-                history[dialogue].append(tokenizer.bos_token_id)
-            history[dialogue] += encoded[dialogue.turns[turn]]
+            history[dialogue] += encode(dialogue.turns[turn], turn == 0)
         prompts = [
             Prompt(f"{dialogue.kind} {dialogue.number}", dialogue.turns[turn], list(history[dialogue]))
             for dialogue in asked
@@ -116,8 +117,18 @@ def answer_prompt_set(
     return metrics, pyarrow.table(columns)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerFast", turn: str) -> list[int]:
-    return tokenizer.encode(prompt_text(turn), add_special_tokens=False)
+def question_encoder(
+    tokenizer: "PreTrainedTokenizerFast", form: PromptForm
+) -> Callable[[str, bool], list[int]]:
+    """Gives the ids of a question, as the first of a conversation or behind the token that ends an answer."""
+    if form == "chat_template":
+        return ChatTemplate(tokenizer, tokenizer.name_or_path).prompt
+
+    def encode(turn: str, first: bool) -> list[int]:
+        start = [tokenizer.bos_token_id] if first or form == "bos_every_turn" else []
+        return [*start, *tokenizer.encode(prompt_text(turn), add_special_tokens=False)]
+
+    return encode
 
 
 def _counted(replies: list[str]) -> dict:

@@ -30,8 +30,9 @@ def fetch(name: str, source: Source, out: Path) -> dict:
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
     sorted by path), with git_blob where that was a pin too. Bytes that the last fetch left here or in DVC's cache or
-    remote are verified against pins and record and taken again without a connection. Raises SourceError if the source
-    is missing, unreachable, or differs from its pin, and ResourceError if the disk is too small.
+    remote are verified against pins and record and taken again without a connection; a model that is upcycled is made
+    anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
+    upcycled, and ResourceError if the disk is too small.
     """
     with _one_line(name):
         return _fetch(name, source, out)
@@ -46,12 +47,15 @@ def _fetch(name: str, source: Source, out: Path) -> dict:
             from aurora.small_base import build  # heavy: torch and transformers
 
             build(partial)
-            taken = {path.relative_to(partial).as_posix(): measure(path, Pins()) for path in _files(partial)}
-            archive, files, revision = None, _entries(taken), None
+            archive, files, revision = None, _measured(partial), None
         elif address.local:
             archive, files, revision = *_local(name, source, address, partial), None
+        elif source.upcycle:  # made by code that may have changed since, so never taken again
+            archive, files, revision = _package(name, source, address, out, partial)
         elif former and take_again(former, out, partial, _pins(source)):
             archive, files, revision = former["archive"], former["files"], former["revision"]
+        elif address.scheme == "pypi":
+            archive, files, revision = _package(name, source, address, out, partial)
         else:
             archive, files, revision = _remote(name, source, address, out, partial)
         if not files:
@@ -170,6 +174,17 @@ def _remote(
         ) from None
 
 
+def _package(
+    name: str, source: Source, address: Address, out: Path, partial: Path
+) -> tuple[dict, list[dict], str | None]:
+    from aurora.upcycled_base import bring
+
+    with _alone(name, _scratch(out)) as scratch:
+        wheel = bring(source, address, _pins(source), scratch / "package", partial)
+        remove(scratch / "package")
+    return wheel, _measured(partial), address.revision
+
+
 def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
     """Raises SourceError where Git LFS's stand-in for a file came in place of the file."""
     for file in files:
@@ -211,6 +226,10 @@ def _entries(files: dict[str, Digests]) -> list[dict]:
         | ({"git_blob": digests.pins.git_blob} if digests.pins.git_blob else {})
         for path, digests in sorted(files.items())
     ]
+
+
+def _measured(folder: Path) -> list[dict]:
+    return _entries({path.relative_to(folder).as_posix(): measure(path, Pins()) for path in _files(folder)})
 
 
 def _files(folder: Path) -> list[Path]:

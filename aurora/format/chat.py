@@ -6,19 +6,19 @@ may occur in content; the control ids 0, 1 and 2 never come out of text, whateve
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy
 
 from aurora.errors import DataError, ModelError
 from aurora.format.tokenizer import BOS, EOS
+from aurora.params.format import Prompt
 from aurora.records import Message
 
 if TYPE_CHECKING:
     import pyarrow
     from sentencepiece import SentencePieceProcessor
 
-Prompt = Literal["mistral", "bos_every_turn"]
 IGNORED = -100  # label of a token that is not trained, as torch.nn.functional.cross_entropy has it
 PROMPT_START, PROMPT_END = "[INST] ", " [/INST]"
 

@@ -1,22 +1,18 @@
 """One batch of conversations to token rows: encoded, cut at rounds, joined, checked and counted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy
 import pyarrow
 
-from aurora.errors import ModelError
-from aurora.format.chat import check_row, encode_texts, join_rows, turn_texts
-from aurora.format.rounds import cut_rounds, truncate_prompt
+from aurora.format.forms import Form
+from aurora.format.rounds import cut_rounds
 from aurora.format.row_files import HELD_OUT, TRAIN, checked_messages
-from aurora.format.row_statistics import ChineseCost, new_counts
+from aurora.format.row_statistics import new_counts
 from aurora.format.split import Split
-from aurora.format.tokenizer import EOS
 from aurora.params.format import Format
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 CHECKED = 128  # one row of so many is decoded and compared with its messages
 
@@ -32,6 +28,7 @@ class Turns(NamedTuple):
     offsets: numpy.ndarray  # (C + 1,) of the conversations
     contents: pyarrow.StringArray
     encoded: list[numpy.ndarray]  # token ids of each
+    opening: list[numpy.ndarray]  # the same, of a turn that begins a row
     shortened: dict[int, str]  # text of the prompts that were truncated, by turn
 
 
@@ -50,19 +47,13 @@ class Formatted(NamedTuple):
 class Formatter:
     """The rules of one run; `batch` applies them."""
 
-    processor: "SentencePieceProcessor"
+    form: Form
     params: Format
-    chinese: ChineseCost
-
-    @property
-    def control_tokens(self) -> tuple[int, int]:
-        """Control tokens of a row, and of each of its rounds."""
-        return (1, 1) if self.params.prompt == "mistral" else (0, 2)
 
     def batch(self, batch: pyarrow.RecordBatch, sides: Split, first: int, place: str) -> Formatted:
         """Rows of a batch of conversations that begins at row `first` of `place`. Raises DataError or ModelError."""
         offsets, contents = checked_messages(batch, first, place)
-        turns = Turns(offsets, contents, encode_texts(self.processor, turn_texts(contents)), {})
+        turns = Turns(offsets, contents, *self.form.encode(contents), {})
         counts = new_counts(len(batch))
         rows = self._cut(turns, sides.near_held_out, counts)
         held_out = sides.held_out[rows["conversation"]]
@@ -85,7 +76,7 @@ class Formatter:
             names,
             codes,
             counts,
-            self.chinese.count(ids, of_tokens, len(names)),
+            self.form.chinese.count(ids, of_tokens, len(names)),
         )
 
     def _cut(self, turns: Turns, left_out: numpy.ndarray, counts: numpy.ndarray) -> numpy.ndarray:
@@ -93,13 +84,14 @@ class Formatter:
 
         `left_out` (C,) bool tells which conversations get no row.
         """
-        per_row, per_round = self.control_tokens
+        per_row, per_round = self.form.fixed_tokens
         capacity = self.params.max_length - per_row
         starts = turns.offsets[:-1]
-        tokens = numpy.fromiter(map(len, turns.encoded), dtype=numpy.int64, count=len(turns.encoded))
+        tokens, opening = token_counts(turns.encoded), token_counts(turns.opening)
         lengths = tokens[::2] + tokens[1::2] + per_round  # of each round
-        counts["shortest_round"] = numpy.minimum.reduceat(lengths, starts // 2) + per_row
-        totals = numpy.add.reduceat(lengths, starts // 2)  # (C,)
+        alone = lengths + opening[::2] - tokens[::2]  # at the beginning of a row
+        counts["shortest_round"] = numpy.minimum.reduceat(alone, starts // 2) + per_row
+        totals = numpy.add.reduceat(lengths, starts // 2) + (alone - lengths)[starts // 2]  # (C,)
         rounds = numpy.diff(turns.offsets) // 2
         counts["conversations"] = 1
         counts["rounds"] = rounds
@@ -120,27 +112,34 @@ class Formatter:
 
         Prompts that are truncated are replaced in `turns`.
         """
-        per_row, per_round = self.control_tokens
+        per_row, per_round = self.form.fixed_tokens
         capacity = self.params.max_length - per_row
-        encoded = turns.encoded
+        encoded, opening = turns.encoded, turns.opening
 
         def length(turn: int) -> int:
             return len(encoded[turn]) + len(encoded[turn + 1]) + per_round
 
+        def alone(turn: int) -> int:
+            return length(turn) + len(opening[turn]) - len(encoded[turn])
+
+        def sum_of(turns: Sequence[int]) -> int:
+            return alone(turns[0]) + sum(map(length, turns[1:])) if turns else 0
+
         users = range(*turns.offsets[index : index + 2].tolist(), 2)
-        read = sum(map(length, users))
+        read = sum_of(users)
         truncated = set()
         if self.params.long_round == "truncate_prompt":
             for turn in users:
                 room = capacity - per_round - len(encoded[turn + 1])
-                if length(turn) > capacity and (
-                    shorter := truncate_prompt(self.processor, turns.contents[turn].as_py(), room)
+                if alone(turn) > capacity and (
+                    shorter := self.form.shorten(turns.contents[turn].as_py(), room)
                 ):
-                    turns.shortened[turn], encoded[turn] = shorter
+                    # It fills a row of its own, and so is never read behind another round.
+                    turns.shortened[turn], opening[turn] = shorter
+                    encoded[turn] = opening[turn]
                     truncated.add(turn)
-        cut = cut_rounds(
-            [length(turn) for turn in users], capacity, self.params.long_conversation == "continue"
-        )
+        continued = self.params.long_conversation == "continue"
+        cut = cut_rounds(list(map(length, users)), capacity, continued, list(map(alone, users)))
         kept = [users[number] for row in cut.rows for number in row]
         counts["conversations_continued"] = len(cut.rows) > 1
         counts["conversations_dropped"] = not cut.rows
@@ -149,25 +148,22 @@ class Formatter:
         counts["rounds_dropped_too_long"] = len(cut.too_long)
         counts["rounds_dropped_rest"] = len(cut.rest)
         counts["trained_tokens"] = sum(len(encoded[turn + 1]) + 1 for turn in kept)
-        counts["tokens_dropped"] = read - sum(map(length, kept))
+        rows = [[users[number] for number in row] for row in cut.rows]
+        counts["tokens_dropped"] = max(0, read - sum(map(sum_of, rows)))
         return [(index, number, users[row[0]], len(row)) for number, row in enumerate(cut.rows)]
 
     def _tokens(
         self, turns: Turns, rows: numpy.ndarray, place: str
     ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-        """The rows as `join_rows` has them; raises ModelError if text became a control token."""
+        """The rows as `Form.join` has them; raises ModelError if text became a control token."""
         count = 2 * rows["rounds"]
         before = numpy.cumsum(count) - count  # turns of the rows before
         chosen = numpy.repeat(rows["turn"] - before, count) + numpy.arange(count.sum())
-        ids, labels, ends = join_rows(
-            [turns.encoded[turn] for turn in chosen.tolist()], rows["rounds"], self.params.prompt
+        chosen = chosen.tolist()
+        ids, labels, ends = self.form.join(
+            [turns.encoded[turn] for turn in chosen], [turns.opening[turn] for turn in chosen], rows["rounds"]
         )
-        per_row, per_round = self.control_tokens
-        placed = per_row * len(rows) + per_round * int(rows["rounds"].sum())
-        if (found := numpy.count_nonzero(ids <= EOS)) != placed:
-            raise ModelError(
-                f"{place}: {found} control tokens where {placed} were placed; the text forged some"
-            )
+        self.form.refuse_forged(ids, len(rows), int(rows["rounds"].sum()), place)
         return ids, labels, ends
 
     def _check(
@@ -181,11 +177,18 @@ class Formatter:
         place: str,
     ) -> None:
         """Decodes one row in CHECKED and compares it with its answers; raises ModelError."""
-        for index in range(0, len(rows), CHECKED):
+        for index in range(0, len(rows), 1 if self.form.checks_every_row else CHECKED):
             span, row = slice(ends[index], ends[index + 1]), rows[index]
-            answers = turns.contents[row["turn"] : row["turn"] + 2 * row["rounds"]].to_pylist()[1::2]
+            contents = turns.contents[row["turn"] : row["turn"] + 2 * row["rounds"]].to_pylist()
+            for turn in turns.shortened.keys() & set(range(row["turn"], row["turn"] + len(contents))):
+                contents[turn - row["turn"]] = turns.shortened[turn]
             where = f"{place}, row {names[row['conversation']]}"
-            check_row(self.processor, ids[span], labels[span], answers, where)
+            self.form.check(ids[span], labels[span], contents, index % CHECKED == 0, where)
+
+
+def token_counts(encoded: list[numpy.ndarray]) -> numpy.ndarray:
+    """Tokens of each turn, (N,) int64."""
+    return numpy.fromiter(map(len, encoded), dtype=numpy.int64, count=len(encoded))
 
 
 def numbered(ids: pyarrow.StringArray, numbers: numpy.ndarray) -> pyarrow.StringArray:

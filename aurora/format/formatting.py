@@ -10,10 +10,10 @@ from pathlib import Path
 
 from aurora.errors import DataError, ParamsError
 from aurora.format.formatter import Formatter
+from aurora.format.forms import open_form
 from aurora.format.row_files import HELD_OUT, TRAIN, RowWriter, read_batches, read_keys
-from aurora.format.row_statistics import ChineseCost, Tally
+from aurora.format.row_statistics import Tally
 from aurora.format.split import Split, split
-from aurora.format.tokenizer import check_model, check_template, sentencepiece_processor
 from aurora.params.format import Format
 from aurora.store import write_json, write_text
 
@@ -25,15 +25,12 @@ def format_rows(
 ) -> dict:
     """Writes train.parquet, held_out.parquet, lengths.csv and metrics.json into `out`; returns the metrics.
 
-    `tokenizer` is the base's tokenizer.model. The files do not depend on `threads` (all cores by default).
+    `tokenizer` is the base's folder, or its tokenizer.model for a form of Mistral's. The files do not depend on `threads` (all cores by default).
     Raises DataError, ModelError or ParamsError, in one line, for what a user can mend.
     """
     from tqdm import tqdm
 
-    processor = sentencepiece_processor(tokenizer)
-    check_model(tokenizer.parent)
-    check_template(tokenizer.with_name("tokenizer_config.json"))
-    formatter = Formatter(processor, params, ChineseCost(processor))
+    formatter = Formatter(open_form(tokenizer, params.prompt), params)
     tally = Tally(params.max_length)
     place = str(conversations)
     sides = split(*read_keys(conversations), params.held_out)

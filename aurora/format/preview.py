@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aurora.errors import DataError, one_line
+from aurora.format.byte_pieces import BytePieces
 from aurora.format.chat import IGNORED
 from aurora.format.tokenizer import sentencepiece_processor
 from aurora.store import write_text
@@ -31,8 +32,27 @@ i.control { color: #a33; font-weight: 700 }
 b.control { color: #060; font-weight: 700; background: #a5dfa5 }"""
 
 
-def tokens(processor: "SentencePieceProcessor", ids: Sequence[int]) -> Iterator[tuple[str, list[int], bool]]:
+def vocabulary(tokenizer: Path, template: bool | None = None) -> "SentencePieceProcessor | BytePieces":
+    """The pieces of a base, by its folder or its tokenizer.model; `template`: those of its tokenizer.json.
+
+    Where it is None, the folder's tokenizer.model comes first. Raises ModelError where there is neither.
+    """
+    file = tokenizer / "tokenizer.model" if tokenizer.is_dir() else tokenizer
+    other = file.with_name("tokenizer.json")
+    if template or (template is None and other.is_file() and not file.is_file()):
+        from tokenizers import Tokenizer
+
+        return BytePieces(Tokenizer.from_file(str(other)))
+    return sentencepiece_processor(file)
+
+
+def tokens(
+    processor: "SentencePieceProcessor | BytePieces", ids: Sequence[int]
+) -> Iterator[tuple[str, list[int], bool]]:
     """Text, ids and whether it is a control token, of each token; neighbouring byte tokens are one text."""
+    if isinstance(processor, BytePieces):
+        yield from processor.spell(ids)
+        return
     start = 0
     for is_byte, run in groupby(ids, key=processor.is_byte):
         run = list(run)
@@ -62,7 +82,7 @@ def characters(raw: bytes) -> Iterator[tuple[str, int]]:
         raw = raw[length:]
 
 
-def terminal_row(processor: "SentencePieceProcessor", row: dict) -> str:
+def terminal_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> str:
     """One row for the terminal: trained tokens green, the others plain and dim, control tokens bold."""
     head = f"{row['id']}  {row['source']}  {counted(row)}"
     lines = [click.style(head, bold=True)]
@@ -104,7 +124,7 @@ def counted(row: dict) -> str:
     return f"{len(row['input_ids']):,} tokens, {trained:,} trained"
 
 
-def html_row(processor: "SentencePieceProcessor", row: dict) -> str:
+def html_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> str:
     """One row for the page; a token's id shows when the pointer rests on it."""
     parts = []
     position = 0
@@ -119,11 +139,14 @@ def html_row(processor: "SentencePieceProcessor", row: dict) -> str:
     return f'{head}\n<p class="row">{"".join(parts)}{more}</p>\n'
 
 
-def write_page(rows: Path, tokenizer: Path, page: Path) -> None:
-    """Writes an HTML page of the first PAGE_ROWS training rows of each source in the folder `rows`."""
+def write_page(rows: Path, tokenizer: Path, page: Path, template: bool | None = None) -> None:
+    """Writes an HTML page of the first PAGE_ROWS training rows of each source in the folder `rows`.
+
+    `tokenizer` and `template` are as `vocabulary` takes them.
+    """
     import pyarrow.compute
 
-    processor = sentencepiece_processor(tokenizer)
+    processor = vocabulary(tokenizer, template)
     table = read_parquet(rows / "train.parquet", "format")
     body = []
     for source in sorted(table["source"].unique().to_pylist()):
@@ -146,8 +169,9 @@ def write_page(rows: Path, tokenizer: Path, page: Path) -> None:
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    default="data/raw/model/base/tokenizer.model",
+    default="data/raw/model/base",
     show_default=True,
+    help="Folder of the base.",
 )
 @one_line
 def preview(count: int, source: str | None, held_out: bool, rows: Path, tokenizer: Path) -> None:
@@ -160,6 +184,6 @@ def preview(count: int, source: str | None, held_out: bool, rows: Path, tokenize
         table = table.filter(pyarrow.compute.equal(table["source"], source))
     if not len(table):
         raise DataError(f"{file}: no row of source {source!r}" if source else f"{file}: no rows")
-    processor = sentencepiece_processor(tokenizer)
+    processor = vocabulary(tokenizer)
     for row in table.slice(0, count).to_pylist():
         click.echo(terminal_row(processor, row))

@@ -1,6 +1,6 @@
 """Whole rounds laid into rows of limited length, and prompts made shorter where a round exceeds it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
@@ -19,11 +19,15 @@ class Cut(NamedTuple):
     rest: list[int]  # beyond the first row, when rows are not continued
 
 
-def cut_rounds(lengths: Sequence[int], capacity: int, continued: bool) -> Cut:
+def cut_rounds(
+    lengths: Sequence[int], capacity: int, continued: bool, opening: Sequence[int] | None = None
+) -> Cut:
     """Lays rounds of `lengths` tokens, in order and whole, into rows of at most `capacity` tokens.
 
-    A round that is too long ends the row: what follows it would lack its context.
+    `opening` are their lengths at the beginning of a row, where these differ. A round that is too long ends the row:
+    what follows it would lack its context.
     """
+    opening = lengths if opening is None else opening
     rows: list[list[int]] = [[]]
     too_long = []
     used = 0
@@ -31,9 +35,10 @@ def cut_rounds(lengths: Sequence[int], capacity: int, continued: bool) -> Cut:
         if rows[-1] and used + length > capacity:
             rows.append([])
             used = 0
-        if length <= capacity:
+        needed = length if rows[-1] else opening[index]
+        if needed <= capacity:
             rows[-1].append(index)
-            used += length
+            used += needed
         else:
             too_long.append(index)
     rows = [row for row in rows if row]
@@ -48,12 +53,19 @@ def truncate_prompt(
 
     Returns the text and the ids of the prompt, or None if there is no room for one character.
     """
+    return longest_end(content, room, lambda text: encode_texts(processor, [prompt_text(text)])[0])
+
+
+def longest_end(
+    content: str, room: int, encode: Callable[[str], numpy.ndarray]
+) -> tuple[str, numpy.ndarray] | None:
+    """As `truncate_prompt`, with the ids of a text from `encode`."""
     low, high = 0, len(content) + 1  # the number of characters kept is at least low and below high
     found = None
     while low + 1 < high:
         middle = (low + high) // 2
         text = content[-middle:]
-        ids = encode_texts(processor, [prompt_text(text)])[0]
+        ids = encode(text)
         if len(ids) <= room:
             low, found = middle, (text, ids)
         else:

@@ -33,7 +33,7 @@ COUNTED = (
     "trained_tokens",
     "tokens_dropped",
 )
-CHINESE = ("chinese_characters", "chinese_characters_in_bytes", "chinese_pieces")
+CHINESE = ("chinese_characters", "chinese_characters_in_bytes", "chinese_tokens")
 
 
 def new_counts(conversations: int) -> numpy.ndarray:
@@ -110,7 +110,6 @@ class Tally:
         lengths = self.row_lengths(source)
         chinese = counts["chinese_characters"]
         spelled = counts["chinese_characters_in_bytes"]
-        tokens = counts["chinese_pieces"] + UTF8_BYTES_PER_CHINESE_CHARACTER * spelled
         return {
             "conversations": counts["conversations"],
             "train_rows": len(self.row_lengths(source, held_out=False)),
@@ -132,7 +131,7 @@ class Tally:
             "row_tokens_max": int(lengths.max()) if len(lengths) else None,
             "chinese_characters": chinese,
             "chinese_characters_in_bytes_share": spelled / chinese if chinese else None,
-            "tokens_per_chinese_character": tokens / chinese if chinese else None,
+            "tokens_per_chinese_character": counts["chinese_tokens"] / chinese if chinese else None,
         }
 
     def length_table(self) -> str:
@@ -214,7 +213,8 @@ class ChineseCost:
         first_byte = [f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)]
         spelled = numpy.zeros(len(pieces), dtype=numpy.int64)
         spelled[[pieces.index(piece) for piece in first_byte]] = 1
-        self.table = numpy.stack([held + spelled, spelled, held > 0], axis=1)  # (V, 3): what one token adds
+        tokens = (held > 0) + UTF8_BYTES_PER_CHINESE_CHARACTER * spelled
+        self.table = numpy.stack([held + spelled, spelled, tokens], axis=1)  # (V, 3): what one token adds
         self.e4, self.b8 = pieces.index("<0xE4>"), pieces.index("<0xB8>")
 
     def count(self, ids: numpy.ndarray, codes: numpy.ndarray, sources: int) -> numpy.ndarray:

@@ -6,14 +6,15 @@ from pydantic import Field
 
 from aurora.params.section import Section
 
-Prompt = Literal["mistral", "bos_every_turn"]
+Prompt = Literal["mistral", "bos_every_turn", "chat_template"]
 
 
 class Format(Section):
     """Conversations to token rows."""
 
     prompt: Prompt
-    """mistral: as Mistral's own library writes it; bos_every_turn: as the paper's framework did."""
+    """mistral: as Mistral's own library writes it; bos_every_turn: as the paper's framework did;
+    chat_template: as the base's own Hugging Face template does, whatever it is."""
     max_length: Annotated[int, Field(ge=16)]
     """Tokens in one row."""
     long_conversation: Literal["continue", "drop_rest"]

