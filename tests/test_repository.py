@@ -2,18 +2,16 @@
 
 import json
 import re
-import shutil
 import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
 
 import networkx
 import pytest
+from clones import DVC, copy_tracked
 from dvc.repo import Repo
 
 pytestmark = pytest.mark.minutes
-DVC = str(Path(sys.executable).with_name("dvc"))
 
 
 def run(folder: Path, *command: str, returncode: int = 0) -> str:
@@ -28,17 +26,7 @@ def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fresh") / "clone"
     if not (root / ".git").exists():
         pytest.skip("not a git checkout")
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
-    for name in filter(None, names):
-        if (root / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, folder / name)
-    run(folder, "git", "init", "--quiet", "--initial-branch=main")
-    run(folder, "git", "add", "--all")
-    user = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    run(folder, "git", *user, "commit", "--quiet", "--message=fresh")
+    copy_tracked(root, folder)
     return folder
 
 
