@@ -12,10 +12,10 @@ repro: environment
 	@$(IN_VENV) dvc repro
 	@sed -n '/^## Base and tuned/,/^Intervals/p' REPORT.md | grep '^|'
 
-# finished experiments, with the columns in which they differ; hashes (paths), times and the merge's drift left out
+# finished experiments by what they were set to and what came of it; hashes of paths, times and what is of second rank left out
 experiments:
 	@$(IN_VENV) dvc exp show --only-changed --hide-workspace --hide-queued --hide-failed --md \
-		--drop '.*/[^:]*$$|Created|State|Executor|drift|largest_delta'
+		--drop '.*/[^:]*$$|Created|State|Executor|drift|largest_delta|.*(stderr|mean_length|[.]prompts[.])'
 
 test: environment
 	@$(PYTEST) -m "not slow"

@@ -119,7 +119,8 @@ class OpenSsh(Server):
             pytest.skip("sshd is not installed: apt-get install openssh-server")
         _require("dvc_ssh")
         super().__init__(folder)
-        Path("/run/sshd").mkdir(exist_ok=True) if getpass.getuser() == "root" else None
+        if getpass.getuser() == "root":
+            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd drops its privileges to
         for name in ("host", "right", "wrong"):
             if not (folder / name).exists():
                 subprocess.run(

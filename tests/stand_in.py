@@ -35,4 +35,5 @@ def main(stage: str) -> None:
             Path(name).write_text(written.hexdigest(size // 2) + "\n")
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -173,6 +173,22 @@ def test_what_a_hub_gives_again_need_not_be_pushed(root: Path, first: Path, seco
 
 
 @pytest.mark.minutes
+def test_push_false_holds_back_what_was_fetched_and_a_clone_fetches_it_again(
+    first: Path, second: Path, tmp_path: Path
+):
+    for folder in (first, second):
+        edit(
+            folder, "dvc.yaml", r"- (data/raw/\$\{item.kind\}/\$\{key\})\n", r"- \1:\n          push: false\n"
+        )
+    dvc(first, "push")
+    for name in bytes_of(first, *ALL):
+        assert object_of(tmp_path / "remote", first / name).exists() is not name.startswith("data/raw/"), name
+    stages = ran(dvc(second, "repro", "--pull"))
+    assert len(stages) == 7 and all(stage.startswith("fetch@") for stage in stages)
+    assert bytes_of(second, *ALL, "dvc.lock") == bytes_of(first, *ALL, "dvc.lock")
+
+
+@pytest.mark.minutes
 def test_gc_keeps_what_every_branch_names_and_frees_the_rest(
     root: Path, first: Path, remote: Path, tmp_path: Path
 ):
@@ -220,7 +236,8 @@ def test_a_damaged_object_is_never_pulled(first: Path, second: Path, remote: Pat
 
 
 @pytest.mark.minutes
-def test_a_sweep_leaves_the_tree_clean_and_shows_what_differs(root: Path, first: Path):
+@pytest.mark.usefixtures("remote")
+def test_a_sweep_leaves_the_tree_clean_shows_what_differs_and_travels(root: Path, first: Path, second: Path):
     (first / ".venv").symlink_to(Path(sys.prefix))
     before = bytes_of(first, *ALL, "params.yaml", "dvc.lock", "metrics")
     queue, work, show, differ = commands_under(root, "### Sweeps")
@@ -237,8 +254,14 @@ def test_a_sweep_leaves_the_tree_clean_and_shows_what_differs(root: Path, first:
     printed = run(first, "bash", "-c", differ)
     assert re.search(r"params.yaml +sft.learning_rate +0.005 +0.0\d+", printed)
     assert "metrics/sft.json" in printed
-    dvc(first, "exp", "apply", "rate-1")
-    assert ran(dvc(first, "repro")) == []
+    dvc(first, "exp", "push", "origin", "rate-1")
+    dvc(second, "pull")
+    dvc(second, "exp", "pull", "origin", "rate-1")
+    for folder in (first, second):
+        dvc(folder, "exp", "apply", "rate-1")
+        assert ran(dvc(folder, "repro")) == []
+    assert bytes_of(second, *ALL, "metrics") == bytes_of(first, *ALL, "metrics")
+    assert (second / "models/merged/weights.bin").read_bytes() != before["models/merged/weights.bin"]
 
 
 @pytest.fixture(params=[S3, Sftp, OpenSsh], ids=["s3", "sftp", "openssh"])
