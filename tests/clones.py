@@ -22,7 +22,6 @@ def surroundings(**more: str) -> dict[str, str]:
     found["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"
     for role in ("AUTHOR", "COMMITTER"):
         found |= {f"GIT_{role}_NAME": "Test", f"GIT_{role}_EMAIL": "test@example.org"}
-    found |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
     return found | {"HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true"} | more
 
 

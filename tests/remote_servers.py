@@ -23,6 +23,7 @@ class Server:
     """One server; `folder` keeps its files, keys and log."""
 
     banner = b""  # what a client that says nothing is told at once
+    refusal = ""  # what DVC says of wrong credentials
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,8 @@ class Server:
 class S3(Server):
     """S3 with signed requests."""
 
+    refusal = "Forbidden"
+
     def __init__(self, folder: Path):
         _require_rclone("dvc_s3")
         super().__init__(folder)
@@ -94,6 +97,7 @@ class Sftp(Server):
     """SFTP with a password."""
 
     banner = b"SSH-2.0"
+    refusal = f"{KEY}@127.0.0.1's password:"  # it asks for another one
 
     def __init__(self, folder: Path):
         _require_rclone("dvc_ssh")
@@ -113,6 +117,7 @@ class OpenSsh(Server):
     """OpenSSH with a key."""
 
     banner = b"SSH-2.0"
+    refusal = "Permission denied for user"
 
     def __init__(self, folder: Path):
         if not SSHD:
