@@ -39,10 +39,11 @@ class Server:
         """The command that serves."""
         raise NotImplementedError
 
-    def start(self, *more: str) -> None:
-        """Starts the server and waits until it answers."""
+    def start(self) -> None:
+        """Starts the server, ends the one that ran before, and waits until it answers."""
+        self.kill()
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([*self.command(), *more], stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)
         end = time.monotonic() + WAIT
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > end:

@@ -325,7 +325,8 @@ def kill_during(folder: Path, server: Server, command: str, watched: Path, envir
             break
         time.sleep(0.002)
     printed = started.communicate()[0]
-    assert started.returncode not in (0, None), f"{command} came to its end before the server was killed"
+    assert server.process is None, f"{command} ended before the server was killed:\n{printed}"
+    assert started.returncode != 0
     return printed
 
 
