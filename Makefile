@@ -4,13 +4,18 @@ VENV := .venv
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
 PYTEST := $(IN_VENV) pytest
 
-.PHONY: repro test test-fast test-slow lint environment clean
+.PHONY: repro experiments test test-fast test-slow lint environment clean
 .DEFAULT_GOAL := repro
 
 repro: environment
 	@$(IN_VENV) aurora check
 	@$(IN_VENV) dvc repro
 	@sed -n '/^## Base and tuned/,/^Intervals/p' REPORT.md | grep '^|'
+
+# finished experiments by what they were set to and what came of it; hashes of paths, times and what is of second rank left out
+experiments:
+	@$(IN_VENV) dvc exp show --only-changed --hide-workspace --hide-queued --hide-failed --md \
+		--drop '.*/[^:]*$$|Created|State|Executor|drift|largest_delta|.*(stderr|mean_length|[.]prompts[.])'
 
 test: environment
 	@$(PYTEST) -m "not slow"

@@ -64,6 +64,17 @@ def test_the_remote_is_shown_without_its_secret(folder: Path):
     assert found["dvc remote"].found == "far (https://host/path)" and not found["dvc remote"].remedy
 
 
+def test_a_remote_whose_files_are_not_verified_is_said(folder: Path):
+    assert "dvc verify" not in {finding.name for finding in doctor.sharing()}
+    for verify in (False, True):
+        with Repo() as repo, repo.config.edit() as config:
+            config["remote"]["far"] = {"url": "/far", "verify": verify}
+            config["core"]["remote"] = "far"
+        found = {finding.name: finding for finding in doctor.sharing()}
+        assert ("dvc verify" in found) is not verify
+        assert verify or found["dvc verify"].remedy == "dvc remote modify far verify true"
+
+
 def test_the_first_link_that_works_is_taken_and_nothing_stays(tmp_path: Path, monkeypatch):
     cache, workspace = tmp_path / "cache", tmp_path / "workspace"
     workspace.mkdir()

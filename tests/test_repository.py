@@ -2,20 +2,32 @@
 
 import json
 import re
+import subprocess
 from contextlib import chdir
 from pathlib import Path
 
 import networkx
 import pytest
-from clones import DVC, clone_of, run
+from clones import DVC, copy_tracked
 from dvc.repo import Repo
 
 pytestmark = pytest.mark.minutes
 
 
+def run(folder: Path, *command: str, returncode: int = 0) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clone_of(root, tmp_path_factory.mktemp("fresh") / "clone")
+    """A clone of the working tree's tracked files, committed on a branch `main`."""
+    folder = tmp_path_factory.mktemp("fresh") / "clone"
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    copy_tracked(root, folder)
+    return folder
 
 
 def would_run(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from aurora.store import read_json, replacing, write_json, write_text
 from aurora.tables import read_parquet
 
 PAPER = Path(__file__).with_name("paper.yaml")
-APART = ("subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
+APART = ("categories", "subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Outputs:
 
 
 def evaluation(results: dict[str, dict]) -> dict:
-    """metrics/eval.json: for each model what eval measured, without the scores by subject and by kind of prompt."""
+    """metrics/eval.json: for each model what eval measured, without those by category, subject and kind of prompt."""
     found = {
         model: {name: value for name, value in results[model].items() if name not in APART}
         for model in MODELS

@@ -111,15 +111,21 @@ def sharing() -> Iterator[Finding]:
         with Repo() as repo:
             remote = repo.config["core"].get("remote")
             cache, kinds = Path(repo.cache.local.path), repo.config["cache"].get("type")
-            address = repo.config["remote"].get(remote, {}).get("url", "") if remote else ""
+            settings = repo.config["remote"].get(remote, {}) if remote else {}
     except DvcException as error:
         yield Finding("dvc", str(error), "run this in the root of the repository", fault=True)
         return
     yield Finding(
         "dvc remote",
-        f"{remote} ({_without_secrets(address)})" if remote else "none",
+        f"{remote} ({_without_secrets(settings.get('url', ''))})" if remote else "none",
         "" if remote else "to share models: dvc remote add -d shared s3://bucket/path",
     )
+    if remote and not settings.get("verify"):
+        yield Finding(
+            "dvc verify",
+            "off: dvc pull takes a damaged object for whole",
+            f"dvc remote modify {remote} verify true",
+        )
     kind = link_type(cache, kinds or ["reflink", "copy"], Path())
     yield Finding(
         "dvc cache link",
