@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "chat": ("aurora.eval.chatting", "chat"),
     "check": ("aurora.checking", "check"),
     "compare": ("aurora.eval.comparison", "compare"),
     "doctor": ("aurora.sft.doctor", "doctor"),
