@@ -64,6 +64,21 @@ def dense_model():
     return model.eval()
 
 
+def dense_nf4():
+    """The dense model, each matrix of its layers there and back through bitsandbytes' NF4: what four bits cost, without
+    a line of Aurora."""
+    from bitsandbytes import functional
+
+    model, double = dense_model(), params().quantization.double_quant
+    for module in model.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed = functional.quantize_4bit(
+                module.weight.data, blocksize=64, quant_type="nf4", compress_statistics=double
+            )
+            module.weight.data = functional.dequantize_4bit(*packed)
+    return model
+
+
 def mixtral(bits: int, folder: Path = BASE):
     """The folder as Aurora loads it."""
     from aurora.model.loading import load_model
@@ -95,11 +110,14 @@ def part_logits(rows: int, steps: int) -> None:
     samples = read_samples(
         ROWS / "held_out.parquet", Drift(rows=min(rows, 6), positions=64, merged_bits=(4,))
     )
-    wanted = list(logits(dense_model(), samples, "dense"))
-    show("logits against the dense model", "greatest", "mean", "top-1 agrees", "KL, nats")
-    for bits in (32, 4):
+    dense, packed = (list(logits(make(), samples, "dense")) for make in (dense_model, dense_nf4))
+    show("logits", "greatest", "mean", "top-1 agrees", "KL, nats")
+    for name, bits, wanted in (
+        ("upcycled, float32, to dense", 32, dense),
+        ("upcycled, NF4, to dense", 4, dense),
+        ("upcycled, NF4, to dense through NF4", 4, packed),
+    ):
         found = compare(wanted, logits(mixtral(bits), samples, f"{bits} bits"))
-        name = "upcycled, float32" if bits == 32 else "upcycled, NF4"
         numbers = (f"{found[key]:.2e}" for key in ("greatest", "mean"))
         show(name, *numbers, f"{found['top1_agreement']:.1%}", f"{found['kl_divergence']:.2e}")
 
@@ -113,6 +131,7 @@ def part_quality(rows: int, steps: int) -> None:
     for name, make in {
         "dense, float32": dense_model,
         "upcycled, float32": lambda: mixtral(32),
+        "dense, through bitsandbytes' NF4": dense_nf4,
         "upcycled, NF4": lambda: mixtral(4),
         "tuned and merged, float32": lambda: mixtral(32, MERGED),
         "tuned and merged, NF4": lambda: mixtral(4, MERGED),
