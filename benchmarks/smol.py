@@ -1,10 +1,10 @@
 """What the other claims come to on a model that speaks: run it where `dvc repro` has run profiles/smol.yaml.
 
-    .venv/bin/python benchmarks/smol.py [--parts logits,quality,prefix,merge,drift,speed] [--rows 24] [--steps 3]
+    .venv/bin/python benchmarks/smol.py [--parts logits,quality,replies,prefix,merge,drift,speed] [--rows 24] [--steps 3]
 
 The dense model is SmolLM2-135M as plain transformers has it, its weights those of the first expert of each layer. All
 computes in float32 on the settings of the stages. quality: the loss on held-out rows, dense, upcycled, and packed in
-NF4, which is what the packing costs. prefix: the shared-prefix backend beside lm-eval's own, on the questions of one
+NF4, which is what the packing costs. replies: their language, before and after. prefix: the shared-prefix backend beside lm-eval's own, on the questions of one
 subject of each benchmark. merge: the merged folder beside PEFT's merge_and_unload of the same adapter. drift: what the
 merge stage has measured. speed: a training step of the same packed rows, and batched greedy decoding.
 """
@@ -23,7 +23,7 @@ BASE, MERGED, ADAPTER = Path("data/raw/model/base"), Path("models/merged"), Path
 ROWS, BENCHMARKS = Path("data/format"), Path("data/raw/benchmark")
 EXPERT = "block_sparse_moe.experts.0."
 MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-PARTS = ("logits", "quality", "prefix", "merge", "drift", "speed")
+PARTS = ("logits", "quality", "replies", "prefix", "merge", "drift", "speed")
 
 
 def show(*cells: object) -> None:
@@ -143,6 +143,24 @@ def part_quality(rows: int, steps: int) -> None:
         show(
             name, f"{loss:.4f}", f"{math.exp(loss):.3f}", f"{bits:.4f}", f"{bits - first / math.log(2):+.4f}"
         )
+
+
+def part_replies(rows: int, steps: int) -> None:
+    """The language of greedy replies to the same held-out Chinese prompts, before and after, in 4 bits."""
+    from aurora.eval.replies import answer_prompts
+    from aurora.model.loading import load_tokenizer
+
+    settings = params().eval
+    show("replies to held-out prompts", "zh_reply_rate", "mixed", "repetition", "characters", "prompts")
+    for name, folder in (("base", BASE), ("tuned", MERGED)):
+        model, tokenizer = mixtral(4, folder), load_tokenizer(folder)
+        found, table = answer_prompts(
+            model, tokenizer, ROWS / "held_out.parquet", settings.replies, settings.max_length
+        )
+        keys = ("zh_reply_rate", "mixed_rate", "repetition", "mean_length")
+        show(name, *(f"{found[key]:.2f}" for key in keys), len(table))
+        del model
+        gc.collect()
 
 
 def part_prefix(rows: int, steps: int) -> None:
