@@ -1,10 +1,10 @@
 """What the other claims come to on a model that speaks: run it where `dvc repro` has run profiles/smol.yaml.
 
-    .venv/bin/python benchmarks/smol.py [--parts logits,quality,prefix,merge,drift,speed] [--rows 24] [--steps 3]
+    .venv/bin/python benchmarks/smol.py [--parts logits,quality,replies,prefix,merge,drift,speed] [--rows 24] [--steps 3]
 
 The dense model is SmolLM2-135M as plain transformers has it, its weights those of the first expert of each layer. All
 computes in float32 on the settings of the stages. quality: the loss on held-out rows, dense, upcycled, and packed in
-NF4, which is what the packing costs. prefix: the shared-prefix backend beside lm-eval's own, on the questions of one
+NF4, which is what the packing costs. replies: their language, before and after. prefix: the shared-prefix backend beside lm-eval's own, on the questions of one
 subject of each benchmark. merge: the merged folder beside PEFT's merge_and_unload of the same adapter. drift: what the
 merge stage has measured. speed: a training step of the same packed rows, and batched greedy decoding.
 """
@@ -23,7 +23,7 @@ BASE, MERGED, ADAPTER = Path("data/raw/model/base"), Path("models/merged"), Path
 ROWS, BENCHMARKS = Path("data/format"), Path("data/raw/benchmark")
 EXPERT = "block_sparse_moe.experts.0."
 MLP = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-PARTS = ("logits", "quality", "prefix", "merge", "drift", "speed")
+PARTS = ("logits", "quality", "replies", "prefix", "merge", "drift", "speed")
 
 
 def show(*cells: object) -> None:
@@ -64,6 +64,21 @@ def dense_model():
     return model.eval()
 
 
+def dense_nf4():
+    """The dense model, each matrix of its layers there and back through bitsandbytes' NF4: what four bits cost, without
+    a line of Aurora."""
+    from bitsandbytes import functional
+
+    model, double = dense_model(), params().quantization.double_quant
+    for module in model.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed = functional.quantize_4bit(
+                module.weight.data, blocksize=64, quant_type="nf4", compress_statistics=double
+            )
+            module.weight.data = functional.dequantize_4bit(*packed)
+    return model
+
+
 def mixtral(bits: int, folder: Path = BASE):
     """The folder as Aurora loads it."""
     from aurora.model.loading import load_model
@@ -95,11 +110,14 @@ def part_logits(rows: int, steps: int) -> None:
     samples = read_samples(
         ROWS / "held_out.parquet", Drift(rows=min(rows, 6), positions=64, merged_bits=(4,))
     )
-    wanted = list(logits(dense_model(), samples, "dense"))
-    show("logits against the dense model", "greatest", "mean", "top-1 agrees", "KL, nats")
-    for bits in (32, 4):
+    dense, packed = (list(logits(make(), samples, "dense")) for make in (dense_model, dense_nf4))
+    show("logits", "greatest", "mean", "top-1 agrees", "KL, nats")
+    for name, bits, wanted in (
+        ("upcycled, float32, to dense", 32, dense),
+        ("upcycled, NF4, to dense", 4, dense),
+        ("upcycled, NF4, to dense through NF4", 4, packed),
+    ):
         found = compare(wanted, logits(mixtral(bits), samples, f"{bits} bits"))
-        name = "upcycled, float32" if bits == 32 else "upcycled, NF4"
         numbers = (f"{found[key]:.2e}" for key in ("greatest", "mean"))
         show(name, *numbers, f"{found['top1_agreement']:.1%}", f"{found['kl_divergence']:.2e}")
 
@@ -113,6 +131,7 @@ def part_quality(rows: int, steps: int) -> None:
     for name, make in {
         "dense, float32": dense_model,
         "upcycled, float32": lambda: mixtral(32),
+        "dense, through bitsandbytes' NF4": dense_nf4,
         "upcycled, NF4": lambda: mixtral(4),
         "tuned and merged, float32": lambda: mixtral(32, MERGED),
         "tuned and merged, NF4": lambda: mixtral(4, MERGED),
@@ -124,6 +143,24 @@ def part_quality(rows: int, steps: int) -> None:
         show(
             name, f"{loss:.4f}", f"{math.exp(loss):.3f}", f"{bits:.4f}", f"{bits - first / math.log(2):+.4f}"
         )
+
+
+def part_replies(rows: int, steps: int) -> None:
+    """The language of greedy replies to the same held-out Chinese prompts, before and after, in 4 bits."""
+    from aurora.eval.replies import answer_prompts
+    from aurora.model.loading import load_tokenizer
+
+    settings = params().eval
+    show("replies to held-out prompts", "zh_reply_rate", "mixed", "repetition", "characters", "prompts")
+    for name, folder in (("base", BASE), ("tuned", MERGED)):
+        model, tokenizer = mixtral(4, folder), load_tokenizer(folder)
+        found, table = answer_prompts(
+            model, tokenizer, ROWS / "held_out.parquet", settings.replies, settings.max_length
+        )
+        keys = ("zh_reply_rate", "mixed_rate", "repetition", "mean_length")
+        show(name, *(f"{found[key]:.2f}" for key in keys), len(table))
+        del model
+        gc.collect()
 
 
 def part_prefix(rows: int, steps: int) -> None:
