@@ -18,7 +18,8 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 
 def surroundings(**more: str) -> dict[str, str]:
     """The environment with this interpreter's commands first, a git user, and no credentials but those in `more`."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SSH_AUTH"))}
+    left_out = ("AWS_", "SSH_AUTH", "MAKE", "MFLAGS")  # make says other things where make has started it
+    found = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     found["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"
     for role in ("AUTHOR", "COMMITTER"):
         found |= {f"GIT_{role}_NAME": "Test", f"GIT_{role}_EMAIL": "test@example.org"}
