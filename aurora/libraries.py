@@ -80,8 +80,6 @@ def _python(path: Path) -> list[Path]:
 
 def _libraries(file: Path) -> set[str]:
     """Distributions, by their normal names, whose modules a file imports at its top or later."""
-    from importlib.metadata import packages_distributions
-
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -89,8 +87,15 @@ def _libraries(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, *PACKAGES}
-    known = cache(packages_distributions)()
+    known = _distributions()
     return {_normal(distribution) for name in names for distribution in known.get(name, [name])}
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    from importlib.metadata import packages_distributions  # reads every installed package: a second
+
+    return dict(packages_distributions())
 
 
 def _with_required(names: set[str]) -> set[str]:
