@@ -237,7 +237,7 @@ def part_drift(rows: int, steps: int) -> None:
 def part_speed(rows: int, steps: int) -> None:
     """Seconds of a training step on 2 x 512 tokens without padding, and tokens/s; decoding of 8 replies."""
     from aurora.eval.replies import generate
-    from aurora.store import read_parquet
+    from aurora.tables import read_parquet
 
     table = read_parquet(ROWS / "train.parquet", "format")
     flat = [token for row in table["input_ids"].to_pylist() for token in row][: 1024 * steps]
@@ -277,6 +277,8 @@ def main(parts: str, rows: int, steps: int) -> None:
     disable_progress_bar()
     torch.set_num_threads(params().sft.threads)
     for name in parts.split(","):
+        if name not in PARTS:
+            raise click.BadParameter(f"{name} is none of {', '.join(PARTS)}", param_hint="--parts")
         globals()[f"part_{name}"](rows, steps)
         gc.collect()
         print(flush=True)
