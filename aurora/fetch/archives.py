@@ -119,14 +119,14 @@ def _judged(archive: Path) -> Iterator[None]:
     except (RuntimeError, NotImplementedError, UnicodeError, MemoryError) as error:
         # a password, an unknown compression, a name that is no text, a dictionary beyond this machine's memory
         raise SourceError(
-            f"{archive.name}: cannot be unpacked ({shown(str(error)) or type(error).__name__}); give an archive without this"
+            f"{archive.name}: cannot be unpacked ({printable(str(error)) or type(error).__name__}); give an archive without this"
         ) from None
     except DAMAGE as error:
         raise _damaged(archive, error) from None
 
 
 def _damaged(archive: Path, reason: object) -> SourceError:
-    return SourceError(f"{archive.name}: damaged archive ({shown(str(reason))}); fetch it again")
+    return SourceError(f"{archive.name}: damaged archive ({printable(str(reason))}); fetch it again")
 
 
 def _unpack(archive: Path, member: str, out: Path) -> list[dict]:
@@ -150,7 +150,9 @@ def _unpack(archive: Path, member: str, out: Path) -> list[dict]:
                 )
             name = inside.as_posix()
             if name.casefold() in taken:
-                raise SourceError(f"{archive.name}!/{shown(item.name)}: the name stands twice; not unpacked")
+                raise SourceError(
+                    f"{archive.name}!/{printable(item.name)}: the name stands twice; not unpacked"
+                )
             target = out / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             digests = Digests(Pins())
@@ -183,15 +185,17 @@ def _safe(archive: Path, item: Member) -> PurePosixPath:
     path = PurePosixPath(item.name)
     if not item.plain or path.is_absolute() or ".." in path.parts or "\\" in item.name:
         raise SourceError(
-            f"{archive.name}!/{shown(item.name)}: a link, a device, or a name that leaves the folder; not unpacked"
+            f"{archive.name}!/{printable(item.name)}: a link, a device, or a name that leaves the folder; not unpacked"
         )
     item.name.encode()  # a name that is no text is a UnicodeError
-    if shown(item.name) != item.name:
-        raise SourceError(f"{archive.name}!/{shown(item.name)}: a name that no sound file has; not unpacked")
+    if printable(item.name) != item.name:
+        raise SourceError(
+            f"{archive.name}!/{printable(item.name)}: a name that no sound file has; not unpacked"
+        )
     return path
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name from an archive as a message may say it: in one line, and no command to a terminal."""
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", name[:1024])
 

@@ -50,21 +50,18 @@ def _fetch(name: str, source: Source, out: Path) -> dict:
             archive, files, revision = None, _measured(partial), None
         elif address.local:
             archive, files, revision = *_local(name, source, address, partial), None
-        elif source.upcycle:  # made by code that may have changed since, so never taken again
-            archive, files, revision = _package(name, source, address, out, partial)
-        elif former and take_again(former, out, partial, _pins(source)):
+        # What is upcycled is made by code that may have changed since, so it is never taken again.
+        elif former and not source.upcycle and take_again(former, out, partial, _pins(source)):
             archive, files, revision = former["archive"], former["files"], former["revision"]
         elif address.scheme == "pypi":
             archive, files, revision = _package(name, source, address, out, partial)
         else:
             archive, files, revision = _remote(name, source, address, out, partial)
         if not files:
-            raise SourceError(f"sources.{name}: {source.uri} holds no file")
+            raise SourceError(f"{source.uri} holds no file")
         if any(file["path"] == MANIFEST for file in files):
-            raise SourceError(
-                f"sources.{name}: {source.uri} holds a {MANIFEST}, which fetch writes; rename it"
-            )
-        _refuse_pointers(name, partial, files)
+            raise SourceError(f"{source.uri} holds a {MANIFEST}, which fetch writes; rename it")
+        _refuse_pointers(partial, files)
         manifest = {
             "source": name,
             "kind": source.kind,
@@ -79,7 +76,7 @@ def _fetch(name: str, source: Source, out: Path) -> dict:
             "files": files,
         }
         if former and source.pin:
-            _refuse_change(name, source, former, manifest)
+            _refuse_change(source, former, manifest)
             manifest["revision"] = former["revision"]  # a branch may move on without a change of these files
         write_json(partial / MANIFEST, manifest)
     return manifest
@@ -94,13 +91,13 @@ def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[
             )
         if origin.is_dir():
             if address.member is not None or pins != Pins():
-                raise SourceError(f"sources.{name}: {address.path} is a folder; pins and !/ are for a file")
+                raise SourceError(f"{address.path} is a folder; pins and !/ are for a file")
             return None, _entries(dict(_copied(name, origin, partial)))
         _refuse_special(name, origin)
         if address.member is not None:
             digests = measure(origin, pins)
         else:
-            _refuse_if_full(name, [origin], partial)
+            _refuse_if_full([origin], partial)
             partial.mkdir(parents=True)
             digests = copy(origin, partial / origin.name, pins)
         if difference := digests.difference(origin):
@@ -124,7 +121,7 @@ def _copied(name: str, origin: Path, partial: Path) -> Iterator[tuple[str, Diges
     ]
     for path in files:
         _refuse_special(name, path)
-    _refuse_if_full(name, files, partial)
+    _refuse_if_full(files, partial)
     partial.mkdir(parents=True)
     for path in files:
         inside = path.relative_to(origin)
@@ -139,12 +136,10 @@ def _refuse_special(name: str, path: Path) -> None:
         )
 
 
-def _refuse_if_full(name: str, files: list[Path], partial: Path) -> None:
+def _refuse_if_full(files: list[Path], partial: Path) -> None:
     size, free = sum(path.stat().st_size for path in files), room(partial)
     if size > free:
-        raise ResourceError(
-            f"sources.{name}: {size:,} bytes are to be copied, {free:,} are free; free some and run again"
-        )
+        raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
 
 
 def _remote(
@@ -169,9 +164,7 @@ def _remote(
                 remove(path)
             return archive, entries, got.revision
     except Unreachable as error:
-        raise SourceError(
-            f"sources.{name}: {error}; or take it from the DVC remote: dvc pull {out.as_posix()}"
-        ) from None
+        raise SourceError(f"{error}; or take it from the DVC remote: dvc pull {out.as_posix()}") from None
 
 
 def _package(
@@ -185,17 +178,17 @@ def _package(
     return wheel, _measured(partial), address.revision
 
 
-def _refuse_pointers(name: str, partial: Path, files: list[dict]) -> None:
+def _refuse_pointers(partial: Path, files: list[dict]) -> None:
     """Raises SourceError where Git LFS's stand-in for a file came in place of the file."""
     for file in files:
         if file["bytes"] < 1024 and (partial / file["path"]).read_bytes().startswith(LFS_POINTER):
             raise SourceError(
-                f"sources.{name}: {file['path']} is a Git LFS pointer, not the file; give an address that resolves "
+                f"{file['path']} is a Git LFS pointer, not the file; give an address that resolves "
                 "it (…/resolve/… on the hub, media.githubusercontent.com), or run git lfs pull"
             )
 
 
-def _refuse_change(name: str, source: Source, former: dict, manifest: dict) -> None:
+def _refuse_change(source: Source, former: dict, manifest: dict) -> None:
     """Raises SourceError if the bytes are not those that the first fetch recorded."""
     for before, now in (
         (former["archive"], manifest["archive"]),
@@ -205,7 +198,7 @@ def _refuse_change(name: str, source: Source, former: dict, manifest: dict) -> N
         if expected != found:
             path = (before or now)["path"]
             raise SourceError(
-                f"sources.{name}: {source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
+                f"{source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
                 f"{found}; the source has changed: to take it as it is now, pin its commit or sha256 in place of record"
             )
 

@@ -80,7 +80,7 @@ class Source(Section):
         return next((name for name, given in names.items() if given), "repository")
 
     @model_validator(mode="after")
-    def _is_pinned_and_watched(self) -> "Source":
+    def _is_pinned(self) -> "Source":
         address = parse(self.uri)
         file_pins = bool(self.sha256 or self.git_blob)
         if not self.licence.strip():
@@ -107,16 +107,27 @@ class Source(Section):
                 f"uri '{self.uri}': sha256 of the wheel and member_sha256 of the file in it pin a pypi:// uri, both of them "
                 "and no other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pins_and_upcycling_fit_the_uri(self) -> "Source":
+        address = parse(self.uri)
         if (self.upcycle is not None) != (self.format == "gguf") or (
             self.upcycle and address.scheme != "pypi"
         ):
             raise ValueError(
                 f"uri '{self.uri}': format gguf wants upcycle and a pypi:// uri, and no other format takes upcycle"
             )
-        if (file_pins or self.bytes is not None) and (address.scheme == "embedded" or not address.path):
+        pinned = self.sha256 or self.git_blob or self.bytes is not None
+        if pinned and (address.scheme == "embedded" or not address.path):
             raise ValueError(
                 "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_watched_and_of_its_kind(self) -> "Source":
+        address = parse(self.uri)
         wanted = {
             "path": address.path,
             "embedded": "aurora/small_base",
