@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from aurora.declarations import BY_SOURCE, PACKAGES, reached, read_stages
-from aurora.running import MAP, VERSIONS
+from aurora.running import MAP, VERSIONS, declared_params
 from aurora.yaml_files import read_yaml
 
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
@@ -27,12 +27,7 @@ def version_faults(root: Path) -> list[str]:
     lines, used = [], set()
     for stage, entry in read_stages(root).items():
         files = [file for name in reached(stage, root) for file in _python(root / name)]
-        declared = {
-            name
-            for item in entry.get("params", ())
-            if isinstance(item, dict)
-            for name in item.get(VERSIONS, ())
-        }
+        declared = set(declared_params(entry)[1])
         used |= declared
         lines += _compared(f"{MAP}: {stage}", files, declared)
     for folder in sorted(BY_SOURCE):

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from aurora.errors import ParamsError, ResourceError
+from aurora.yaml_files import read_yaml
 
 MAP = Path("dvc.yaml")
 VERSIONS = "versions.yaml"
@@ -31,12 +32,11 @@ def require_versions(folder: Path = Path()) -> None:
     made, all that stand there.
     """
     stage, _, declared = _declared()
-    file = folder / VERSIONS
-    names = declared if folder == Path() else _read(file) if stage and file.is_file() else ()
-    if not names:
+    file, of_folder = folder / VERSIONS, folder != Path()
+    if not stage or not (file.is_file() if of_folder else declared):
         return
-    tracked = _read(file)
-    for name in names:
+    tracked = read_yaml(file)
+    for name in tracked if of_folder else declared:
         if name not in tracked:
             raise ParamsError(
                 f"{file}: {name} is missing, which stage {stage} declares; add {name}: {installed(name)}"
@@ -65,20 +65,17 @@ def _declared() -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def _declared_by(name: str, root: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     stage, _, instance = name.partition("@")
     file = root / MAP
-    entry = _read(file).get("stages", {}).get(stage) if stage and file.is_file() else None
+    entry = read_yaml(file).get("stages", {}).get(stage) if stage and file.is_file() else None
     if not isinstance(entry, dict):
         return "", (), ()
-    keys: list[str] = []
-    versions: list[str] = []
-    for item in entry.get("do", entry).get("params") or ():
-        if isinstance(item, dict):
-            versions += item.get(VERSIONS) or ()
-        else:
-            keys.append(item.replace("${key}", instance))
-    return stage, tuple(keys), tuple(versions)
+    keys, versions = declared_params(entry.get("do", entry))
+    return stage, tuple(key.replace("${key}", instance) for key in keys), tuple(versions)
 
 
-def _read(path: Path) -> dict:
-    from aurora.yaml_files import read_yaml  # late: without a stage there is nothing to read
-
-    return read_yaml(path)
+def declared_params(entry: dict) -> tuple[list[str], list[str]]:
+    """The keys of params.yaml and of versions.yaml that a stage of dvc.yaml declares, as they stand there."""
+    items = entry.get("params") or ()
+    files = [item for item in items if isinstance(item, dict)]
+    return [item for item in items if isinstance(item, str)], [
+        name for file in files for name in file.get(VERSIONS) or ()
+    ]

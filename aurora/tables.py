@@ -29,15 +29,15 @@ def read_parquet(path: Path, producer: str, columns: list[str] | None = None) ->
     if not Path(path).is_file():
         raise DataError(f"{path}: not found; it is written by: dvc repro {producer}")
     try:
-        table = pyarrow.parquet.read_table(path)
+        found = pyarrow.parquet.read_schema(path).names
+        for name in columns or ():
+            if name not in found:
+                raise DataError(
+                    f"{path}: column {name} is missing, found {', '.join(found)};"
+                    f" write it again by: dvc repro -f {producer}"
+                )
+        return pyarrow.parquet.read_table(path, columns=columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not Parquet ({error}); write it again by: dvc repro -f {producer}"
         ) from None
-    for name in columns or ():
-        if name not in table.column_names:
-            raise DataError(
-                f"{path}: column {name} is missing, found {', '.join(table.column_names)};"
-                f" write it again by: dvc repro -f {producer}"
-            )
-    return table.select(columns) if columns else table

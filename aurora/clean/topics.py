@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from aurora.yaml_files import read_yaml
+
 WORDS = Path(__file__).with_name("topics.yaml")
 LINE, PROMPT, ANSWER = (
     100,
@@ -28,9 +30,7 @@ class Word(NamedTuple):
 @cache
 def _words() -> tuple[tuple[str, ...], dict[str, tuple[Word, ...]]]:
     """Names of the topics in order, and all words by their first two characters, the longest first."""
-    from ruamel.yaml import YAML
-
-    content = YAML(typ="safe").load(WORDS.read_text(encoding="utf-8"))
+    content = read_yaml(WORDS)
     votes: dict[str, dict[int, int]] = {str(text).lower(): {} for text in content.pop(NONE)}
     for number, topic in enumerate(content.values()):
         for key, weight in (("task", TASK), ("strong", STRONG), ("words", WORD)):

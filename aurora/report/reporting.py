@@ -15,6 +15,7 @@ from aurora.report.pages import Picture, escaped, html, markdown
 from aurora.report.report_page import report_blocks
 from aurora.store import read_json, replacing, write_json, write_text
 from aurora.tables import read_parquet
+from aurora.yaml_files import read_yaml
 
 PAPER = Path(__file__).with_name("paper.yaml")
 APART = ("categories", "subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
@@ -127,9 +128,7 @@ def _pair(number: str, base: dict, tuned: dict) -> list[str]:
 
 def read_paper(path: Path = PAPER) -> dict:
     """The paper's own numbers."""
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return read_yaml(path)
 
 
 def read_rows(folders: dict[str, Path], name: str, keys: tuple[str, ...]) -> dict[str, list[dict]]:
