@@ -34,7 +34,7 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
         lines = [line for entry in status for line in _lines(repo, stage, entry)]
         outs = {out.fs_path: before.addressing for before in _before(repo, stage) for out in before.outs}
         for dep in stage.deps:
-            makers = {outs[path] for path in outs if _overlap(path, dep.fs_path)}
+            makers = {outs[path] for path in outs if overlap(path, dep.fs_path)}
             lines += [
                 f"{dep.def_path} may change, since {maker} runs before"
                 for maker in sorted(makers & set(found))
@@ -75,7 +75,8 @@ def _before(repo: "Repo", stage: "PipelineStage") -> list["PipelineStage"]:
     return list(repo.index.graph.successors(stage))
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
+    """Whether two paths are one, or one of them lies in the other."""
     one_path, other_path = Path(one), Path(other)
     return one_path == other_path or one_path in other_path.parents or other_path in one_path.parents
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from aurora.errors import DataError
-from aurora.reasons import in_order
+from aurora.reasons import in_order, overlap
 from aurora.running import MAP
 
 if TYPE_CHECKING:
@@ -67,9 +67,8 @@ def trace(repo: "Repo") -> Traced:
             faults += _collect(stage, place, pool)
             shutil.rmtree(place)
             if stage not in stale:
-                compared = list(_compared(stage, pool))
-                outputs += len(compared)
-                faults += [line for line in compared if line]
+                outputs += len(stage.outs)
+                faults += _differing(stage, pool)
             print(
                 f"trace {number}/{len(stages)}: {stage.addressing}, {monotonic() - start:.0f} s",
                 file=sys.stderr,
@@ -82,21 +81,17 @@ def _stale(repo: "Repo") -> set["PipelineStage"]:
     """Stages that changed since dvc.lock in what git tracks, and those behind them."""
     import networkx
 
-    made = {out.fs_path for stage in repo.index.stages for out in stage.outs}
+    made = [out.fs_path for stage in repo.index.stages for out in stage.outs]
     first = set()
     for stage in repo.index.stages:
-        own = [dep for dep in stage.deps if dep in stage.params or not _made(dep.fs_path, made)]
+        own = [
+            dep
+            for dep in stage.deps
+            if dep in stage.params or not any(overlap(dep.fs_path, out) for out in made)
+        ]
         if not stage.outs[0].hash_info or stage.changed_stage() or any(dep.status() for dep in own):
             first.add(stage)
     return first.union(*(networkx.ancestors(repo.index.graph, stage) for stage in first))
-
-
-def _made(path: str, outs: set[str]) -> bool:
-    return any(Path(path) == Path(out) or _inside(path, out) or _inside(out, path) for out in outs)
-
-
-def _inside(path: str, folder: str) -> bool:
-    return Path(folder) in Path(path).parents
 
 
 def _furnish(stage: "PipelineStage", place: Path, root: Path, pool: Path) -> None:
@@ -173,7 +168,7 @@ def _run(stage: "PipelineStage", place: Path, root: Path, log: Path) -> None:
 
 
 def _undeclared(stage: "PipelineStage", place: Path, root: Path, log: Path) -> Iterator[str]:
-    declared = {dep.def_path for dep in stage.deps} | {out.def_path for out in stage.outs} | {str(MAP)}
+    outs = {out.def_path for out in stage.outs}
     libraries = tuple({Path(sys.prefix).resolve(), Path(sys.prefix)})
     for line in log.read_text(encoding="utf-8").splitlines():
         kind, what = json.loads(line)
@@ -188,9 +183,14 @@ def _undeclared(stage: "PipelineStage", place: Path, root: Path, log: Path) -> I
             name = path.relative_to(root)
         else:
             continue
-        within = {str(name), *map(str, name.parents)}
-        if not within & declared and name.parts[0] not in SCRATCH and (root / name).is_file():
+        if not _allowed(stage, name, outs) and (root / name).is_file():
             yield f"{stage.addressing} opens {name}, which dvc.yaml does not declare; add it to deps"
+
+
+def _allowed(stage: "PipelineStage", name: Path, more: Set[str] = frozenset()) -> bool:
+    """Whether a stage may have to do with a file: its map, a dependency, one of `more`, or what lies in one, or scratch."""
+    declared = {str(MAP), *more, *(dep.def_path for dep in stage.deps)}
+    return name.parts[0] in SCRATCH or not declared.isdisjoint({str(name), *map(str, name.parents)})
 
 
 def _is_here(host: str) -> bool:
@@ -209,24 +209,19 @@ def _collect(stage: "PipelineStage", place: Path, pool: Path) -> Iterator[str]:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         made.rename(target)
-    declared = {dep.def_path for dep in stage.deps} | {str(MAP)}
     for path in sorted(place.rglob("*")):
         name = path.relative_to(place)
-        if (
-            path.is_file()
-            and name.parts[0] not in SCRATCH
-            and not {str(name), *map(str, name.parents)} & declared
-        ):
+        if path.is_file() and not _allowed(stage, name):
             yield f"{stage.addressing} writes {name}, which dvc.yaml does not list in outs"
 
 
-def _compared(stage: "PipelineStage", pool: Path) -> Iterator[str]:
-    """For each output an empty line, or one that says that its bytes are not those of dvc.lock."""
+def _differing(stage: "PipelineStage", pool: Path) -> Iterator[str]:
+    """A line for each output whose bytes are not those of dvc.lock."""
     from dvc_data.hashfile.build import build
 
     for out in stage.outs:
         path = pool / out.def_path
         if path.exists():
             _, _, found = build(out.cache, str(path), out.fs, out.hash_name, dry_run=True)
-            same = found.hash_info == out.hash_info
-            yield "" if same else f"{stage.addressing}: {out.def_path} has other bytes than in dvc.lock"
+            if found.hash_info != out.hash_info:
+                yield f"{stage.addressing}: {out.def_path} has other bytes than in dvc.lock"
