@@ -33,8 +33,8 @@ class Conversation:
         self.max_new_tokens = max_new_tokens
         self.tokens: list[int] = []
 
-    def answer(self, question: str, show: Callable[[str], None]) -> str:
-        """The greedy answer, whose pieces are shown as they come.
+    def answer(self, question: str, show: Callable[[str], None]) -> None:
+        """Answers greedily; the pieces of the answer are shown as they come.
 
         Raises ParamsError where question and answer may outgrow the context; the conversation is then as before.
         """
@@ -59,7 +59,6 @@ class Conversation:
         )[0, len(asked) :].tolist()
         reply = [token for token in found if token != self.tokenizer.eos_token_id]
         self.tokens = [*asked, *reply, self.tokenizer.eos_token_id]
-        return self.tokenizer.decode(reply, skip_special_tokens=True).strip()
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerFast", show: Callable[[str], None]):

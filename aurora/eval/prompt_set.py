@@ -77,9 +77,12 @@ def answer_prompt_set(
     history = {dialogue: [] for dialogue in dialogues}  # tokens so far, of all rounds
     replies: dict[tuple[Dialogue, int], str] = {}
     encode = question_encoder(tokenizer, form)
-    for dialogue in dialogues:
-        asked = [len(encode(text, number == 0)) for number, text in enumerate(dialogue.turns)]
-        longest = sum(asked) + len(asked) * (params.max_new_tokens + 1)
+    encoded = {
+        dialogue: [encode(text, number == 0) for number, text in enumerate(dialogue.turns)]
+        for dialogue in dialogues
+    }
+    for dialogue, asked in encoded.items():
+        longest = sum(map(len, asked)) + len(asked) * (params.max_new_tokens + 1)
         if longest > max_length:
             raise DataError(
                 f"{dialogue.kind}, prompt {dialogue.number}: up to {longest:,} tokens with its replies, but the context "
@@ -88,7 +91,7 @@ def answer_prompt_set(
     for turn in range(max(len(dialogue.turns) for dialogue in dialogues)):
         asked = [dialogue for dialogue in dialogues if turn < len(dialogue.turns)]
         for dialogue in asked:
-            history[dialogue] += encode(dialogue.turns[turn], turn == 0)
+            history[dialogue] += encoded[dialogue][turn]
         prompts = [
             Prompt(f"{dialogue.kind} {dialogue.number}", dialogue.turns[turn], list(history[dialogue]))
             for dialogue in asked
