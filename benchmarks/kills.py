@@ -11,7 +11,6 @@ dvc.lock, metrics or report that differ. It ends non-zero where one is found.
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +19,8 @@ from pathlib import Path
 
 import click
 import psutil
+from pipeline import DVC, changed, cloned, surroundings
 
-ROOT = Path(__file__).resolve().parent.parent
-DVC = Path(sys.executable).with_name("dvc")
 TARGETS = ("dvc", "stage", "both")
 MADE = ("data", "models", ".aurora", ".dvc/cache", ".dvc/tmp", "dvc.lock")
 PATIENCE = 15  # seconds in which a stage has to follow its dvc
@@ -37,12 +35,11 @@ class Run:
 
     def start(self) -> psutil.Popen:
         """Starts it, with its output added to log.txt beside the clone."""
-        environment = {"PATH": f"{DVC.parent}:/usr/bin:/bin", "HOME": str(self.folder.parent)}
         with self.folder.with_name("log.txt").open("a") as log:
             return psutil.Popen(
                 self.command,
                 cwd=self.folder,
-                env=environment | {"HF_HUB_OFFLINE": "1"},
+                env=surroundings(self.folder),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -92,12 +89,6 @@ def wait_until_alone(run: Run) -> list[psutil.Process]:
     while (left := run.alive()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
-
-
-def changed(folder: Path) -> str:
-    """What git sees as changed: nothing if dvc.lock, metrics and report are those of the commit."""
-    command = ["git", "status", "--porcelain"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def empty(folder: Path) -> None:
@@ -151,8 +142,7 @@ def torture(run: Run, kills: int, mean: float, draw: random.Random) -> list[str]
 def main(kills: int, seed: int, mean: float) -> None:
     """Kill, run again, compare."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve() / "clone"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+        folder = cloned(Path(name).resolve() / "clone")
         (folder / "dvc.lock").unlink()
         print(f"{'kill':<6}{'of':<8}{'after s':>8}  {'stage':<16}processes left")
         faults = torture(Run(folder), kills, mean, random.Random(seed))

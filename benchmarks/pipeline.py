@@ -33,13 +33,31 @@ def tree_bytes(process: psutil.Process) -> int:
     return total
 
 
+def surroundings(folder: Path) -> dict[str, str]:
+    """The environment of a command in a clone: this one's commands, and nothing of the caller's."""
+    return {"PATH": f"{DVC.parent}:/usr/bin:/bin", "HOME": str(folder.parent), "HF_HUB_OFFLINE": "1"}
+
+
+def cloned(folder: Path) -> Path:
+    """A clone of HEAD in the new folder `folder`."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+def changed(folder: Path) -> str:
+    """What git sees as changed: nothing if dvc.lock, metrics and report are those of the commit."""
+    command = ["git", "status", "--porcelain"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 def repro(folder: Path) -> tuple[float, int, list[str]]:
     """Seconds, peak bytes and the stages that ran."""
     log = folder.with_name("log.txt")
     started, peak = time.perf_counter(), 0
-    environment = {"PATH": f"{DVC.parent}:/usr/bin:/bin", "HOME": str(folder.parent), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as output:
-        running = psutil.Popen([DVC, "repro"], cwd=folder, env=environment, stdout=output, stderr=output)
+        running = psutil.Popen(
+            [DVC, "repro"], cwd=folder, env=surroundings(folder), stdout=output, stderr=output
+        )
         while running.poll() is None:
             try:
                 peak = max(peak, tree_bytes(running))
@@ -58,8 +76,7 @@ def repro(folder: Path) -> tuple[float, int, list[str]]:
 def main(learning_rate: str) -> None:
     """Run the small profile three times in a fresh clone."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "clone"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+        folder = cloned(Path(name) / "clone")
         print(f"{'dvc repro':<28}{'seconds':>9}{'of the first':>14}{'peak GiB':>10}  stages that ran")
         first = None
         for title in ("from empty", "again", f"learning_rate {learning_rate}"):
@@ -73,11 +90,8 @@ def main(learning_rate: str) -> None:
                 f"{title:<28}{seconds:>9.1f}{seconds / first:>13.3f}x{peak / 2**30:>10.2f}  {ran}", flush=True
             )
             if title == "from empty":
-                command = ["git", "status", "--porcelain"]
-                changed = subprocess.run(
-                    command, cwd=folder, capture_output=True, text=True, check=True
-                ).stdout
-        kept = "as committed, byte for byte" if not changed else f"changed:\n{changed}"
+                difference = changed(folder)
+        kept = f"changed:\n{difference}" if difference else "as committed, byte for byte"
         print(f"dvc.lock, metrics/ and REPORT.md after the first run: {kept}")
 
 

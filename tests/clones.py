@@ -9,6 +9,7 @@ import sys
 from contextlib import chdir
 from pathlib import Path
 
+import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
@@ -52,8 +53,13 @@ def commit(folder: Path, message: str) -> None:
     run(folder, "git", "commit", "--quiet", f"--message={message}")
 
 
-def copy_tracked(root: Path, folder: Path) -> None:
-    """The working tree's tracked files, as they are now, committed on a branch `main` of a repository of its own."""
+def copy_tracked(root: Path, folder: Path) -> Path:
+    """The working tree's tracked files, as they are now, committed on a branch `main` of a repository of its own.
+
+    Returns `folder`. The test is skipped where the working tree is no checkout of git.
+    """
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
     names = run(root, "git", "ls-files", "-z").split("\0")
     for name in filter(None, names):
         if (root / name).is_file():
@@ -61,6 +67,7 @@ def copy_tracked(root: Path, folder: Path) -> None:
             shutil.copyfile(root / name, folder / name)
     run(folder, "git", "init", "--quiet", "--initial-branch=main")
     commit(folder, "fresh")
+    return folder
 
 
 def use_remote(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import networkx
 import pytest
-from clones import DVC, copy_tracked
+from clones import DVC, copy_tracked, edit
 from dvc.repo import Repo
 
 pytestmark = pytest.mark.minutes
@@ -22,12 +22,7 @@ def run(folder: Path, *command: str, returncode: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the working tree's tracked files, committed on a branch `main`."""
-    folder = tmp_path_factory.mktemp("fresh") / "clone"
-    if not (root / ".git").exists():
-        pytest.skip("not a git checkout")
-    copy_tracked(root, folder)
-    return folder
+    return copy_tracked(root, tmp_path_factory.mktemp("fresh") / "clone")
 
 
 def would_run(folder: Path) -> list[str]:
@@ -52,9 +47,8 @@ def changed(folder: Path, file: str, before: str, after: str) -> list[str]:
     """Stages that would run after this edit, which is taken back."""
     path = folder / file
     text = path.read_text(encoding="utf-8")
-    edited, count = re.subn(before, after, text)
-    assert count == 1 and edited != text
-    path.write_text(edited, encoding="utf-8")
+    edit(folder, file, before, after)
+    assert path.read_text(encoding="utf-8") != text
     try:
         return would_run(folder)
     finally:

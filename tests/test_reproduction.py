@@ -1,15 +1,13 @@
 """The small profile, whole: traced, in two clean clones and by force, and killed at random moments."""
 
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from clones import DVC, copy_tracked
+from clones import DVC, copy_tracked, run
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
@@ -20,23 +18,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 @pytest.fixture
 def clone(root: Path, tmp_path: Path) -> Path:
-    return cloned(root, tmp_path.resolve() / "clone")
-
-
-def cloned(root: Path, folder: Path) -> Path:
-    if not (root / ".git").exists():
-        pytest.skip("not a git checkout")
-    copy_tracked(root, folder)
-    return folder
+    return copy_tracked(root, tmp_path.resolve() / "clone")
 
 
 def command(folder: Path, *words: str) -> str:
     """What a command prints in a clone, whose own code it runs."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout
+    return run(folder, *words, PYTHONPATH=str(folder))
 
 
 def tracked(folder: Path) -> dict[str, bytes]:
@@ -62,7 +49,7 @@ def test_two_clean_clones_and_a_forced_run_end_in_the_same_bytes(clone: Path, ro
     command(clone, DVC, "repro", "--force")
     assert tracked(clone) == first
     shutil.rmtree(clone)
-    second = cloned(root, tmp_path / "elsewhere/second")
+    second = copy_tracked(root, tmp_path / "elsewhere/second")
     (second / "dvc.lock").unlink()
     command(second, DVC, "repro")
     assert tracked(second) == first
