@@ -30,7 +30,7 @@ def check(files: tuple[Path, ...], trace: bool) -> None:
     """
     for file in files or (PARAMS_FILE,):
         params = load_params(file)
-        click.echo(f"{file}: sound, {len(params.sources)} sources")
+        click.echo(f"{file}: sound, {len(params.all_sources)} sources")
     if files:
         return
     found = [*faults(Path()), *version_faults(Path())]

@@ -52,12 +52,12 @@ def reached(stage: str, root: Path) -> dict[str, str]:
     A package that is imported as such is listed as its folder, and any other by the __init__.py that Python runs
     before a module of it. What an instance of fetch watches by its source's `dep` is left out.
     """
-    start = root / "stages" / f"{stage}.py"
+    start = root / "stages" / f"{stage.removesuffix('_hub')}.py"
     todo, seen = [start], {start: "python -m"}
     while todo:
         importer = todo.pop()
         for file in sorted(imported(importer, root) - set(seen)):
-            if stage == "fetch" and _name(file, root) in BY_SOURCE:
+            if start.stem == "fetch" and _name(file, root) in BY_SOURCE:
                 continue
             seen[file] = _name(importer, root)
             todo.append(file)

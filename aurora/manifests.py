@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from aurora.errors import DataError
-from aurora.store import read_checked, read_json, sha256_file
+from aurora.store import FETCH_BASE, dvc_hash, read_checked, read_json, sha256_file
 
 MANIFEST = "manifest.json"
 KEYS = frozenset(
@@ -35,7 +35,6 @@ class FileEntry(BaseModel):
 class Facts(BaseModel):
     """What a manifest says of a source, as far as a card reads it; a key may be missing."""
 
-    format: str | None = None
     uri: str | None = None
     revision: str | None = None
     licence: str | None = None
@@ -43,11 +42,42 @@ class Facts(BaseModel):
     files: list[FileEntry] = []
 
 
-class Origin(Facts):
-    """The same of training data, whose licence a card may not leave out."""
+class SizedEntry(BaseModel):
+    """What a manifest says of a file, as far as its size is told."""
 
+    bytes: int
+
+
+class Fetched(BaseModel):
+    """What a manifest says of a source, as far as clean tells of it."""
+
+    source: str
+    kind: str
     uri: str
+    revision: str | None = None
     licence: str
+    non_commercial: bool = False
+    files: list[SizedEntry]
+
+
+class Origin(BaseModel):
+    """What clean writes of each source that it read, for cards and report."""
+
+    source: str
+    kind: str
+    uri: str
+    revision: str | None
+    licence: str
+    non_commercial: bool
+    bytes: int  # of all files
+    path: str
+    dvc_hash: str  # of the folder
+
+
+class Origins(BaseModel):
+    """The file in which clean writes them, by path."""
+
+    sources: list[Origin]
 
 
 def read_manifest(
@@ -76,17 +106,37 @@ def read_manifest(
 
 
 def find_manifest(folder: Path) -> dict | None:
-    """What a manifest says, complete or not; None for a folder that fetch did not write.
+    """What the manifest of a base says, complete or not; None for a folder that fetch did not write.
 
     Raises DataError for a value of a wrong type.
     """
     path = folder / MANIFEST
-    return read_checked(path, Facts, f"fetch@{folder.name}") if path.is_file() else None
+    return read_checked(path, Facts, FETCH_BASE) if path.is_file() else None
 
 
-def read_origin(folder: Path) -> dict:
-    """What the manifest of a fetched folder says, with `uri` and `licence` at least; raises DataError without."""
-    return read_checked(folder / MANIFEST, Origin, f"fetch@{folder.name}")
+def read_fetched(path: Path, producer: str) -> dict:
+    """A manifest with all that Fetched has; `producer` as in `read_json`. Raises DataError for any other."""
+    return read_checked(path, Fetched, producer)
+
+
+def origin_of(folder: Path) -> dict:
+    """What is told of a fetched folder where it is no longer at hand, in the form of Origin.
+
+    Raises DataError for a manifest that does not say it.
+    """
+    manifest = read_fetched(folder / MANIFEST, f"fetch@{folder.name}")
+    told = {name: manifest.get(name) for name in ("source", "kind", "uri", "revision", "licence")}
+    return told | {
+        "non_commercial": manifest.get("non_commercial", False),
+        "bytes": sum(file["bytes"] for file in manifest["files"]),
+        "path": folder.as_posix(),
+        "dvc_hash": dvc_hash(folder),
+    }
+
+
+def read_origins(path: Path) -> list[dict]:
+    """What clean wrote of the sources that it read. Raises DataError if it is missing or of another form."""
+    return read_checked(path, Origins, "clean")["sources"]
 
 
 def manifest_hash(folder: Path) -> str | None:

@@ -50,7 +50,7 @@ def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
     """
     return [
         _row(name, source, Path(pattern.format(kind=source.kind, name=name)))
-        for name, source in params.sources.items()
+        for name, source in params.all_sources.items()
     ]
 
 

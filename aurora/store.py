@@ -10,6 +10,10 @@ from pathlib import Path
 
 from aurora.errors import DataError
 
+FETCH_BASE = (
+    "--glob 'fetch*@base'"  # the base's stage, as dvc repro takes it: an instance of fetch, or of fetch_hub
+)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -121,3 +125,14 @@ def git_blob_id(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def dvc_hash(path: Path) -> str:
+    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
+        text = json.dumps(entries, sort_keys=True)
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

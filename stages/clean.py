@@ -9,6 +9,7 @@ from aurora.clean.clean_page import write_page
 from aurora.clean.cleaning import clean
 from aurora.clean.row_tables import write_tables
 from aurora.errors import DataError, one_line
+from aurora.manifests import origin_of
 from aurora.params.clean import Clean
 from aurora.params.section import read_section
 from aurora.params.source import Source
@@ -25,11 +26,13 @@ from aurora.store import remove, replacing, write_json
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @one_line
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
-    """Writes conversations.parquet, dropped.parquet, metrics.json and report.html into OUT."""
+    """Writes conversations.parquet, dropped.parquet, sources.json, metrics.json and report.html into OUT."""
     sources = read_section("sources", dict[str, Source])
     params = read_section("clean", Clean)
     folders = _folders(instructions, sources, "instructions")
-    cleaned = clean(folders, _folders(benchmarks, sources, "benchmark").values(), params)
+    searched = _folders(benchmarks, sources, "benchmark")
+    origins = [origin_of(folder) for folder in sorted([*folders.values(), *searched.values()])]
+    cleaned = clean(folders, searched.values(), params)
     if not cleaned.kept:
         raise DataError(
             "clean: no row is left; data/clean would be empty: look at the rules of clean in params.yaml"
@@ -37,6 +40,7 @@ def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     with replacing(out) as partial:
         partial.mkdir()
         write_tables(partial, cleaned)
+        write_json(partial / "sources.json", {"sources": origins})
         write_json(partial / "metrics.json", cleaned.metrics)
         write_page(partial / "report.html", cleaned)
     for note in cleaned.metrics["notes"]:

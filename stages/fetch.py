@@ -14,13 +14,19 @@ from aurora.running import require_versions
 @click.command()
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--section",
+    type=click.Choice(["sources", "hub_sources"]),
+    default="sources",
+    help="Section of params.yaml that has it.",
+)
 @one_line
-def main(name: str, out: Path) -> None:
+def main(name: str, out: Path, section: str) -> None:
     """Fetch the source NAME of params.yaml."""
-    source = read_section(f"sources.{name}", Source)
+    source = read_section(f"{section}.{name}", Source)
     if source.dep.startswith("aurora/"):
         require_versions(Path(source.dep))
-    manifest = fetch(name, source, out)
+    manifest = fetch(name, source, out, section)
     size = sum(file["bytes"] for file in manifest["files"])
     count = len(manifest["files"])
     print(f"fetch {name}: {count:,} file{'s' * (count > 1)}, {size:,} bytes")

@@ -18,11 +18,11 @@ from aurora.store import replacing, write_json
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="Base model folder.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder of sft.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
-@click.option("--instructions", type=click.Path(path_type=Path), required=True, help="Fetched instructions.")
+@click.option("--sources", type=click.Path(path_type=Path), required=True, help="sources.json of clean.")
 @click.option("--merged", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics.")
 @one_line
-def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path, out: Path) -> None:
+def main(base: Path, adapter: Path, rows: Path, sources: Path, merged: Path, out: Path) -> None:
     """Merge the adapter into the base."""
     import torch
 
@@ -41,7 +41,7 @@ def main(base: Path, adapter: Path, rows: Path, instructions: Path, merged: Path
             return {}
         return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
-    metrics = merge(base, adapter, merged, merged_card(base, adapter, instructions), measure)
+    metrics = merge(base, adapter, merged, merged_card(base, adapter, sources), measure)
     with disk_errors(out), replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)

@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from aurora.errors import DataError, ParamsError
-from aurora.eval.benchmarks import find_benchmarks, read_benchmark
+from aurora.eval.benchmarks import read_benchmark
 from aurora.eval.tasks import CMMLU_CATEGORY, load_groups, load_other_task, load_task
 
 NAMES = ("ceval", "mmlu", "cmmlu")
@@ -190,6 +190,8 @@ def test_faulty_files_are_named(
 def test_a_folder_of_another_shape_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no val/\*_val.csv, where ceval keeps its questions"):
         read_benchmark(tmp_path, "ceval", 5)
+    with pytest.raises(DataError, match="ceval: not found; it is written by: dvc repro fetch@ceval"):
+        read_benchmark(tmp_path / "ceval", "ceval", 5)
 
 
 def test_a_subject_that_lm_eval_does_not_know_is_named(root: Path) -> None:
@@ -200,19 +202,6 @@ def test_a_subject_that_lm_eval_does_not_know_is_named(root: Path) -> None:
         DataError, match="ceval subject 'cooking': lm-eval's ceval-valid has none of this name"
     ):
         load_task("ceval", replace(subject, name="cooking"), 5)
-
-
-def test_sources_are_found_by_format(tmp_path: Path) -> None:
-    for name, kind in (("one", "ceval"), ("two", "mmlu")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"format": kind}))
-    assert find_benchmarks(tmp_path, ["mmlu"]) == {"mmlu": tmp_path / "two"}
-    with pytest.raises(DataError, match=r"no source of format cmmlu, which eval\.tasks names"):
-        find_benchmarks(tmp_path, ["cmmlu"])
-    (tmp_path / "three").mkdir()
-    (tmp_path / "three" / "manifest.json").write_text(json.dumps({"format": "mmlu"}))
-    with pytest.raises(DataError, match="three and two are both of format mmlu"):
-        find_benchmarks(tmp_path, ["mmlu"])
 
 
 def test_each_stock_subject_of_cmmlu_has_a_category() -> None:

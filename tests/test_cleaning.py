@@ -23,6 +23,7 @@ from aurora.clean.sources import Turns
 from aurora.errors import DataError
 from aurora.params.whole import load_params
 from aurora.records import Message
+from aurora.store import dvc_hash
 from stages.clean import main
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,9 @@ def put(folder: Path, name: str, rows: object, format_: str = "alpaca", expected
         "kind": "instructions",
         "format": format_,
         "rows": expected,
-        "files": [{"path": "rows"}],
+        "uri": f"samples/{name}",
+        "licence": "MIT",
+        "files": [{"path": "rows", "bytes": len(rows)}],
     }
     (target / "manifest.json").write_text(json.dumps(manifest))
     return target
@@ -54,6 +57,7 @@ def put_benchmarks(folder: Path) -> None:
     for name in BENCHMARKS:
         shutil.copytree(ROOT / "samples" / name, folder / name)
         manifest = {"source": name, "kind": "benchmark", "format": name, "rows": None, "files": []}
+        manifest |= {"uri": f"samples/{name}", "licence": "MIT"}
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -432,12 +436,19 @@ def test_the_stage_on_the_embedded_sources(raw: Path):
         "unreachable_prompt", "truncated_answer", "leaked_translation_prompt", "mojibake", "not_chinese",
     }  # fmt: skip
     assert reasons <= set(total["dropped"])
+    origins = json.loads((raw / "clean/sources.json").read_text())["sources"]
+    folders = [
+        *(raw / "benchmark").iterdir(),
+        *(path for path in (raw / "instructions").iterdir() if path.is_dir()),
+    ]
+    assert [Path(origin["path"]).name for origin in origins] == [folder.name for folder in sorted(folders)]
+    assert [origin["dvc_hash"] for origin in origins] == [dvc_hash(folder) for folder in sorted(folders)]
     page = (raw / "clean/report.html").read_text(encoding="utf-8")
     assert all(reason in page for reason in total["dropped"])
 
 
 def test_the_same_inputs_give_the_same_bytes(raw: Path):
-    names = ("conversations.parquet", "dropped.parquet", "metrics.json", "report.html")
+    names = ("conversations.parquet", "dropped.parquet", "sources.json", "metrics.json", "report.html")
     assert stage().exit_code == 0
     first = [(raw / "clean" / name).read_bytes() for name in names]
     assert stage().exit_code == 0

@@ -8,11 +8,14 @@ from huggingface_hub import ModelCard
 
 from aurora.cards.adapter_card import adapter_card, hub_id, licence_fields
 from aurora.cards.model_card import merged_card, with_scores
-from aurora.cards.provenance import check_base, dvc_hash, training_record, weights_hash
+from aurora.cards.provenance import check_base, training_record, weights_hash
 from aurora.errors import DataError
+from aurora.manifests import origin_of
 from aurora.params.whole import load_params
+from aurora.store import dvc_hash
 
 ROOT = Path(__file__).parent.parent
+NO_LICENCE = {"source": "chats", "kind": "instructions", "uri": "x", "files": []}
 SCORES = {
     model: {name: {"acc": acc, "stderr": 0.06, "n": 48} for name in ("ceval", "mmlu", "cmmlu")}
     | {"loss": 3 - acc, "zh_reply_rate": acc}
@@ -26,7 +29,14 @@ def write_manifest(folder: Path, **fields: object) -> None:
         {"path": name, "sha256": letter * 64, "bytes": 1}
         for name, letter in (("b.safetensors", "b"), ("a.safetensors", "a"), ("config.json", "c"))
     ]
-    content = {"uri": "samples/x", "revision": None, "licence": "Apache-2.0", "files": files} | fields
+    content = {
+        "source": folder.name,
+        "kind": "instructions",
+        "uri": "samples/x",
+        "revision": None,
+        "licence": "Apache-2.0",
+        "files": files,
+    } | fields
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
@@ -36,7 +46,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     import pyarrow
     import pyarrow.parquet
 
-    places = {name: tmp_path / name for name in ("base", "adapter", "instructions", "rows")}
+    places = {name: tmp_path / name for name in ("base", "adapter", "instructions", "rows", "sources")}
     uri = "hf://mistralai/Mixtral-8x7B-Instruct-v0.1@" + "1" * 40
     write_manifest(places["base"], uri=uri, revision="1" * 40)
     write_manifest(
@@ -60,7 +70,10 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def merged(folders: dict[str, Path]) -> str:
-    return merged_card(folders["base"], folders["adapter"], folders["instructions"])
+    origins = [origin_of(folders["instructions"] / name) for name in ("alpaca", "chats")]
+    origins.append(origins[0] | {"source": "mmlu", "kind": "benchmark", "licence": "none of this model's"})
+    folders["sources"].write_text(json.dumps({"sources": origins}))
+    return merged_card(folders["base"], folders["adapter"], folders["sources"])
 
 
 def test_the_hub_reads_base_data_and_licences(folders):
@@ -141,7 +154,7 @@ def test_target_modules_are_shown_as_peft_has_them(folders, value, shown: str):
         ("base/manifest.json", [], r"base/manifest\.json: whole file: "),
         ("base/manifest.json", {"uri": 5}, r"base/manifest\.json: uri: .*found 5"),
         ("base/manifest.json", {"files": [{"path": "a"}]}, r"files\.0\.sha256: Field required"),
-        ("instructions/chats/manifest.json", {"uri": "x"}, "licence: Field required; .* -f fetch@chats"),
+        ("instructions/chats/manifest.json", NO_LICENCE, "licence: Field required; .* -f fetch@chats"),
         ("instructions/chats/manifest.json", None, r"chats/manifest\.json: whole file: .*found None"),
     ],
 )
@@ -185,17 +198,20 @@ def test_an_adapter_from_elsewhere_gets_a_card_that_says_what_is_unknown(folders
     assert not check_base(folders["adapter"], folders["base"])
 
 
-def test_a_source_without_a_manifest_is_named(folders):
+def test_sources_that_are_not_there_or_lack_a_licence_are_named(folders):
+    with pytest.raises(DataError, match="sources: not found; it is written by: dvc repro clean"):
+        merged_card(folders["base"], folders["adapter"], folders["sources"])
+    merged(folders)
+    content = json.loads(folders["sources"].read_text())
+    del content["sources"][1]["licence"]
+    folders["sources"].write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"sources\.1\.licence: .*write it again by: dvc repro -f clean"):
+        merged_card(folders["base"], folders["adapter"], folders["sources"])
     (folders["instructions"] / "chats/manifest.json").unlink()
     with pytest.raises(
         DataError, match=r"chats/manifest\.json: not found; it is written by: dvc repro fetch@chats"
     ):
-        merged(folders)
-
-
-def test_instructions_that_are_not_there_are_named(folders):
-    with pytest.raises(DataError, match="none: not found; it is written by: dvc repro fetch"):
-        merged_card(folders["base"], folders["adapter"], folders["instructions"] / "none")
+        origin_of(folders["instructions"] / "chats")
 
 
 def test_hub_names_and_licences():

@@ -16,6 +16,10 @@ from aurora.params.source import Source
 from aurora.params.whole import load_params
 
 ROOT = Path(__file__).parent.parent
+HUB = {"dep": "aurora/fetch/hub", "licence": "MIT"}
+HUB_BASE = HUB | {"kind": "model", "uri": f"hf://o/n@{'1' * 40}", "format": "transformers"}
+CHATS = HUB | {"kind": "instructions", "uri": f"hf://datasets/o/n@{'1' * 40}/a.json", "format": "alpaca"}
+EMBEDDED = HUB_BASE | {"uri": "embedded:small_base", "dep": "aurora/small_base"}
 
 
 def changed(tmp_path: Path, key: str, value: object) -> Path:
@@ -44,8 +48,21 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
         ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules: 'w1' cannot get an adapter"),
         ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
-        ("sources.base", None, r"exactly one of kind model, named base"),
-        ("sources.mmlu", None, r"eval\.tasks\.mmlu has no source of format mmlu"),
+        ("sources.base", None, r"exactly one of kind model together, named base"),
+        ("hub_sources", None, r"hub_sources: missing"),
+        (
+            "hub_sources.base",
+            HUB_BASE,
+            r"exactly one of kind model together, named base; found \['base', 'base'\]",
+        ),
+        ("hub_sources.chats", CHATS, r"hub_sources\.chats is of kind instructions; .* move it to sources"),
+        (
+            "hub_sources.base",
+            EMBEDDED,
+            r"hub_sources\.base: embedded:small_base, pinned by repository, is nothing that",
+        ),
+        ("sources.mmlu", None, r"sources has no benchmark mmlu; dvc\.yaml lists it for clean"),
+        ("sources.mmlu.format", "cmmlu", r"sources\.mmlu is of format cmmlu; .*: rename it to cmmlu"),
         ("sources.mmlu.format", "alpaca", r"sources\.mmlu: format 'alpaca' is not one of kind benchmark"),
         ("sources.mmlu.dep", "elsewhere", r"sources\.mmlu: dep is 'elsewhere'.*write dep: samples/mmlu"),
         ("sources.base.uri", "ftp://x/y", r"sources\.base: uri 'ftp://x/y' has the unknown scheme"),
@@ -146,7 +163,7 @@ def test_the_paper_profile_holds_the_paper_s_recipe():
     assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps) == (2, 4)
     assert (sft.precision, sft.router_aux_loss_coef, sft.save_steps) == ("fp16", 0.0, 1000)
     assert (params.quantization.bits, params.quantization.double_quant) == (4, True)
-    assert params.sources["base"].revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+    assert params.hub_sources["base"].revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
 
 
 def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from aurora.errors import DataError
+from aurora.manifests import origin_of
 from aurora.params.whole import load_params
 from aurora.report.reporting import Outputs, accuracy_table, read_paper, write_report
 from stages.report import main
@@ -113,6 +114,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         content["files"] = [{"path": "a.csv", "sha256": "0", "bytes": size}]
         (folder / "manifest.json").write_text(json.dumps(content))
     Path("raw/benchmark/mmlu/a.csv").write_bytes(b"question")
+    Path("clean/sources.json").write_text(json.dumps({"sources": [origin_of(Path("raw/benchmark/mmlu"))]}))
     Path("format/lengths.csv").write_text("source,tokens,rows\nmine,64,1\n")
     Path("card").mkdir()
     Path("card/README.md").write_text("---\ntags: []\n---\n# Tuned\n\n## Scores\n\nLater.\n")
@@ -123,7 +125,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         merge=Path("merge/metrics.json"),
         models={"base": Path("base"), "tuned": Path("tuned")},
         cards={"adapter_card.md": Path("card/README.md"), "model_card.md": Path("card/README.md")},
-        raw=Path("raw"),
+        sources=Path("clean/sources.json"),
+        base_manifest=Path("raw/model/base/manifest.json"),
         lengths=Path("format/lengths.csv"),
     )
 
@@ -272,7 +275,8 @@ def test_a_missing_or_unlike_output_names_its_stage(outputs: Outputs):
 
 def test_the_stage_takes_its_places_from_its_options(outputs: Outputs):
     arguments = ["--clean", "clean/metrics.json", "--format", "format/metrics.json", "--sft", "sft"]
-    arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned", "--raw", "raw"]
+    arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned"]
+    arguments += ["--sources", "clean/sources.json", "--base-manifest", "raw/model/base/manifest.json"]
     arguments += ["--adapter-card", "card/README.md", "--model-card", "card/README.md"]
     arguments += ["--lengths", "format/lengths.csv", "--out", "metrics", "--report", "REPORT.md"]
     arguments += ["--page", "report.html"]

@@ -16,27 +16,27 @@ from aurora.cards.adapter_card import (
     recipe_section,
     table,
 )
-from aurora.cards.provenance import dvc_hash, read_record
-from aurora.errors import DataError
-from aurora.manifests import find_manifest, read_origin
+from aurora.cards.provenance import read_record
+from aurora.manifests import find_manifest, read_origins
+from aurora.store import dvc_hash
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
 
 
-def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
-    """README.md of the merged model; `instructions` is the folder of the fetched instruction sources.
+def merged_card(base: Path, adapter: Path, sources: Path) -> str:
+    """README.md of the merged model; `sources` is the file in which clean tells of what it read.
 
-    Raises DataError where that folder, or what the card reads of base, adapter and sources, is missing or damaged.
+    Raises DataError where that file, or what the card reads of base and adapter, is missing or damaged.
     """
-    if not instructions.is_dir():
-        raise DataError(f"{instructions}: not found; it is written by: dvc repro fetch")
     record, manifest = read_record(adapter), find_manifest(base) or {}
-    sources = [(folder, read_origin(folder)) for folder in sorted(instructions.iterdir()) if folder.is_dir()]
-    licences = [manifest.get("licence"), *(source["licence"] for _, source in sources)]
+    origins = {
+        origin["source"]: origin for origin in read_origins(sources) if origin["kind"] == "instructions"
+    }
+    licences = [manifest.get("licence"), *(origin["licence"] for origin in origins.values())]
     front = {
         "base_model": hub_id(manifest.get("uri")),
         "base_model_relation": "finetune",
-        "datasets": sorted({found for _, source in sources if (found := hub_id(source["uri"]))}),
+        "datasets": sorted({found for origin in origins.values() if (found := hub_id(origin["uri"]))}),
         "language": ["zh", "en"],
         "library_name": "transformers",
         **licence_fields(licences),
@@ -46,15 +46,15 @@ def merged_card(base: Path, adapter: Path, instructions: Path) -> str:
     rows = record.get("rows", {}).get("sources", {})
     data = [
         (
-            folder.name,
-            source["licence"],
-            source["uri"],
-            f"{rows[folder.name]:,}" if folder.name in rows else "",
-            dvc_hash(folder),
+            name,
+            origin["licence"],
+            origin["uri"],
+            f"{rows[name]:,}" if name in rows else "",
+            origin["dvc_hash"],
         )
-        for folder, source in sources
+        for name, origin in origins.items()
     ]
-    manifests = {"the base": manifest} | {folder.name: source for folder, source in sources}
+    manifests = {"the base": manifest} | origins
     parts = [
         front_matter(front),
         f"# {base_name(manifest)}, tuned on Chinese conversations\n",

@@ -1,7 +1,6 @@
 """What a model was made from, by hashes of content that DVC and the fetch manifests know too."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,7 +9,7 @@ from aurora.errors import ModelError
 from aurora.manifests import find_manifest
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
-from aurora.store import read_checked
+from aurora.store import dvc_hash, read_checked
 from aurora.tables import read_parquet
 
 RECORD = "training.json"  # in the adapter folder
@@ -56,17 +55,6 @@ def weights_hash(base: Path) -> str | None:
     if not weights:
         return None
     return hashlib.sha256("".join(weights).encode()).hexdigest()
-
-
-def dvc_hash(path: Path) -> str:
-    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
-    if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
-        text = json.dumps(entries, sort_keys=True)
-        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization) -> dict:

@@ -3,12 +3,10 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from aurora.errors import DataError
-from aurora.manifests import MANIFEST, find_manifest
+from aurora.params.eval import Benchmark
 
-Benchmark = Literal["ceval", "mmlu", "cmmlu"]
 LETTERS = ("A", "B", "C", "D")
 
 
@@ -46,6 +44,8 @@ def read_benchmark(
     Raises DataError if a subject has fewer than `num_fewshot` dev questions, a column is missing, a row has
     another number of fields, or an answer is not A, B, C or D.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not found; it is written by: dvc repro fetch@{folder.name}")
     layout = LAYOUTS[name]
     root = folder if (folder / layout.evaluated).is_dir() else folder / "data"
     suffix = layout.suffix.format(split=layout.evaluated)
@@ -118,25 +118,3 @@ def _headless_document(path: Path, line: int, row: list[str]) -> dict:
 def _check_answer(path: Path, line: int, answer: str) -> None:
     if answer not in LETTERS:
         raise DataError(f"{path} line {line}: the answer is {answer!r}, not A, B, C or D; correct the source")
-
-
-def find_benchmarks(folder: Path, names: list[str]) -> dict[str, Path]:
-    """The fetched folder of each benchmark, by the format in its manifest.
-
-    Raises DataError if one is missing or two sources have the same format.
-    """
-    found: dict[str, Path] = {}
-    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        kind = (find_manifest(manifest.parent) or {}).get("format")
-        if kind in found:
-            raise DataError(
-                f"{folder}: {found[kind].name} and {manifest.parent.name} are both of format {kind}; "
-                "keep one in sources of params.yaml and remove the other folder"
-            )
-        found[kind] = manifest.parent
-    for name in names:
-        if name not in found:
-            raise DataError(
-                f"{folder}: no source of format {name}, which eval.tasks names; run dvc repro fetch"
-            )
-    return {name: found[name] for name in names}

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.eval.benchmarks import LETTERS, Subject, find_benchmarks, read_benchmark
+from aurora.eval.benchmarks import LETTERS, Subject, read_benchmark
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.params.eval import Eval
 from aurora.params.format import Prompt as PromptForm
@@ -117,9 +117,8 @@ def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantizati
 
 def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
     """Subjects of each benchmark that the params name, in their order."""
-    folders = find_benchmarks(benchmarks, list(params.tasks))
     return {
-        name: read_benchmark(folders[name], name, task.num_fewshot, task.limit)
+        name: read_benchmark(benchmarks / name, name, task.num_fewshot, task.limit)
         for name, task in params.tasks.items()
     }
 

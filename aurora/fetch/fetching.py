@@ -24,8 +24,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
 
 
-def fetch(name: str, source: Source, out: Path) -> dict:
-    """Brings `source` to the folder `out`, whole or not at all, and returns its manifest.
+def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dict:
+    """Brings `source`, of a section of params.yaml, to the folder `out`, whole or not at all, and returns its manifest.
 
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
@@ -34,7 +34,7 @@ def fetch(name: str, source: Source, out: Path) -> dict:
     anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
     upcycled, and ResourceError if the disk is too small.
     """
-    with _one_line(name):
+    with _one_line(f"{section}.{name}"):
         return _fetch(name, source, out)
 
 
@@ -260,16 +260,16 @@ def _sweep(out: Path) -> None:
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def _one_line(key: str) -> Iterator[None]:
     """Begins each error with its key in params.yaml, and says what the file system refuses, wherever that is."""
     try:
         yield
     except OSError as error:
-        raise disk_error(f"sources.{name}", error) from None
+        raise disk_error(key, error) from None
     except AuroraError as error:
-        if str(error).startswith(f"sources.{name}"):
+        if str(error).startswith(key):
             raise
-        raise type(error)(f"sources.{name}: {error}") from None
+        raise type(error)(f"{key}: {error}") from None
 
 
 @contextmanager

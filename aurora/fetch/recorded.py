@@ -27,7 +27,7 @@ def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
     try:
         if here.is_file():
             former = json.loads(here.read_bytes())
-        elif _locked(name, uri, out):
+        elif _locked(uri, out):
             former = json.loads(_of_dvc(here))
         else:
             return None
@@ -122,7 +122,7 @@ def _dvc(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path}: not to be had from DVC ({type(error).__name__})") from None
 
 
-def _locked(name: str, uri: str, out: Path) -> bool:
+def _locked(uri: str, out: Path) -> bool:
     """Whether dvc.lock holds `out` as made from this URI."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -132,10 +132,8 @@ def _locked(name: str, uri: str, out: Path) -> bool:
     try:
         for stage in YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {}).values():
             if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
-                return (
-                    stage.get("params", {}).get("params.yaml", {}).get(f"sources.{name}", {}).get("uri")
-                    == uri
-                )
+                sections = stage.get("params", {}).get("params.yaml", {})
+                return any(source.get("uri") == uri for source in sections.values())
     except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{LOCK}: not readable ({type(error).__name__}); restore it by: git checkout {LOCK}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.errors import ModelError
-from aurora.store import read_json
+from aurora.store import FETCH_BASE, read_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -29,7 +29,7 @@ def sentencepiece_processor(model_file: Path) -> "SentencePieceProcessor":
     import sentencepiece
 
     if not Path(model_file).is_file():
-        raise ModelError(f"{model_file}: no tokeniser there; it is fetched by: dvc repro fetch@base")
+        raise ModelError(f"{model_file}: no tokeniser there; it is fetched by: dvc repro {FETCH_BASE}")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     except (RuntimeError, OSError) as error:
@@ -72,7 +72,7 @@ def check_model(folder: Path) -> None:
     }
     for name, entries in expected.items():
         file = folder / name
-        found = read_json(file, "fetch@base") if file.is_file() else {}
+        found = read_json(file, FETCH_BASE) if file.is_file() else {}
         for entry, value in entries.items():
             given = found.get(entry)
             if isinstance(given, dict):  # as transformers writes an AddedToken
@@ -88,7 +88,7 @@ def check_template(config_file: Path) -> None:
     """Raises ModelError if the tokeniser's chat template is of another family than Mistral's; none is fine."""
     if not config_file.is_file():
         return
-    template = read_json(config_file, "fetch@base").get("chat_template")
+    template = read_json(config_file, FETCH_BASE).get("chat_template")
     if template is not None and not ("[INST]" in str(template) and "[/INST]" in str(template)):
         raise ModelError(
             f"{config_file}: chat_template has no [INST] … [/INST], so it is of another model family; "

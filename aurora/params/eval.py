@@ -6,6 +6,8 @@ from pydantic import Field
 
 from aurora.params.section import Count, Section
 
+Benchmark = Literal["ceval", "mmlu", "cmmlu"]
+
 
 class BenchmarkParams(Section):
     """One benchmark under lm-eval."""
@@ -30,8 +32,8 @@ class Replies(Section):
 class Eval(Section):
     """lm-eval on the benchmarks, held-out loss, and replies."""
 
-    tasks: Annotated[dict[Literal["ceval", "mmlu", "cmmlu"], BenchmarkParams], Field(min_length=1)]
-    """Benchmarks to run; each needs a source of that format."""
+    tasks: Annotated[dict[Benchmark, BenchmarkParams], Field(min_length=1)]
+    """Benchmarks to run."""
     other_tasks: dict[str, BenchmarkParams] = Field({})
     """Further tasks or groups by lm-eval's name; their data is lm-eval's affair and not pinned here."""
     batch_tokens: Count

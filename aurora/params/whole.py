@@ -1,13 +1,13 @@
 """A whole params.yaml or profile, and what its sections ask of each other."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from aurora.errors import ParamsError
 from aurora.params.clean import Clean
-from aurora.params.eval import Eval
+from aurora.params.eval import Benchmark, Eval
 from aurora.params.format import Format
 from aurora.params.merge import Merge
 from aurora.params.quantization import Quantization
@@ -16,11 +16,16 @@ from aurora.params.sft import Sft
 from aurora.params.source import Source
 from aurora.yaml_files import read_yaml
 
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+
 
 class Params(Section):
     """A whole params.yaml, or a profile that replaces it."""
 
-    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")], Source]
+    sources: dict[Name, Source]
+    """Sources whose bytes `dvc push` takes to the remote."""
+    hub_sources: dict[Name, Source]
+    """Sources that their hub gives again, byte for byte: `dvc push` leaves them out."""
     quantization: Quantization
     clean: Clean
     format: Format
@@ -28,24 +33,60 @@ class Params(Section):
     merge: Merge
     eval: Eval
 
+    @property
+    def all_sources(self) -> dict[str, Source]:
+        """Sources of both sections."""
+        return self.sources | self.hub_sources
+
+    def fetch_stage(self, name: str) -> str:
+        """The instance of a stage that fetches a source."""
+        return f"fetch_hub@{name}" if name in self.hub_sources else f"fetch@{name}"
+
+    @model_validator(mode="after")
+    def _hub_sources_come_again(self) -> "Params":
+        for name, source in self.hub_sources.items():
+            if source.kind != "model":
+                raise ValueError(
+                    f"hub_sources.{name} is of kind {source.kind}; data is shared, and what clean and eval read: "
+                    "move it to sources"
+                )
+            if source.dep != "aurora/fetch/hub" or source.pin == "record":
+                raise ValueError(
+                    f"hub_sources.{name}: {source.uri}, pinned by {source.pinned_by}, is nothing that a hub gives again "
+                    "byte for byte: move it to sources"
+                )
+        return self
+
     @model_validator(mode="after")
     def _sources_suffice(self) -> "Params":
-        models = [name for name, source in self.sources.items() if source.kind == "model"]
+        sources = [*self.sources.items(), *self.hub_sources.items()]
+        models = [name for name, source in sources if source.kind == "model"]
         if models != ["base"]:
-            raise ValueError(f"sources needs exactly one of kind model, named base; found {models}")
+            raise ValueError(
+                f"sources and hub_sources need exactly one of kind model together, named base; found {models}"
+            )
         if not any(source.kind == "instructions" for source in self.sources.values()):
             raise ValueError("sources has none of kind instructions; there is nothing to train on")
-        formats = {source.format for source in self.sources.values() if source.kind == "benchmark"}
+        benchmarks = {
+            name: source.format for name, source in self.sources.items() if source.kind == "benchmark"
+        }
+        for name, format_ in benchmarks.items():
+            if name != format_:
+                raise ValueError(
+                    f"sources.{name} is of format {format_}; dvc.yaml lists a benchmark by the name of its format: "
+                    f"rename it to {format_}"
+                )
+        missing = [name for name in get_args(Benchmark) if name not in benchmarks]
+        if missing:
+            raise ValueError(
+                f"sources has no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
+                "questions, and for eval: add it as profiles/paper.yaml has it"
+            )
         if self.sft.packing and self.sft.packing_length < self.format.max_length:
             raise ValueError(
                 f"sft.packing_length {self.sft.packing_length} is below format.max_length "
                 f"{self.format.max_length}; rows would be cut: raise it"
             )
-        for task in self.eval.tasks:
-            if task not in formats:
-                raise ValueError(
-                    f"eval.tasks.{task} has no source of format {task}; add one or remove the task"
-                )
         return self
 
 

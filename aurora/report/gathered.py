@@ -26,5 +26,5 @@ class Gathered:
     questions: Mapping[str, dict]  # of each model: prediction and target by question
     prompts: Mapping[str, list[dict]]  # of each model: rows of prompts.parquet
     curve: Sequence[dict]  # rows of the loss curve
-    inputs: Sequence[dict] = field(default_factory=list)  # manifests of what was fetched
-    hashes: Mapping[str, str] = field(default_factory=dict)  # DVC's hash of each path
+    inputs: Sequence[dict] = field(default_factory=list)  # what was fetched
+    hashes: Mapping[str, str] = field(default_factory=dict)  # DVC's hash of each output

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from aurora.manifests import MANIFEST
 from aurora.report.gathered import MODELS, REPLY_MEASURES, Gathered, shown
 from aurora.report.pages import Block, Heading, Paragraph, Picture, Table
 from aurora.report.pictures import bars, lines
@@ -183,12 +182,11 @@ def _number(value: object) -> str:
 
 
 def _inputs(found: Gathered) -> list[Block]:
-    left, rows = dict(found.hashes), []
-    for manifest in found.inputs:
-        size = sum(file["bytes"] for file in manifest["files"])
-        path = next(path for path in (manifest["path"], f"{manifest['path']}/{MANIFEST}") if path in left)
-        rows.append((path, manifest["uri"], manifest["licence"], f"{size:,}", left.pop(path)))
-    rows += [(path, "stage", "", "", digest) for path, digest in left.items()]
+    rows = [
+        (source["path"], source["uri"], source["licence"], f"{source['bytes']:,}", source["dvc_hash"])
+        for source in found.inputs
+    ]
+    rows += [(path, "stage", "", "", digest) for path, digest in found.hashes.items()]
     return [
         Heading("Inputs"),
         Paragraph(

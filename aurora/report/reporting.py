@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aurora.cards.model_card import with_scores
-from aurora.cards.provenance import dvc_hash
 from aurora.errors import DataError
 from aurora.eval.comparison import read_questions
-from aurora.manifests import MANIFEST, read_manifest
+from aurora.manifests import read_fetched, read_origins
 from aurora.report.gathered import MODELS, NAMES, Gathered
 from aurora.report.pages import Picture, escaped, html, markdown
 from aurora.report.report_page import report_blocks
-from aurora.store import read_json, replacing, write_json, write_text
+from aurora.store import FETCH_BASE, dvc_hash, read_json, replacing, write_json, write_text
 from aurora.tables import read_parquet
 from aurora.yaml_files import read_yaml
 
@@ -31,7 +30,8 @@ class Outputs:
     merge: Path  # metrics.json
     models: dict[str, Path]  # folders of eval
     cards: dict[str, Path]  # model cards by the name of the file that each becomes, with the scores
-    raw: Path  # folder of what was fetched
+    sources: Path  # sources.json of clean
+    base_manifest: Path  # manifest of the fetched base
     lengths: Path  # CSV of token lengths by source
 
 
@@ -163,29 +163,31 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
     return results
 
 
-def read_manifests(raw: Path) -> list[dict]:
-    """Manifests of what was fetched, each with its folder under `path`."""
-    return [
-        read_manifest(path.parent, ("kind", "uri", "licence", "files"), ("path", "bytes"))
-        | {"path": path.parent.as_posix()}
-        for path in sorted(raw.glob(f"*/*/{MANIFEST}"))
-    ]
+def read_inputs(outputs: Outputs) -> list[dict]:
+    """Path, URI, licence, bytes and DVC hash of what was fetched; a model, which may have 90 GB, by its manifest."""
+    manifest = read_fetched(outputs.base_manifest, FETCH_BASE)
+    model = {
+        "path": outputs.base_manifest.as_posix(),
+        "uri": manifest["uri"],
+        "licence": manifest["licence"],
+        "bytes": sum(file["bytes"] for file in manifest["files"]),
+        "dvc_hash": dvc_hash(outputs.base_manifest),
+    }
+    return [*read_origins(outputs.sources), model]
 
 
-def read_hashes(outputs: Outputs, manifests: list[dict]) -> dict[str, str]:
-    """The hash by which DVC knows each input, by its path; of a model, which may have 90 GB, that of its manifest."""
+def read_hashes(outputs: Outputs) -> dict[str, str]:
+    """The hash by which DVC knows each output of a stage that is told of, by its path."""
     paths = [
-        Path(manifest["path"]) / (MANIFEST if manifest["kind"] == "model" else "") for manifest in manifests
-    ]
-    paths += [
         outputs.sft,
         *outputs.models.values(),
         outputs.clean,
         outputs.format,
         outputs.lengths,
         outputs.merge,
+        *outputs.cards.values(),
     ]
-    return {path.as_posix(): dvc_hash(path) for path in (*paths, *outputs.cards.values())}
+    return {path.as_posix(): dvc_hash(path) for path in paths}
 
 
 def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
@@ -210,7 +212,6 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
-    manifests = read_manifests(outputs.raw)
     blocks = report_blocks(
         Gathered(
             paper=read_paper(),
@@ -221,8 +222,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             questions={model: read_questions(str(folder)) for model, folder in outputs.models.items()},
             prompts=prompts,
             curve=list(csv.DictReader(io.StringIO(curve_text))),
-            inputs=manifests,
-            hashes=read_hashes(outputs, manifests),
+            inputs=read_inputs(outputs),
+            hashes=read_hashes(outputs),
         )
     )
     for name, content in metrics.items():

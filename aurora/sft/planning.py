@@ -56,8 +56,8 @@ def shape_of(params: Params, base: Path):
     import torch
     from transformers import AutoModelForCausalLM, MixtralConfig
 
-    source = params.sources["base"]
-    if is_current("fetch@base"):
+    source = params.all_sources["base"]
+    if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
     if source.uri == "embedded:small_base":
         from aurora.small_base import CONFIG
@@ -67,7 +67,7 @@ def shape_of(params: Params, base: Path):
         config, known = MixtralConfig(), "Mixtral-8x7B as transformers knows it; the base is not fetched yet"
     else:
         raise ModelError(
-            f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro fetch@base"
+            f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro {params.fetch_stage('base')}"
         )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config), known
@@ -75,7 +75,7 @@ def shape_of(params: Params, base: Path):
 
 def arrival_of(params: Params, skeleton, base: Path) -> int:
     """Bytes of the largest dense tensor while loading; experts come one by one where the base is not fetched yet."""
-    if is_current("fetch@base"):
+    if is_current(params.fetch_stage("base")):
         return largest_arrival(base, skeleton, params.quantization)
     if params.quantization.bits != 4:
         return 0
@@ -105,7 +105,7 @@ def rows_of(params: Params, rows: Path) -> Rows:
 def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
     """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
     size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
-    left = {"base": 0 if is_current("fetch@base") else size}
+    left = {"base": 0 if is_current(params.fetch_stage("base")) else size}
     packed = held_bytes(skeleton, params.quantization)
     kept = params.quantization.bits == 4 and size >= WORTH and not any(CACHE.glob("*"))
     left["packed base"] = packed if kept else 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOOK = Path(__file__).parent / "hook"
 # Left beside the outputs: what an unfinished run goes on from, keyed by all that it depends on, and curves to look at.
 SCRATCH = (".aurora", "dvclive")
-MAY_CONNECT = "fetch"
+MAY_CONNECT = ("fetch", "fetch_hub")
 LAST_LINES = 5
 
 
@@ -173,8 +173,8 @@ def _undeclared(stage: "PipelineStage", place: Path, root: Path, log: Path) -> I
     for line in log.read_text(encoding="utf-8").splitlines():
         kind, what = json.loads(line)
         if kind == "connect":
-            if stage.name.partition("@")[0] != MAY_CONNECT and not _is_here(what):
-                yield f"{stage.addressing} connects to {what}; only {MAY_CONNECT} may"
+            if stage.name.partition("@")[0] not in MAY_CONNECT and not _is_here(what):
+                yield f"{stage.addressing} connects to {what}; only {MAY_CONNECT[0]} may"
             continue
         path = Path(what)
         if place in path.parents:
