@@ -329,14 +329,16 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.minutes
-def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: Path, whole_stage):
+@pytest.mark.parametrize("shell", ["bash", "dash"])  # the second stays between DVC and its command
+def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: Path, whole_stage, shell: str):
+    found = shutil.which(shell) or pytest.skip(f"needs {shell}")
     (case / "paused.py").write_text(PAUSED)
     (case / "pause").touch()
     command = " ".join([sys.executable, "paused.py", *OPTIONS])
     (case / "dvc.yaml").write_text(
         f"stages:\n  sft:\n    cmd: {command}\n    deps: [base, rows]\n    params: [quantization, sft]\n    outs: [models/adapter, out]\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "SHELL": found}
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=case, check=True)
     with (case / "dvc.txt").open("w") as log:
@@ -346,7 +348,7 @@ def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: P
     (stage,) = [
         number
         for number in children(repro.pid)
-        if b"paused.py" in Path(f"/proc/{number}/cmdline").read_bytes()
+        if Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[1:2] == [b"paused.py"]
     ]
     status, log = run(case)
     assert status == 1 and log.startswith(f"error: sft: process {stage} is training in this folder already")
