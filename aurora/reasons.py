@@ -30,6 +30,9 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for stage in in_order(repo, names):
+        if not any(item.hash_info for item in (*stage.deps, *stage.outs)):
+            found[stage.addressing] = ["dvc.lock knows no run of it", *_versions(stage)]
+            continue
         status = stage.status(check_updates=True).get(stage.addressing, [])
         lines = [line for entry in status for line in _lines(repo, stage, entry)]
         outs = {out.fs_path: before.addressing for before in _before(repo, stage) for out in before.outs}

@@ -100,6 +100,22 @@ def test_the_files_of_a_changed_folder_are_named(project: Path, monkeypatch: pyt
     path.write_text("b")
 
 
+def test_a_stage_that_has_never_run_is_said_to_be_so(project: Path, monkeypatch: pytest.MonkeyPatch):
+    (project / "dvc.yaml").write_text(
+        f"{MAP}  third:\n    cmd: cp result.txt last.txt\n    deps: [result.txt]\n    outs: [last.txt]\n"
+    )
+    try:
+        assert why(project, monkeypatch) == ["third would run:", "  dvc.lock knows no run of it"]
+        (project / "given/b.txt").write_text("c")
+        assert why(project, monkeypatch, "third")[-2:] == [
+            "third would run:",
+            "  dvc.lock knows no run of it",
+        ]
+    finally:
+        (project / "dvc.yaml").write_text(MAP)
+        (project / "given/b.txt").write_text("b")
+
+
 def test_a_parameter_that_no_stage_reads_is_no_reason(project: Path, monkeypatch: pytest.MonkeyPatch):
     path = project / "params.yaml"
     text = path.read_text()

@@ -188,7 +188,9 @@ def test_other_special_tokens_are_refused(tmp_path):
 
 
 def test_missing_and_broken_models_are_named(tmp_path):
-    with pytest.raises(ModelError, match=r"none.model: no tokeniser there; .* dvc repro --glob 'fetch\*@base'"):
+    with pytest.raises(
+        ModelError, match=r"none.model: no tokeniser there; .* dvc repro --glob 'fetch\*@base'"
+    ):
         sentencepiece_processor(tmp_path / "none.model")
     (tmp_path / "text.model").write_text("<html>not found</html>")
     with pytest.raises(ModelError, match=r"text.model: not a sentencepiece model"):
