@@ -66,7 +66,6 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in NAMES:
         shutil.copytree(root / "samples" / name, folder / "benchmarks" / name)
-        (folder / "benchmarks" / name / "manifest.json").write_text(json.dumps({"format": name}))
     draw = numpy.random.default_rng(0)
     rows = []
     for number, prompt in enumerate(
@@ -293,8 +292,6 @@ def test_a_prompt_longer_than_the_context_is_counted_and_listed(
         ("ceval/dev", None, "not found, so"),
         ("mmlu/data/dev", "q,1,2,3,4,A\n", "1 questions, but num_fewshot is 5"),
         ("cmmlu/dev", ",Question,A,B,C,D,Answer\n", "0 questions, but num_fewshot is 5"),
-        ("ceval/manifest.json", "[]", "whole file"),
-        ("ceval/manifest.json", '{"format": ["ceval"]}', "format: "),
     ],
 )
 def test_a_faulty_benchmark_ends_in_one_line(

@@ -1013,9 +1013,9 @@ def test_the_stage_writes_card_and_metrics_and_can_skip_the_drift(pair, tmp_path
     params["merge"]["drift"] = None
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
-    (tmp_path / "instructions").mkdir()
+    (tmp_path / "sources.json").write_text('{"sources": []}')
     monkeypatch.chdir(tmp_path)
-    names = {"base": "base", "adapter": "adapter", "rows": "none.parquet", "instructions": "instructions"}
+    names = {"base": "base", "adapter": "adapter", "rows": "none.parquet", "sources": "sources.json"}
     names |= {"merged": "merged", "out": "out"}
     threads = torch.get_num_threads()
     result = CliRunner().invoke(main, [word for name, path in names.items() for word in (f"--{name}", path)])
@@ -1099,7 +1099,7 @@ def test_the_stage_says_a_mistake_in_one_line_and_leaves_nothing(
         pytest.skip("the rows are read for the drift alone")
     rows = pyarrow.table({"input_ids": [[1, 5, 6]], "labels": [[-100, 5, 6]]})
     pyarrow.parquet.write_table(rows, tmp_path / "held_out.parquet")
-    (tmp_path / "instructions").mkdir()
+    (tmp_path / "sources.json").write_text('{"sources": []}')
     damage(tmp_path, kind)
     drift = Drift(rows=1, positions=2, merged_bits=(16,)) if measured else None
     sections = {
@@ -1108,7 +1108,7 @@ def test_the_stage_says_a_mistake_in_one_line_and_leaves_nothing(
     }
     monkeypatch.setattr(stage, "read_section", lambda key, kind: sections[key])
     monkeypatch.chdir(tmp_path)
-    names = {"base": "base", "adapter": "adapter", "rows": "held_out.parquet", "instructions": "instructions"}
+    names = {"base": "base", "adapter": "adapter", "rows": "held_out.parquet", "sources": "sources.json"}
     names |= {"merged": "models/merged", "out": "data/merge"}
     result = CliRunner().invoke(
         stage.main, [word for name, path in names.items() for word in (f"--{name}", path)]
