@@ -5,6 +5,7 @@ DVC believes dvc.yaml: a stage with a module that is not listed there shows "up 
 """
 
 import ast
+import re
 from pathlib import Path
 
 from aurora.errors import ParamsError
@@ -29,13 +30,21 @@ def imported(path: Path, root: Path) -> set[Path]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise ParamsError(f"{path} line {error.lineno}: not Python ({error.msg}); correct it") from None
+    package = path.parent.relative_to(root).parts
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            start = ".".join(filter(None, (above, node.module)))
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "import_module":
-            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        elif isinstance(node, ast.Call) and "import_module" in (
+            getattr(node.func, "id", None),
+            getattr(node.func, "attr", None),
+        ):
+            names = [
+                argument.value for argument in node.args if isinstance(getattr(argument, "value", None), str)
+            ]
         else:
             continue
         for name in names:
@@ -46,18 +55,26 @@ def imported(path: Path, root: Path) -> set[Path]:
     return found
 
 
-def reached(stage: str, root: Path) -> dict[str, str]:
-    """Every module that running a stage can import, as dvc.yaml lists it, with the module that imports it.
+def script_of(entry: dict) -> str | None:
+    """The module of stages that a stage of dvc.yaml runs; None for a command of another kind."""
+    command = entry.get("cmd")
+    lines = command if isinstance(command, list) else [command]
+    found = re.search(r"-m stages\.(\w+)", " ".join(map(str, lines)))
+    return found[1] if found else None
+
+
+def reached(script: str, root: Path) -> dict[str, str]:
+    """Every module that running a module of stages can import, as dvc.yaml lists it, with the module that imports it.
 
     A package that is imported as such is listed as its folder, and any other by the __init__.py that Python runs
     before a module of it. What an instance of fetch watches by its source's `dep` is left out.
     """
-    start = root / "stages" / f"{stage.removesuffix('_hub')}.py"
+    start = root / "stages" / f"{script}.py"
     todo, seen = [start], {start: "python -m"}
     while todo:
         importer = todo.pop()
         for file in sorted(imported(importer, root) - set(seen)):
-            if start.stem == "fetch" and _name(file, root) in BY_SOURCE:
+            if script == "fetch" and _name(file, root) in BY_SOURCE:
                 continue
             seen[file] = _name(importer, root)
             todo.append(file)
@@ -78,8 +95,10 @@ def faults(root: Path) -> list[str]:
     """One line for each module that a stage imports and dvc.yaml misses, or that it lists in vain."""
     lines = []
     for stage, entry in read_stages(root).items():
-        modules = reached(stage, root)
-        code = {dep for dep in entry["deps"] if _is_code(dep, root)}
+        if not (script := script_of(entry)):
+            continue
+        modules = reached(script, root)
+        code = {dep for dep in entry.get("deps") or () if _is_code(dep, root)}
         lines += [
             f"{MAP}: {stage}: {name} is missing, imported by {modules[name]}; add it to deps"
             for name in sorted(set(modules) - code)

@@ -3,11 +3,12 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from aurora.declarations import BY_SOURCE, PACKAGES, reached, read_stages
+from aurora.declarations import BY_SOURCE, PACKAGES, reached, read_stages, script_of
 from aurora.running import MAP, VERSIONS, declared_params
 from aurora.yaml_files import read_yaml
 
@@ -20,13 +21,14 @@ WITHOUT_TRACE = frozenset(
 def version_faults(root: Path) -> list[str]:
     """One line for each library that a stage imports and does not track the version of, or tracks in vain.
 
-    versions.yaml is held against constraints.txt too, which pip installs by, and against the file of the same name in
+    versions.yaml is held against constraints.txt and pyproject.toml too, which pip installs by, and against the file of the same name in
     the folders from which a source is made.
     """
     tracked = read_yaml(root / VERSIONS)
     lines, used = [], set()
     for stage, entry in read_stages(root).items():
-        files = [file for name in reached(stage, root) for file in _python(root / name)]
+        script = script_of(entry)
+        files = [file for name in reached(script, root) for file in _python(root / name)] if script else []
         declared = set(declared_params(entry)[1])
         used |= declared
         lines += _compared(f"{MAP}: {stage}", files, declared)
@@ -48,12 +50,17 @@ def version_faults(root: Path) -> list[str]:
         f"{VERSIONS}: {name} is missing, which a stage declares; add it"
         for name in sorted(used - tracked.keys())
     ]
-    pins = dict(_pins(root / "constraints.txt"))
-    return lines + [
-        f"{VERSIONS}: {name} is {value}, but {pins.get(name, 'absent')} in constraints.txt; write the same in both"
-        for name, value in tracked.items()
-        if pins.get(name) != value
-    ]
+    constraints = dict(_pins((root / "constraints.txt").read_text(encoding="utf-8").splitlines()))
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    direct = dict(_pins(project["dependencies"]))  # not all that is tracked: some come with others
+    for name, value in tracked.items():
+        for file, found in (
+            ("constraints.txt", constraints.get(name, "absent")),
+            ("pyproject.toml", direct.get(name, value)),
+        ):
+            if found != value:
+                lines.append(f"{VERSIONS}: {name} is {value}, but {found} in {file}; write the same in both")
+    return lines
 
 
 def _compared(place: str, files: list[Path], declared: set[str]) -> list[str]:
@@ -113,8 +120,8 @@ def _with_required(names: set[str]) -> set[str]:
     return seen
 
 
-def _pins(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
+def _pins(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
         name, sign, pinned = line.partition("==")
         if sign:
             yield _normal(name), pinned.strip().partition("+")[0]

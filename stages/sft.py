@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 
 from aurora.errors import one_line
+from aurora.lifetime import end_with_parent
 from aurora.params.quantization import Quantization
 from aurora.params.section import read_section
 from aurora.params.sft import Sft
 from aurora.sft.launching import check_workers, is_first_worker, is_worker, launch
-from aurora.sft.single_run import end_with_dvc, end_with_parent, single_run
+from aurora.sft.single_run import single_run
 from aurora.sft.training import SCRATCH, check_before, train
 
 
@@ -34,7 +35,6 @@ def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
                 print(line)
             return
         with single_run(SCRATCH / "lock"):
-            end_with_dvc()
             many = params.processes > 1
             check_before(
                 base, rows, params, quantization, memory=not many

@@ -55,10 +55,36 @@ def small(tmp_path: Path) -> Path:
 def test_a_wrong_list_of_modules_is_said(small: Path, left_out: str, added: str, message: str):
     deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
     deps = [dep for dep in [*deps, added] if dep and dep != left_out]
-    (small / "dvc.yaml").write_text(json.dumps({"stages": {"work": {"cmd": "true", "deps": deps}}}))
+    (small / "dvc.yaml").write_text(
+        json.dumps({"stages": {"work": {"cmd": "python -m stages.work", "deps": deps}}})
+    )
     found = faults(small)
     assert len(found) == (message is not None)
     assert not found or message in found[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import importlib\nimportlib.import_module('aurora.three')\n",
+        "from importlib import import_module\nimport_module('aurora.three')\n",
+        "from . import three\n",
+        "from .three import X\n",
+    ],
+)
+def test_every_form_of_an_import_counts(small: Path, line: str):
+    (small / "aurora/two.py").write_text(line)
+    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
+    stages = {"work": {"cmd": "python -m stages.work", "deps": deps}}
+    (small / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    assert faults(small) == [
+        "dvc.yaml: work: aurora/three.py is missing, imported by aurora/two.py; add it to deps"
+    ]
+
+
+def test_a_stage_with_a_command_of_one_s_own_is_none_of_our_concern(small: Path):
+    (small / "dvc.yaml").write_text(json.dumps({"stages": {"own": {"cmd": "python tools/own.py"}}}))
+    assert faults(small) == []
 
 
 @pytest.mark.parametrize("folder", sorted(BY_SOURCE))
@@ -87,7 +113,11 @@ def test_every_stage_is_described_and_its_command_names_declared_paths(stage: st
 def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
     for name in body(stage).get("params", []):
         if isinstance(name, str):
-            assert name.split(".")[0] in Params.model_fields
+            section, *rest = name.split(".")
+            assert section in Params.model_fields
+            if rest and rest != ["${key}"]:
+                (key,) = rest
+                assert key in Params.model_fields[section].annotation.model_fields
 
 
 @pytest.mark.parametrize(
@@ -114,6 +144,10 @@ VERSION_CASES = {
         {"constraints.txt": "numpy==2.0\n"},
         "versions.yaml: numpy is 1.0, but 2.0 in constraints.txt; write the same in both",
     ),
+    "a pin of the project that differs": (
+        {"pyproject.toml": "[project]\ndependencies = ['numpy==2.0']\n"},
+        "versions.yaml: numpy is 1.0, but 2.0 in pyproject.toml; write the same in both",
+    ),
     "a library that no stage declares": (
         {"versions.yaml": "numpy: '1.0'\ntorch: '2'\n", "constraints.txt": "numpy==1.0\ntorch==2\n"},
         "versions.yaml: torch is declared by no stage; remove it",
@@ -134,7 +168,7 @@ VERSION_CASES = {
 
 @pytest.mark.parametrize(("files", "message"), VERSION_CASES.values(), ids=VERSION_CASES)
 def test_versions_are_tracked_where_they_count(tmp_path: Path, files: dict[str, str], message: str):
-    stage = {"cmd": "true", "deps": [], "params": [{"versions.yaml": ["numpy"]}]}
+    stage = {"cmd": "python -m stages.work", "deps": [], "params": [{"versions.yaml": ["numpy"]}]}
     sound = {
         "dvc.yaml": json.dumps({"stages": {"work": stage}}),
         "stages/work.py": "import aurora.one\n",
@@ -143,6 +177,7 @@ def test_versions_are_tracked_where_they_count(tmp_path: Path, files: dict[str, 
         "aurora/one.py": "import click\nimport numpy\nfrom json import dumps\n",
         "versions.yaml": "numpy: '1.0'\n",
         "constraints.txt": "Numpy==1.0+cpu\nother==3\n",
+        "pyproject.toml": "[project]\ndependencies = ['numpy==1.0', 'other']\n",
     }
 
     for folder in BY_SOURCE:

@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hub_server import TOKEN, Fault, LocalHub, Repository, git_blob, sha256
 from ruamel.yaml import YAML
 
 from aurora.errors import ResourceError, SourceError
 from aurora.fetch import fetching
 from aurora.fetch.fetching import SCRATCH, fetch
+from aurora.fetch.recorded import _locked
 from aurora.params.source import Source
+from stages.fetch import main
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
@@ -733,6 +736,51 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     assert Path("data/far/rows.json").read_bytes() == content
     assert hub.requests[-1][2]["Range"] == f"bytes={kept}-"
     assert hub.sent["/rows.json"] <= len(content) + (1 << 20)
+
+
+def test_a_source_that_has_moved_between_sections_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def entry(key: str, uri: str) -> dict:
+        return {"params": {"params.yaml": {key: {"uri": uri}}}, "outs": [{"path": "data/raw/model/base"}]}
+
+    stages = {
+        "fetch@base": entry("sources.base", "embedded:x"),
+        "fetch_hub@base": entry("hub_sources.base", "hf://x"),
+    }
+    Path("dvc.lock").write_text(json.dumps({"stages": stages}))
+    found = {uri: _locked(uri, Path("data/raw/model/base")) for uri in ("hf://x", "embedded:x", "hf://y")}
+    assert found == {"hf://x": True, "embedded:x": True, "hf://y": False}
+    assert not _locked("hf://x", Path("data/raw/model/other"))
+
+
+def test_what_no_remote_has_is_not_looked_for_there(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    hub.faults["/rows.json"] = [Fault(status=503)] * 6
+    far = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    with pytest.raises(SourceError, match=r"^hub_sources\.own: .*HTTP 503, 6 times") as caught:
+        fetch("own", far, Path("data/raw/instructions/own"), "hub_sources")
+    assert "dvc pull" not in str(caught.value)
+
+
+def test_the_stage_takes_nothing_under_hub_sources_that_must_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    mine = {
+        "kind": "instructions",
+        "uri": "rows.json",
+        "dep": "rows.json",
+        "format": "alpaca",
+        "licence": "MIT",
+    }
+    Path("params.yaml").write_text(json.dumps({"hub_sources": {"mine": mine}}))
+    done = CliRunner().invoke(main, ["mine", "--section", "hub_sources", "--out", "data/mine"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: params.yaml: hub_sources.mine is of kind instructions; ")
+    assert not Path("data").exists()
 
 
 @pytest.mark.minutes

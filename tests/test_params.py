@@ -59,7 +59,7 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         (
             "hub_sources.base",
             EMBEDDED,
-            r"hub_sources\.base: embedded:small_base, pinned by repository, is nothing that",
+            r"hub_sources\.base is embedded:small_base, pinned by repository, which no hub gives",
         ),
         ("sources.mmlu", None, r"sources has no benchmark mmlu; dvc\.yaml lists it for clean"),
         ("sources.mmlu.format", "cmmlu", r"sources\.mmlu is of format cmmlu; .*: rename it to cmmlu"),

@@ -37,6 +37,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dvc = str(Path(sys.executable).with_name("dvc"))
     subprocess.run([dvc, "init", "--quiet"], cwd=folder, check=True)
     subprocess.run([dvc, "repro", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, "commit", "--quiet", "--message=run"], cwd=folder, check=True)
     return folder
 
 
@@ -59,7 +62,7 @@ def test_nothing_changed(project: Path, monkeypatch: pytest.MonkeyPatch):
         ("params.yaml", "deep: x", "deep: null", "params.yaml: first.inner.deep from x to null"),
         ("params.yaml", "deep: x", "deep: x, more: 2", "params.yaml: first.inner.more is new: 2"),
         ("params.yaml", "rate: 1e-4, ", "", "params.yaml: first.rate is gone, was 0.0001"),
-        ("given/b.txt", "b", "c", "given was edited"),
+        ("given/b.txt", "b", "c", "given was edited: b.txt"),
         ("dvc.yaml", "mkdir -p made", "mkdir made", "its command in dvc.yaml was edited"),
         ("result.txt", "a", "z", "its output result.txt was edited"),
     ],
@@ -114,6 +117,38 @@ def test_a_stage_that_has_never_run_is_said_to_be_so(project: Path, monkeypatch:
     finally:
         (project / "dvc.yaml").write_text(MAP)
         (project / "given/b.txt").write_text("b")
+
+
+def test_what_dvc_yaml_lists_newly_was_not_edited(project: Path, monkeypatch: pytest.MonkeyPatch):
+    text = MAP.replace("deps: [made]", "deps: [made, params.yaml]").replace(
+        "outs: [res", "outs: [more.txt, res"
+    )
+    (project / "dvc.yaml").write_text(text)
+    (project / "given/c").write_text("")
+    try:
+        assert why(project, monkeypatch, "second") == [
+            "first would run:",
+            "  given was edited: c",
+            "second would run:",
+            "  params.yaml is new in dvc.yaml",
+            "  more.txt is new in dvc.yaml",
+            "  made may change, since first runs before",
+        ]
+    finally:
+        (project / "dvc.yaml").write_text(MAP)
+        (project / "given/c").unlink()
+
+
+def test_a_version_of_what_a_source_is_made_by_is_said(project: Path, monkeypatch: pytest.MonkeyPatch):
+    (project / "given/versions.yaml").write_text("click: '1.0'\n")
+    try:
+        lines = why(project, monkeypatch, "first")
+    finally:
+        (project / "given/versions.yaml").unlink()
+    assert lines[1:] == [
+        "  given was edited: versions.yaml",
+        f"  but would stop: click {version('click')} is installed, and given/versions.yaml tracks 1.0",
+    ]
 
 
 def test_a_parameter_that_no_stage_reads_is_no_reason(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -185,7 +185,9 @@ def test_a_base_of_hub_sources_is_not_pushed_and_a_clone_fetches_it_again(
     params["hub_sources"] = paper["hub_sources"]
     with (first / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
+    before = (first / "dvc.lock").read_bytes()
     with_small_commands(first)
+    (first / "dvc.lock").write_bytes(before)  # as it is when a profile is switched: fetch@base stays in it
     stages = ran(dvc(first, "repro"))
     assert "fetch_hub@base" in stages and "fetch@base" not in stages
     commit(first, "a base of a hub")
@@ -202,6 +204,22 @@ def test_a_base_of_hub_sources_is_not_pushed_and_a_clone_fetches_it_again(
     assert "data/raw/model/base" in dvc(second, "pull", returncode=None)
     assert ran(run(second, "bash", "-c", command)) == ["fetch_hub@base"]
     assert bytes_of(second, *ALL, "dvc.lock") == bytes_of(first, *ALL, "dvc.lock")
+    for name, edited, stages in (
+        ("third", (r"(?m)^    prompts: \d+", "    prompts: 7"), EVALUATED),
+        (
+            "fourth",
+            (r"(?m)^  learning_rate: \S+", "  learning_rate: 1.234e-3"),
+            ["eval@tuned", "merge", "report", "sft"],
+        ),
+    ):
+        clone = second_clone(first, tmp_path / name)
+        edit(clone, "params.yaml", *edited)
+        assert ran(dvc(clone, "repro", "fetch_hub")) == ["fetch_hub@base"]
+        (command,) = [
+            line for line in (root / "README.md").read_text().splitlines() if "--pull --allow-m" in line
+        ]
+        assert sorted(ran(run(clone, "bash", "-c", command))) == stages
+        assert not (clone / "data/raw/instructions").exists()
 
 
 @pytest.mark.minutes

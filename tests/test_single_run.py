@@ -1,5 +1,6 @@
 """One training at a time, and no orphan of a command that was killed."""
 
+import json
 import os
 import shlex
 import signal
@@ -42,7 +43,7 @@ def test_runs_in_turn_are_none_of_each_other_s_business(tmp_path: Path):
             pass
 
 
-CHILD = "import os, time; from aurora.sft import single_run; single_run.{}(); print(os.getpid(), flush=True); time.sleep(60)"
+CHILD = "import os, time; from aurora import lifetime; lifetime.{}(); print(os.getpid(), flush=True); time.sleep(60)"
 # As DVC does: the variable is the command's alone.
 PARENT = "import os, subprocess, sys; subprocess.run(sys.argv[1:], env=os.environ | {'DVC_STAGE': 'sft'})"
 
@@ -75,6 +76,34 @@ def test_a_process_ends_with_the_one_that_started_it(function: str, shell: str |
         os.killpg(parent.pid, signal.SIGKILL) if alive(child) else None
 
 
+ORPHAN = (
+    "import os, time; time.sleep(1); from aurora import lifetime; lifetime.end_with_dvc(); print('alive')"
+)
+
+
+@pytest.mark.parametrize(("holder", "lives"), [(os.getpid(), True), (2**22 + 1, False), (None, True)])
+def test_a_stage_whose_dvc_was_killed_before_it_could_look_ends(
+    tmp_path: Path, holder: int | None, lives: bool
+):
+    """Its parent is gone, and DVC's own note says which process has started it."""
+    if holder:
+        (tmp_path / ".dvc/tmp").mkdir(parents=True)
+        note = {"pid": holder, "cmd": "dvc repro"}
+        content = {"read": {"a": [note]}, "write": {"b": note}}
+        (tmp_path / ".dvc/tmp/rwlock").write_text(json.dumps(content))
+    start = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    environment = ENVIRONMENT | {"DVC_STAGE": "sft"}
+    done = subprocess.run(
+        [sys.executable, "-c", start, ORPHAN],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ("alive\n" if lives else "")
+
+
 def alive(process: int) -> bool:
     """Whether the process runs; one that has ended and waits to be collected does not."""
     try:
@@ -84,7 +113,7 @@ def alive(process: int) -> bool:
 
 
 def test_without_dvc_a_run_may_outlive_its_shell():
-    code = "from aurora.sft.single_run import end_with_dvc; import threading; end_with_dvc(); print(threading.active_count())"
+    code = "from aurora.lifetime import end_with_dvc; import threading; end_with_dvc(); print(threading.active_count())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )

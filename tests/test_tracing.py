@@ -90,7 +90,7 @@ def test_a_sound_pipeline_has_no_fault_and_the_bytes_of_its_lock(project: Path, 
         ),
         (
             "import socket\ntry: socket.create_connection(('192.0.2.1', 9), 0.1)\nexcept OSError: pass\n",
-            "second connects to 192.0.2.1; only fetch may",
+            "second connects to 192.0.2.1; only fetch and fetch_hub may",
         ),
         ("open('left.txt', 'w')\n", "second writes left.txt, which dvc.yaml does not list in outs"),
         ("Path('result.txt').unlink()\n", "second does not write result.txt, which dvc.yaml lists in outs"),

@@ -17,6 +17,7 @@ from aurora.clean.source_files import read_items
 from aurora.clean.sources import Drop, parse
 from aurora.clean.topics import names, topic
 from aurora.errors import DataError
+from aurora.lifetime import end_with_parent
 from aurora.manifests import read_manifest
 from aurora.params.clean import Clean
 from aurora.records import Conversation, content_id
@@ -63,7 +64,7 @@ def judged(folders: Iterable[Path], params: Clean) -> Iterator[list[Outcome]]:
         for chunk in [*first, *chunks]:
             yield judge_chunk(*chunk, params)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=end_with_parent) as pool:
         waiting: deque = deque()
         for chunk in chain(first, chunks):
             waiting.append(pool.submit(judge_chunk, *chunk, params))

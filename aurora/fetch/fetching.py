@@ -35,10 +35,10 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
     upcycled, and ResourceError if the disk is too small.
     """
     with _one_line(f"{section}.{name}"):
-        return _fetch(name, source, out)
+        return _fetch(name, source, out, section == "sources")
 
 
-def _fetch(name: str, source: Source, out: Path) -> dict:
+def _fetch(name: str, source: Source, out: Path, shared: bool) -> dict:
     address = parse(source.uri)
     former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
     _sweep(out)
@@ -56,7 +56,7 @@ def _fetch(name: str, source: Source, out: Path) -> dict:
         elif address.scheme == "pypi":
             archive, files, revision = _package(name, source, address, out, partial)
         else:
-            archive, files, revision = _remote(name, source, address, out, partial)
+            archive, files, revision = _remote(name, source, address, out, partial, shared)
         if not files:
             raise SourceError(f"{source.uri} holds no file")
         if any(file["path"] == MANIFEST for file in files):
@@ -143,7 +143,7 @@ def _refuse_if_full(files: list[Path], partial: Path) -> None:
 
 
 def _remote(
-    name: str, source: Source, address: Address, out: Path, partial: Path
+    name: str, source: Source, address: Address, out: Path, partial: Path, shared: bool
 ) -> tuple[dict | None, list[dict], str | None]:
     from aurora.fetch.hub import Unreachable, download
 
@@ -164,7 +164,8 @@ def _remote(
                 remove(path)
             return archive, entries, got.revision
     except Unreachable as error:
-        raise SourceError(f"{error}; or take it from the DVC remote: dvc pull {out.as_posix()}") from None
+        remote = f"; or take it from the DVC remote: dvc pull {out.as_posix()}" if shared else ""
+        raise SourceError(f"{error}{remote}") from None
 
 
 def _package(

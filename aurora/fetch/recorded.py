@@ -130,10 +130,12 @@ def _locked(uri: str, out: Path) -> bool:
     if not LOCK.is_file():
         return False
     try:
+        # All entries: DVC keeps that of `fetch` where a source has moved to `fetch_hub`, and the other way round.
         for stage in YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {}).values():
             if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
                 sections = stage.get("params", {}).get("params.yaml", {})
-                return any(source.get("uri") == uri for source in sections.values())
+                if any(source.get("uri") == uri for source in sections.values()):
+                    return True
     except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{LOCK}: not readable ({type(error).__name__}); restore it by: git checkout {LOCK}"

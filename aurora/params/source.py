@@ -79,6 +79,15 @@ class Source(Section):
         }
         return next((name for name, given in names.items() if given), "repository")
 
+    @property
+    def unfit_for_hub_sources(self) -> str | None:
+        """Why it cannot stand under hub_sources, whose bytes no remote keeps; None if it can."""
+        if self.kind != "model":
+            return f"is of kind {self.kind}; data is shared with what clean and eval read: move it to sources"
+        if self.dep != "aurora/fetch/hub" or self.pin == "record":
+            return f"is {self.uri}, pinned by {self.pinned_by}, which no hub gives again byte for byte: move it to sources"
+        return None
+
     @model_validator(mode="after")
     def _is_pinned(self) -> "Source":
         address = parse(self.uri)

@@ -45,16 +45,8 @@ class Params(Section):
     @model_validator(mode="after")
     def _hub_sources_come_again(self) -> "Params":
         for name, source in self.hub_sources.items():
-            if source.kind != "model":
-                raise ValueError(
-                    f"hub_sources.{name} is of kind {source.kind}; data is shared, and what clean and eval read: "
-                    "move it to sources"
-                )
-            if source.dep != "aurora/fetch/hub" or source.pin == "record":
-                raise ValueError(
-                    f"hub_sources.{name}: {source.uri}, pinned by {source.pinned_by}, is nothing that a hub gives again "
-                    "byte for byte: move it to sources"
-                )
+            if source.unfit_for_hub_sources:
+                raise ValueError(f"hub_sources.{name} {source.unfit_for_hub_sources}")
         return self
 
     @model_validator(mode="after")
@@ -63,7 +55,8 @@ class Params(Section):
         models = [name for name, source in sources if source.kind == "model"]
         if models != ["base"]:
             raise ValueError(
-                f"sources and hub_sources need exactly one of kind model together, named base; found {models}"
+                f"sources and hub_sources need exactly one of kind model together, named base; found {models}: "
+                "remove the others or add it"
             )
         if not any(source.kind == "instructions" for source in self.sources.values()):
             raise ValueError("sources has none of kind instructions; there is nothing to train on")

@@ -174,7 +174,7 @@ def _undeclared(stage: "PipelineStage", place: Path, root: Path, log: Path) -> I
         kind, what = json.loads(line)
         if kind == "connect":
             if stage.name.partition("@")[0] not in MAY_CONNECT and not _is_here(what):
-                yield f"{stage.addressing} connects to {what}; only {MAY_CONNECT[0]} may"
+                yield f"{stage.addressing} connects to {what}; only {' and '.join(MAY_CONNECT)} may"
             continue
         path = Path(what)
         if place in path.parents:
