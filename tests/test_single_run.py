@@ -76,9 +76,14 @@ def test_a_process_ends_with_the_one_that_started_it(function: str, shell: str |
         os.killpg(parent.pid, signal.SIGKILL) if alive(child) else None
 
 
-ORPHAN = (
-    "import os, time; time.sleep(1); from aurora import lifetime; lifetime.end_with_dvc(); print('alive')"
-)
+ORPHAN = """
+import os, sys, time
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+from aurora import lifetime
+lifetime.end_with_dvc()
+print("alive")
+"""
 
 
 @pytest.mark.parametrize(("holder", "lives"), [(os.getpid(), True), (2**22 + 1, False), (None, True)])
@@ -91,7 +96,9 @@ def test_a_stage_whose_dvc_was_killed_before_it_could_look_ends(
         note = {"pid": holder, "cmd": "dvc repro"}
         content = {"read": {"a": [note]}, "write": {"b": note}}
         (tmp_path / ".dvc/tmp/rwlock").write_text(json.dumps(content))
-    start = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    start = (
+        "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])"
+    )
     environment = ENVIRONMENT | {"DVC_STAGE": "sft"}
     done = subprocess.run(
         [sys.executable, "-c", start, ORPHAN],
