@@ -1,15 +1,15 @@
 """Kills of dvc, of a stage, or of both at random moments of the small profile, and what `dvc repro` makes of it.
 
-    python benchmarks/kills.py [--kills 30] [--seed 0] [--mean 40]
+    python benchmarks/kills.py [--kills 30] [--seed 0]
 
-In a clone of HEAD `dvc repro` runs from empty and is killed (SIGKILL) after a random time (exponential, of `--mean`
-seconds), then started again, and so on; a run that ends before its kill is held against the dvc.lock of the commit, and the next
-one begins from empty. Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, and a
-dvc.lock, metrics or report that differ. It ends non-zero where one is found.
+In a clone of HEAD `dvc repro` runs from empty, is killed (SIGKILL), started again, and so on. Each kill has a stage drawn
+for it, and comes at a random moment of the time that this stage takes, or of a later one where it is done; kills are in
+the order of the stages, so that every start goes on from the last. At the end it runs whole.
+Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, and a dvc.lock, metrics or report
+that differ from those of the commit. It ends non-zero where one is found.
 """
 
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +22,16 @@ import psutil
 from pipeline import DVC, changed, cloned, surroundings
 
 TARGETS = ("dvc", "stage", "both")
-MADE = ("data", "models", ".aurora", ".dvc/cache", ".dvc/tmp", "dvc.lock")
+SECONDS = {
+    "fetch": 45,
+    "clean": 3,
+    "format": 3,
+    "sft": 60,
+    "merge": 8,
+    "eval": 20,
+    "report": 3,
+}  # about, on 2 cores
+STAGES = tuple(SECONDS)
 PATIENCE = 15  # seconds in which a stage has to follow its dvc
 
 
@@ -60,12 +69,25 @@ class Run:
                 continue
         return found
 
+    def stage(self, dvc: psutil.Popen) -> str | None:
+        """The module of stages that runs now."""
+        try:
+            children = dvc.children(recursive=True)
+        except psutil.Error:
+            return None
+        found = [words for child in children if (words := words_of(child))[1:2] == ["-m"]]
+        names = [words[2].removeprefix("stages.") for words in found if words[2:]]
+        return next((name for name in names if name in STAGES), None)
+
+    def reach(self, dvc: psutil.Popen, wanted: str) -> None:
+        """Waits until this stage or a later one runs, or dvc has ended."""
+        later = STAGES[STAGES.index(wanted) :]
+        while dvc.poll() is None and self.stage(dvc) not in later:
+            time.sleep(0.02)
+
     def kill(self, dvc: psutil.Popen, target: str) -> str:
         """Kills what `target` names, waits for the rest to end, and returns the stage that was running."""
-        children = dvc.children(recursive=True)
-        stage = next(
-            (words[2] for child in children if (words := words_of(child))[1:2] == ["-m"]), "dvc itself"
-        )
+        stage, children = self.stage(dvc) or "dvc itself", dvc.children(recursive=True)
         for process in {"dvc": [dvc], "stage": children, "both": [dvc, *children]}[target]:
             try:
                 process.send_signal(signal.SIGKILL)
@@ -91,13 +113,6 @@ def wait_until_alone(run: Run) -> list[psutil.Process]:
     return left
 
 
-def empty(folder: Path) -> None:
-    """Takes the clone back to before its first run, without its lock file."""
-    for name in MADE:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def finish(run: Run) -> str:
     """Runs to the end; what is wrong, or nothing."""
     if status := run.start().wait():
@@ -105,31 +120,29 @@ def finish(run: Run) -> str:
     return changed(run.folder)
 
 
-def torture(run: Run, kills: int, mean: float, draw: random.Random) -> list[str]:
+def torture(run: Run, kills: int, draw: random.Random) -> list[str]:
     """Kills so many times, finishes, and returns what was wrong; a line for each kill goes to stdout."""
-    faults, done = [], 0
-    while done < kills:
-        dvc, target, moment = run.start(), draw.choice(TARGETS), draw.expovariate(1 / mean)
+    faults = []
+    for number, wanted in enumerate(sorted(draw.choices(STAGES, k=kills), key=STAGES.index), 1):
+        target, moment = draw.choice(TARGETS), draw.uniform(0, SECONDS[wanted])
+        dvc = run.start()
+        run.reach(dvc, wanted)
         try:
             status = dvc.wait(moment)
         except psutil.TimeoutExpired:
             stage = run.kill(dvc, target)
-            done += 1
             left = wait_until_alone(run)
-            faults += [f"kill {done}: {' '.join(words_of(process))} outlived {target}" for process in left]
+            faults += [f"kill {number}: {' '.join(words_of(process))} outlived {target}" for process in left]
             for process in left:
                 process.kill()
-            print(f"{done:<6}{target:<8}{moment:>8.1f}  {stage:<16}{len(left)} left", flush=True)
+            print(f"{number:<6}{target:<8}{wanted:<8}{moment:>8.1f}  {stage:<12}{len(left)} left", flush=True)
             continue
         if status:
-            return [*faults, f"after kill {done}: status {status}: {run.log()[-1500:]}"]
+            return [*faults, f"before kill {number}: status {status}: {run.log()[-1500:]}"]
         if difference := changed(run.folder):
-            faults.append(f"after kill {done}: {difference}")
-        print(
-            f"      whole run ends in {'other bytes' if difference else 'the bytes of the commit'}",
-            flush=True,
-        )
-        empty(run.folder)
+            faults.append(f"before kill {number}: {difference}")
+        print(f"{number:<6}{'none':<8}{wanted:<8}{moment:>8.1f}  ended before it", flush=True)
+        (run.folder / "REPORT.md").unlink()  # so that there is something to kill again
     if fault := finish(run):
         faults.append(f"at the end: {fault}")
     return faults
@@ -138,14 +151,13 @@ def torture(run: Run, kills: int, mean: float, draw: random.Random) -> list[str]
 @click.command()
 @click.option("--kills", default=30, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--mean", default=40.0, show_default=True, help="Seconds until a kill.")
-def main(kills: int, seed: int, mean: float) -> None:
+def main(kills: int, seed: int) -> None:
     """Kill, run again, compare."""
     with tempfile.TemporaryDirectory() as name:
         folder = cloned(Path(name).resolve() / "clone")
         (folder / "dvc.lock").unlink()
-        print(f"{'kill':<6}{'of':<8}{'after s':>8}  {'stage':<16}processes left")
-        faults = torture(Run(folder), kills, mean, random.Random(seed))
+        print(f"{'kill':<6}{'of':<8}{'behind':<8}{'by s':>8}  {'stage':<12}processes left")
+        faults = torture(Run(folder), kills, random.Random(seed))
     for fault in faults:
         print(fault)
     print(

@@ -57,4 +57,4 @@ def test_two_clean_clones_and_a_forced_run_end_in_the_same_bytes(clone: Path, ro
 
 def test_kills_of_dvc_and_of_stages_leave_no_trace(clone: Path):
     (clone / "dvc.lock").unlink()
-    assert torture(Run(clone), kills=4, mean=60, draw=random.Random(1)) == []
+    assert torture(Run(clone), kills=8, draw=random.Random(1)) == []
