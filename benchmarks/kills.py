@@ -123,26 +123,28 @@ def finish(run: Run) -> str:
 def torture(run: Run, kills: int, draw: random.Random) -> list[str]:
     """Kills so many times, finishes, and returns what was wrong; a line for each kill goes to stdout."""
     faults = []
-    for number, wanted in enumerate(sorted(draw.choices(STAGES, k=kills), key=STAGES.index), 1):
-        target, moment = draw.choice(TARGETS), draw.uniform(0, SECONDS[wanted])
-        dvc = run.start()
-        run.reach(dvc, wanted)
-        try:
-            status = dvc.wait(moment)
-        except psutil.TimeoutExpired:
-            stage = run.kill(dvc, target)
-            left = wait_until_alone(run)
-            faults += [f"kill {number}: {' '.join(words_of(process))} outlived {target}" for process in left]
-            for process in left:
-                process.kill()
-            print(f"{number:<6}{target:<8}{wanted:<8}{moment:>8.1f}  {stage:<12}{len(left)} left", flush=True)
-            continue
-        if status:
-            return [*faults, f"before kill {number}: status {status}: {run.log()[-1500:]}"]
-        if difference := changed(run.folder):
-            faults.append(f"before kill {number}: {difference}")
-        print(f"{number:<6}{'none':<8}{wanted:<8}{moment:>8.1f}  ended before it", flush=True)
-        (run.folder / "REPORT.md").unlink()  # so that there is something to kill again
+    for number, drawn in enumerate(sorted(draw.choices(STAGES, k=kills), key=STAGES.index), 1):
+        wanted = drawn
+        while True:
+            target, moment = draw.choice(TARGETS), draw.uniform(0, SECONDS[wanted])
+            dvc = run.start()
+            run.reach(dvc, wanted)
+            try:
+                status = dvc.wait(moment)
+            except psutil.TimeoutExpired:
+                break
+            if status:
+                return [*faults, f"before kill {number}: status {status}: {run.log()[-1500:]}"]
+            if difference := changed(run.folder):
+                faults.append(f"before kill {number}: {difference}")
+            (run.folder / "REPORT.md").unlink()  # so that there is something to kill again
+            wanted = "report"
+        stage = run.kill(dvc, target)
+        left = wait_until_alone(run)
+        faults += [f"kill {number}: {' '.join(words_of(process))} outlived {target}" for process in left]
+        for process in left:
+            process.kill()
+        print(f"{number:<6}{target:<8}{wanted:<8}{moment:>8.1f}  {stage:<12}{len(left)} left", flush=True)
     if fault := finish(run):
         faults.append(f"at the end: {fault}")
     return faults
