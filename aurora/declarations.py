@@ -70,20 +70,23 @@ def reached(script: str, root: Path) -> dict[str, str]:
     before a module of it. What an instance of fetch watches by its source's `dep` is left out.
     """
     start = root / "stages" / f"{script}.py"
-    todo, seen = [start], {start: "python -m"}
+    todo, seen, before = [start], {start: "python -m"}, set()
     while todo:
         importer = todo.pop()
+        name = importer.relative_to(root).as_posix() if importer in before else _name(importer, root)
         for file in sorted(imported(importer, root) - set(seen)):
             if script == "fetch" and _name(file, root) in BY_SOURCE:
                 continue
-            seen[file] = _name(importer, root)
+            seen[file] = name
             todo.append(file)
+        for package in importer.relative_to(root).parents[:-1]:
+            first = root / package / "__init__.py"
+            if first not in before and first not in seen:
+                before.add(first)
+                todo.append(first)
     modules = {_name(file, root): importer for file, importer in seen.items()}
-    folders = {Path(name) for name in modules if not name.endswith(".py")}
-    for file in seen:
-        for package in file.relative_to(root).parents[:-1]:
-            if package not in folders:
-                modules.setdefault(f"{package.as_posix()}/__init__.py", "python -m")
+    for first in before - set(seen):
+        modules.setdefault(first.relative_to(root).as_posix(), "python -m")
     return modules
 
 

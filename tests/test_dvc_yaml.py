@@ -82,6 +82,16 @@ def test_every_form_of_an_import_counts(small: Path, line: str):
     ]
 
 
+def test_what_the_package_of_the_stages_imports_counts(small: Path):
+    (small / "stages/__init__.py").write_text("from aurora.three import X\n")
+    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
+    stages = {"work": {"cmd": "python -m stages.work", "deps": deps}}
+    (small / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    assert faults(small) == [
+        "dvc.yaml: work: aurora/three.py is missing, imported by stages/__init__.py; add it to deps"
+    ]
+
+
 def test_a_stage_with_a_command_of_one_s_own_is_none_of_our_concern(small: Path):
     (small / "dvc.yaml").write_text(json.dumps({"stages": {"own": {"cmd": "python tools/own.py"}}}))
     assert faults(small) == []

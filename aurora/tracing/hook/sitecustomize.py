@@ -34,4 +34,8 @@ def _watch() -> None:
 
 
 if "AURORA_TRACE" in os.environ:
+    # An editable install would lend a stage the modules that its folder lacks.
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")
+    ]
     _watch()
