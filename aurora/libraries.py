@@ -21,8 +21,8 @@ WITHOUT_TRACE = frozenset(
 def version_faults(root: Path) -> list[str]:
     """One line for each library that a stage imports and does not track the version of, or tracks in vain.
 
-    versions.yaml is held against constraints.txt and pyproject.toml too, which pip installs by, and against the file of the same name in
-    the folders from which a source is made.
+    versions.yaml is held against constraints.txt and pyproject.toml too, which pip installs by, and against the file of
+    the same name in the folders from which a source is made.
     """
     tracked = read_yaml(root / VERSIONS)
     lines, used = [], set()

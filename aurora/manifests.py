@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from aurora.errors import DataError
-from aurora.store import FETCH_BASE, dvc_hash, read_checked, read_json, sha256_file
+from aurora.running import FETCH_BASE
+from aurora.store import dvc_hash, read_checked, read_json, sha256_file
 
 MANIFEST = "manifest.json"
 KEYS = frozenset(
@@ -80,27 +81,22 @@ class Origins(BaseModel):
     sources: list[Origin]
 
 
-def read_manifest(
-    folder: Path,
-    keys: tuple[str, ...] = ("source", "kind", "format", "rows", "files"),
-    of_files: tuple[str, ...] = ("path",),
-) -> dict:
+def read_manifest(folder: Path) -> dict:
     """The manifest of a fetched folder.
 
-    Raises DataError if it is missing, lacks one of `keys`, or one of `of_files` in an entry of its files.
+    Raises DataError if it is missing, lacks what the readers of rows need, or the path of one of its files.
     """
     path = folder / MANIFEST
     manifest = read_json(path, f"fetch@{folder.name}")
-    for key in keys:
+    for key in ("source", "kind", "format", "rows", "files"):
         if not isinstance(manifest, dict) or key not in manifest:
             raise DataError(
                 f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
     files = manifest.get("files", [])
-    if not isinstance(files, list) or not all(_names_a_file(entry, of_files) for entry in files):
+    if not isinstance(files, list) or not all(_names_a_file(entry, ("path",)) for entry in files):
         raise DataError(
-            f"{path}: not a manifest with {', '.join(of_files)} of each file; write it again by: "
-            f"dvc repro -f fetch@{folder.name}"
+            f"{path}: not a manifest with path of each file; write it again by: dvc repro -f fetch@{folder.name}"
         )
     return manifest
 

@@ -14,6 +14,8 @@ from aurora.yaml_files import read_yaml
 
 MAP = Path("dvc.yaml")
 VERSIONS = "versions.yaml"
+# The base's stage, as dvc repro takes it: an instance of fetch, or of fetch_hub.
+FETCH_BASE = "--glob 'fetch*@base'"
 
 
 def require_declared(key: str) -> None:

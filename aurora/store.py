@@ -10,10 +10,6 @@ from pathlib import Path
 
 from aurora.errors import DataError
 
-FETCH_BASE = (
-    "--glob 'fetch*@base'"  # the base's stage, as dvc repro takes it: an instance of fetch, or of fetch_hub
-)
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ accumulation and a checkpoint every 4 steps, once whole and then once for each k
 moment drawn over the whole duration, start-up and the writing of the adapter included, and a second start.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -20,6 +21,11 @@ import click
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+COMMAND = (
+    *(sys.executable, "-m", "stages.sft", "--base", str(ROOT / "data/raw/model/base")),
+    *("--rows", str(ROOT / "data/format"), "--adapter", "adapter", "--out", "out"),
+)
 CHANGES = {
     "num_train_epochs": 0.2,
     "per_device_train_batch_size": 2,
@@ -44,10 +50,8 @@ def write_params(folder: Path, processes: int) -> None:
 
 def start(folder: Path) -> subprocess.Popen:
     """The stage, its output in log.txt."""
-    command = [sys.executable, "-m", "stages.sft", "--base", str(ROOT / "data/raw/model/base")]
-    command += ["--rows", str(ROOT / "data/format"), "--adapter", "adapter", "--out", "out"]
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
+        return subprocess.Popen(COMMAND, cwd=folder, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -105,7 +109,4 @@ def main(kills: int, seed: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
-    ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     main()

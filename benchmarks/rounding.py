@@ -10,7 +10,6 @@ which that card repeats a training.
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,10 @@ from pathlib import Path
 
 import click
 import numpy
+from resume import COMMAND, ENVIRONMENT, ROOT
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -39,10 +37,8 @@ def train(folder: Path, precision: str, epochs: float, accumulation: int) -> tup
     }
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
-    command = [sys.executable, "-m", "stages.sft", "--base", str(ROOT / "data/raw/model/base")]
-    command += ["--rows", str(ROOT / "data/format"), "--adapter", "adapter", "--out", "out"]
     done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", check=False
+        COMMAND, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
         sys.exit(done.stderr[-2000:])

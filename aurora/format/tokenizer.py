@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.errors import ModelError
-from aurora.store import FETCH_BASE, read_json
+from aurora.running import FETCH_BASE
+from aurora.store import read_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

@@ -12,7 +12,8 @@ from aurora.manifests import read_fetched, read_origins
 from aurora.report.gathered import MODELS, NAMES, Gathered
 from aurora.report.pages import Picture, escaped, html, markdown
 from aurora.report.report_page import report_blocks
-from aurora.store import FETCH_BASE, dvc_hash, read_json, replacing, write_json, write_text
+from aurora.running import FETCH_BASE
+from aurora.store import dvc_hash, read_json, replacing, write_json, write_text
 from aurora.tables import read_parquet
 from aurora.yaml_files import read_yaml
 
