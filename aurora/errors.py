@@ -29,15 +29,30 @@ class ResourceError(AuroraError):
     """Memory, disk or device does not suffice for the plan."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether host or card had no memory left, as Python and torch put it; torch need not be imported for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    )
+
+
 def one_line(function: Callable) -> Callable:
-    """Turns an `AuroraError` into one line on stderr and exit status 1, for the edge of a command."""
+    """Turns an `AuroraError`, and a lack of memory, into one line on stderr and exit status 1, for the edge of a command."""
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
         try:
             return function(*args, **kwargs)
         except AuroraError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(1)
+            said = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0][:200] or "Python's own"
+            said = f"memory ran out ({reason}); `aurora plan` says what a training takes, and what to lower in params.yaml"
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
+        sys.exit(1)
 
     return run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aurora.errors import DataError, one_line
-from aurora.running import VERSIONS, installed
+from aurora.running import MAP, VERSIONS, installed
 from aurora.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -172,12 +172,14 @@ def _files_in_git(path: str) -> list[str]:
 
 @contextmanager
 def open_repository() -> Iterator["Repo"]:
-    """The DVC repository of the working directory. Raises DataError where there is none, or DVC cannot read it."""
+    """The DVC repository whose root is the working directory. Raises DataError for another, or if DVC cannot read it."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
     try:
         with Repo() as repo:
+            if not MAP.is_file():
+                raise DataError(f"{MAP}: not found; run this in the root of the repository")
             yield repo
     except NotDvcRepoError:
         raise DataError("no .dvc folder here or above; run this in the repository") from None

@@ -17,7 +17,9 @@ def read_yaml(path: Path) -> dict:
     try:
         content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; restore it by: git checkout {path}") from None
+        raise ParamsError(
+            f"{path}: not found; run this in the root of the repository, or restore it by: git checkout {path}"
+        ) from None
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read ({error.strerror})") from None
     except DuplicateKeyError as error:

@@ -144,7 +144,9 @@ def test_one_e_minus_four_is_a_number(tmp_path: Path):
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_one_line(tmp_path: Path):
-    with pytest.raises(ParamsError, match="not found; restore it"):
+    with pytest.raises(
+        ParamsError, match="not found; run this in the root of the repository, or restore it by"
+    ):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ParamsError, match="not YAML"):

@@ -180,6 +180,12 @@ def test_rows_that_are_damaged_or_missing_are_one_line(case: Path, monkeypatch):
     (case / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"bad\.parquet: not Parquet of rows"):
         measure_rows(case / "bad.parquet")
+    texts = {"input_ids": [["one"]], "labels": [["two"]]}
+    pyarrow.parquet.write_table(pyarrow.table(texts), case / "bad.parquet")
+    with pytest.raises(
+        DataError, match=r"bad\.parquet: column input_ids is list<.*string>, not a list of int32"
+    ):
+        measure_rows(case / "bad.parquet")
     monkeypatch.setattr("aurora.sft.planning.is_current", lambda target: False)
     with pytest.raises(
         DataError, match=r"sources\.alpaca_data_zh_51k states no number of rows.*dvc repro format"

@@ -166,11 +166,17 @@ def test_an_unknown_stage_is_one_line(project: Path, monkeypatch: pytest.MonkeyP
     assert done.stderr == "error: dvc.yaml: no stage is named third; there are first, second\n"
 
 
-def test_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_outside_the_root_of_a_repository(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["why"])
     assert done.exit_code == 1
     assert done.stderr.startswith("error: no .dvc folder here")
+    below = project / "below"
+    below.mkdir(exist_ok=True)
+    monkeypatch.chdir(below)
+    done = CliRunner().invoke(main, ["why"])
+    assert done.exit_code == 1
+    assert done.stderr == "error: dvc.yaml: not found; run this in the root of the repository\n"
 
 
 def test_a_version_is_said_and_that_the_stage_would_stop(project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_mixtral import tiny_model
 from training_case import BASE, ROWS, rows, write_case, write_params
+from trl import SFTTrainer
 
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
 from aurora.params.sft import Sft
@@ -181,6 +182,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run(case: Path, tmp_path: Path)
         trainer.train()
 
 
+def test_in_fp16_a_gradient_may_overflow_until_the_scaler_is_at_one(case: Path, tmp_path: Path, monkeypatch):
+    params = write_params(case, save_steps=1000)
+    trainer = build_trainer(
+        BASE, ROWS, params.sft, params.quantization, tmp_path, Checkpoints(tmp_path / "checkpoints", 2)
+    )
+    norms = iter([math.inf] * 16 + [1.0] + [math.inf] * 17)
+    monkeypatch.setattr(SFTTrainer, "_clip_grad_norm", lambda self, model: torch.tensor(next(norms)))
+    trainer.args.fp16 = True
+    for _ in range(33):
+        trainer._clip_grad_norm(trainer.model)
+    with pytest.raises(DataError, match="gradient norm is inf at step 1, rows unknown"):
+        trainer._clip_grad_norm(trainer.model)
+
+
 def test_rows_are_found_in_padded_and_packed_batches(tmp_path: Path):
     table = rows(4, seed=3)
     write_parquet(tmp_path / "rows.parquet", table)
@@ -207,8 +222,15 @@ def test_an_empty_training_set_is_one_line(case: Path, tmp_path: Path):
     silent = rows(3, seed=0).to_pydict()
     silent["labels"] = [[-100] * len(labels) for labels in silent["labels"]]
     write_parquet(tmp_path / "train.parquet", rows(3, seed=0))
-    write_parquet(tmp_path / "held_out.parquet", pyarrow.table(silent))
+    write_parquet(tmp_path / "held_out.parquet", pyarrow.table(silent, schema=rows(3, seed=0).schema))
     with pytest.raises(DataError, match=r"held_out\.parquet: no row has a trained token"):
+        check_before(BASE, tmp_path, params.sft, params.quantization)
+    foreign = rows(3, seed=0).to_pydict()
+    foreign["input_ids"][1][0] = 32000
+    write_parquet(tmp_path / "held_out.parquet", pyarrow.table(foreign, schema=rows(3, seed=0).schema))
+    with pytest.raises(
+        DataError, match=r"held_out\.parquet: token 32000 stands in a row, but the base knows 32000:"
+    ):
         check_before(BASE, tmp_path, params.sft, params.quantization)
     with pytest.raises(ModelError, match=r"nowhere/config\.json: not found"):
         check_before(tmp_path / "nowhere", ROWS, params.sft, params.quantization)

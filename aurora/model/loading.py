@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aurora.errors import ModelError, ResourceError
+from aurora.errors import ModelError, ResourceError, out_of_memory
 from aurora.model.folder import (
     ATTENTION,
     meta_model,
@@ -77,7 +77,7 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
         model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:200]
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+        if out_of_memory(error):
             raise ResourceError(f"{folder}: {device} ran out of memory while loading ({reason})") from None
         raise ModelError(f"{folder}: does not load ({reason}); fetch the model again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

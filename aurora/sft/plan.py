@@ -39,6 +39,7 @@ class Rows:
     longest: int  # tokens of the longest row
     most_trained: int  # labels of the row that has most
     source: str  # where the numbers are from
+    greatest: int = 0  # token id; 0 where the rows are not there yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +120,22 @@ def measure_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    rows = tokens = longest = most = 0
+    rows = tokens = longest = most = greatest = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            for name in ("input_ids", "labels"):
+                kind = file.schema_arrow.field(name).type
+                if kind != pyarrow.list_(pyarrow.int32()):
+                    raise DataError(
+                        f"{path}: column {name} is {kind}, not a list of int32; write it again by: dvc repro -f format"
+                    )
             for batch in file.iter_batches(8192, columns=["input_ids", "labels"]):
                 lengths = numpy.asarray(batch["input_ids"].value_lengths())
                 trained = numpy.asarray(batch["labels"].flatten()) != -100
                 starts = numpy.cumsum(lengths) - lengths
                 rows, tokens = rows + len(lengths), tokens + int(lengths.sum())
                 longest = max(longest, int(lengths.max(initial=0)))
+                greatest = max(greatest, int(numpy.asarray(batch["input_ids"].flatten()).max(initial=0)))
                 most = max(most, int(numpy.add.reduceat(trained, starts).max(initial=0)))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro format") from None
@@ -139,7 +147,7 @@ def measure_rows(path: Path) -> Rows:
         raise DataError(
             f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json"
         )
-    return Rows(rows, tokens, longest, most, path.as_posix())
+    return Rows(rows, tokens, longest, most, path.as_posix(), greatest)
 
 
 def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:

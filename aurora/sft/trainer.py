@@ -19,6 +19,8 @@ from aurora.sft.checkpoints import Checkpoints
 from aurora.store import remove
 from aurora.tables import read_parquet
 
+SCALER_HALVINGS = 16  # of torch's GradScaler, from 65,536: an overflow at a factor of 1 is not the scaler's
+
 
 class EpochOrder(Sampler):
     """Rows of an epoch in an order that seed and epoch alone decide, so that a resumed run sees the same.
@@ -58,6 +60,7 @@ class LabelledPositionsTrainer(SFTTrainer):
         if blanks:
             self.train_dataset = concatenate_datasets([self.train_dataset, self._blank_rows(blanks)])
         self.order = EpochOrder(self.rows, blanks, self.args.data_seed)
+        self._overflows = 0  # steps in a row whose gradient was not finite
         self._seen: list[torch.Tensor] = []  # input_ids of the batches of the optimiser step under way
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._clock = time.perf_counter()
@@ -115,7 +118,9 @@ class LabelledPositionsTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
-        if not self.args.fp16 and not torch.isfinite(norm):  # with fp16 the scaler skips such a step
+        self._overflows = 0 if torch.isfinite(norm) else self._overflows + 1
+        # In fp16 the scaler skips such a step and halves its factor, so that the next one may be finite.
+        if self._overflows > (SCALER_HALVINGS if self.args.fp16 else 0):
             raise self._not_finite("gradient norm", norm, self._seen)
         self._seen.clear()
         return norm

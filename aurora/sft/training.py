@@ -10,6 +10,7 @@ from aurora.cards.adapter_card import adapter_card
 from aurora.cards.provenance import RECORD, training_record
 from aurora.errors import DataError, ModelError, ParamsError
 from aurora.model.allocator import keep_heap
+from aurora.model.folder import read_config
 from aurora.model.machine import kernels, machine
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
@@ -209,6 +210,13 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
                 f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
             )
     planned = plan(sft, quantization, base, measured["train"])
+    vocabulary = read_config(base).get("vocab_size")
+    for found in measured.values():
+        if vocabulary is not None and found.greatest >= vocabulary:
+            raise DataError(
+                f"{found.source}: token {found.greatest} stands in a row, but the base knows {vocabulary}: tokeniser and"
+                f" weights of {base} are not of one model; fetch them from one, or enlarge its embeddings"
+            )
     if memory:
         check(planned)
 

@@ -1,0 +1,49 @@
+"""A mistake and a lack of memory are one line at the edge of a command; a defect keeps its traceback."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from aurora.errors import DataError, one_line
+
+
+def card() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (card, r"CUDA out of memory\. Tried to allocate 2\.00 GiB\."),
+        (
+            lambda: torch.empty(1 << 60, dtype=torch.uint8),
+            r".*can't allocate memory: you tried to allocate.*",
+        ),
+        (lambda: bytes(1 << 62), "Python's own"),
+    ],
+    ids=["card", "host", "python"],
+)
+def test_a_lack_of_memory_is_one_line(function: Callable, reason: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="1"):
+        one_line(function)()
+    said = capsys.readouterr().err
+    pattern = (
+        rf"error: memory ran out \({reason}\); `aurora plan` says what a training takes, and what to lower in"
+    )
+    assert re.match(pattern, said) and said.count("\n") == 1, said
+
+
+def test_a_mistake_is_one_line_and_a_defect_is_none(capsys: pytest.CaptureFixture[str]):
+    def mistake() -> None:
+        raise DataError("row 3:\n  empty")
+
+    def defect() -> None:
+        raise RuntimeError("never")
+
+    with pytest.raises(SystemExit, match="1"):
+        one_line(mistake)()
+    assert capsys.readouterr().err == "error: row 3: empty\n"
+    with pytest.raises(RuntimeError, match="never"):
+        one_line(defect)()
