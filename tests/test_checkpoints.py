@@ -274,6 +274,22 @@ def test_killed_processes_go_on_to_the_same_bytes(case: Path, whole_stage):
 
 
 @pytest.mark.minutes
+def test_ctrl_c_and_termination_go_on_to_the_same_bytes(case: Path, whole_stage):
+    def hear() -> None:  # what a shell starts in the background ignores SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    interrupted = KILL.format(AMID_A_CHECKPOINT.replace("SIGKILL", "SIGINT"))
+    status, log = run(case, python=("-c", interrupted), preexec_fn=hear)
+    assert status == 130 and "sft: interrupted; dvc repro goes on from the last checkpoint" in log
+    assert "Traceback" not in log and [path.name for path in checkpoints(case)] == ["checkpoint-2"]
+    status, log = run(case, python=("-c", KILL.format(AMID_THE_ADAPTER.replace("SIGKILL", "SIGTERM"))))
+    assert status == -signal.SIGTERM and "checkpoint-2" in log
+    status, log = run(case)
+    assert status == 0, log
+    assert outcome(case) == whole_stage
+
+
+@pytest.mark.minutes
 def test_a_disk_that_fills_up_leaves_nothing_half_written(case: Path):
     def fill() -> (
         None
