@@ -1,5 +1,6 @@
 """Errors that a user can act on: one line that gives the rule, the place, the value and the remedy."""
 
+import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -38,8 +39,20 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def out_of_disk(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came from, says that the disk takes no more."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def one_line(function: Callable) -> Callable:
-    """Turns an `AuroraError`, and a lack of memory, into one line on stderr and exit status 1, for the edge of a command."""
+    """Turns an `AuroraError`, and a lack of memory or disk, into one line on stderr and exit status 1."""
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
@@ -47,11 +60,14 @@ def one_line(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except AuroraError as error:
             said = str(error)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
+        except Exception as error:
             reason = str(error).partition("\n")[0][:200] or "Python's own"
-            said = f"memory ran out ({reason}); `aurora plan` says what a training takes, and what to lower in params.yaml"
+            if out_of_memory(error):
+                said = f"memory ran out ({reason}); `aurora plan` says what a training takes, and what to lower in params.yaml"
+            elif out_of_disk(error):
+                said = f"the disk takes no more ({reason}); free some space and run dvc repro again"
+            else:
+                raise
         print(f"error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(1)
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from aurora.declarations import BY_SOURCE, PACKAGES, reached, read_stages, script_of
-from aurora.running import MAP, VERSIONS, declared_params
+from aurora.running import MAP, OPTIONAL, VERSIONS, declared_params
 from aurora.yaml_files import read_yaml
 
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
@@ -72,7 +72,7 @@ def _compared(place: str, files: list[Path], declared: set[str]) -> list[str]:
     ]
     return lines + [
         f"{place}: version of {name} is listed, but nothing there imports or brings it; take it out"
-        for name in sorted(declared - _with_required(wanted))
+        for name in sorted(declared - _with_required(wanted) - OPTIONAL)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aurora.errors import DataError, one_line
-from aurora.running import MAP, VERSIONS, installed
+from aurora.running import MAP, VERSIONS, other_version
 from aurora.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _versions(stage: "PipelineStage") -> Iterator[str]:
 
 def _others(file: str | Path, tracked: Mapping[str, object]) -> Iterator[str]:
     for name, value in tracked.items():
-        if (here := installed(name)) != str(value):
+        if here := other_version(name, value):
             yield f"but would stop: {name} {here} is installed, and {file} tracks {value}"
 
 

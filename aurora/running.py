@@ -13,7 +13,10 @@ from aurora.errors import ParamsError, ResourceError
 from aurora.yaml_files import read_yaml
 
 MAP = Path("dvc.yaml")
+ABSENT = "none"  # as a version
 VERSIONS = "versions.yaml"
+# Extras of pyproject.toml, which shape bytes only where params.yaml asks for them; the stage then says if one is absent.
+OPTIONAL = frozenset({"torchao"})
 # The base's stage, as dvc repro takes it: an instance of fetch, or of fetch_hub.
 FETCH_BASE = "--glob 'fetch*@base'"
 
@@ -43,11 +46,17 @@ def require_versions(folder: Path = Path()) -> None:
             raise ParamsError(
                 f"{file}: {name} is missing, which stage {stage} declares; add {name}: {installed(name)}"
             )
-        if (found := installed(name)) != str(tracked[name]):
+        if found := other_version(name, tracked[name]):
             raise ResourceError(
                 f"{stage}: {name} {found} is installed, but {file} tracks {tracked[name]}; pip install"
                 f" {name}=={tracked[name]}, or track {found} there and let DVC run what it changes"
             )
+
+
+def other_version(name: str, tracked: object) -> str | None:
+    """The installed version where a stage would stop for it; None where it is the tracked one, or may be absent."""
+    found = installed(name)
+    return None if found == str(tracked) or (found == ABSENT and name in OPTIONAL) else found
 
 
 def installed(name: str) -> str:
@@ -55,7 +64,7 @@ def installed(name: str) -> str:
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
-        return "none"
+        return ABSENT
 
 
 def _declared() -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dvc.repo import Repo
 from training_case import write_params
 
 from aurora.cli import main
+from aurora.errors import ParamsError
 from aurora.sft import doctor
 
 
@@ -28,6 +29,19 @@ def test_pins_that_are_not_kept_are_faults():
     assert "pip install click==0.1" in found["click"].remedy
     assert found["no-such-package"].fault and found["no-such-package"].remedy == "make environment"
     assert not found["numpy"].remedy and not found["python"].remedy
+
+
+def test_pins_are_those_of_the_checkout(folder: Path):
+    assert "torch" in {finding.name for finding in doctor.versions()}  # of the installation
+    text = '[project]\ndependencies = ["click==0.1"]\n[project.optional-dependencies]\nmore = ["no-such-package==1"]\n'
+    (folder / "pyproject.toml").write_text(text)
+    found = {finding.name: finding for finding in doctor.versions()}
+    assert found.keys() == {"python", "click"} and found["click"].fault
+    (folder / "pyproject.toml").write_text("[project")
+    with pytest.raises(
+        ParamsError, match=r"pyproject\.toml: no \[project\] to read .*git checkout pyproject\.toml"
+    ):
+        list(doctor.versions())
 
 
 def test_a_local_build_of_torch_is_the_pinned_one():

@@ -51,6 +51,26 @@ def test_a_missing_file_of_machines_is_one_line(tmp_path: Path, monkeypatch):
         launch(sft, [])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            MACHINE.format(rank=0, port=1) + "num_machine: 2\n",
+            r"^two\.yaml: accelerate does not take it \(.*num_machine.*write it again by: accel",
+        ),
+        ("{", r"^two\.yaml: not YAML"),
+        ("", r"^two\.yaml: expected sections"),
+        ("[1, 2]\n", r"^two\.yaml: expected sections"),
+    ],
+)
+def test_a_damaged_file_of_machines_is_one_line(tmp_path: Path, monkeypatch, text: str, message: str):
+    monkeypatch.chdir(tmp_path)
+    sft = write_params(tmp_path, processes=2, gradient_accumulation_steps=1, accelerate_config="two.yaml").sft
+    Path("two.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        launch(sft, [])
+
+
 @pytest.mark.slow
 def test_a_fault_in_one_process_is_said_without_a_traceback(tmp_path: Path):
     write_case(tmp_path, processes=2, gradient_accumulation_steps=1, learning_rate=0.99, max_grad_norm=1e30)

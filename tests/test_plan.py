@@ -18,9 +18,13 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.cli import main
 from aurora.errors import DataError, ResourceError
+from aurora.eval.held_out import held_out_loss
+from aurora.eval.replies import generate
 from aurora.model.folder import meta_model
+from aurora.model.loading import load_model
 from aurora.params.whole import Params, load_params
 from aurora.sft.checkpoints import Checkpoints
+from aurora.sft.footprint import inference_memory
 from aurora.sft.plan import Machine, check, measure_rows, plan, read_speed, write_speed
 from aurora.sft.planning import arrival_of, rows_of, stage_paths
 from aurora.sft.training import build_trainer
@@ -48,11 +52,16 @@ def case(tmp_path: Path, monkeypatch) -> Path:
             {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4, "stop_after_steps": 5},
             marks=pytest.mark.minutes,
         ),
+        pytest.param({"packing": True}, marks=pytest.mark.minutes),
     ],
 )
-def test_steps_tokens_and_parameters_are_those_of_the_run(case: Path, sft: dict):
+def test_steps_tokens_and_parameters_are_those_of_the_run(case: Path, monkeypatch, sft: dict):
     params = write_params(case, save_steps=1000, **sft)
-    found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
+    if sft.get("packing"):  # rows short enough that some stand together
+        shorter = params.sft.model_copy(update={"packing_length": 64})
+        params = params.model_copy(update={"sft": shorter})
+    monkeypatch.setattr("aurora.sft.planning.is_current", lambda target: True)
+    found = plan(params.sft, params.quantization, BASE, rows_of(params, ROWS))
     trainer = build_trainer(BASE, ROWS, params.sft, params.quantization, case, Checkpoints(case / "c", 2))
     trainer.train()
     assert found.steps == trainer.state.global_step
@@ -91,6 +100,33 @@ def test_predicted_memory_is_what_live_tensors_reach(tmp_path: Path, monkeypatch
     assert 0.95 < sum(found.training.values()) / live.peak < 1.25
     above = live.peak - found.training["model"]
     assert 0.85 < (sum(found.training.values()) - found.training["model"]) / above < 1.35
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
+    tmp_path: Path, monkeypatch, dtype: str
+):
+    monkeypatch.chdir(tmp_path)
+    params = middling(tmp_path, checkpointing=False, dtype=dtype, dropout=0.0)
+    held_out = ROWS / "held_out.parquet"
+    table = pyarrow.parquet.read_table(held_out)
+    place = table.schema.get_field_index("labels")
+    write_parquet(held_out, table.set_column(place, "labels", table["input_ids"]))  # each token has one
+    model = load_model(BASE, params.quantization)
+    parts = {
+        (1024, 0, 0): lambda: held_out_loss(model, held_out, None, 1024),
+        (256, 0, 0): lambda: held_out_loss(model, held_out, None, 256),
+        (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, 2),
+    }
+    for (tokens, context, replying), part in parts.items():
+        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying)
+        live = LiveBytes()
+        live.count([*model.parameters(), *model.buffers()])
+        with live:
+            part()
+        print(tokens, found, live.peak, (sum(found.values()) - found["model"]) / (live.peak - found["model"]))
+        assert 0.95 < sum(found.values()) / live.peak < 1.25
 
 
 def middling(folder: Path, checkpointing: bool, dtype: str, dropout: float) -> Params:

@@ -47,6 +47,19 @@ def test_another_version_is_one_line_with_both_remedies(folder: Path, monkeypatc
     require_versions()  # by hand there is no lock file that could be wrong
 
 
+def test_an_extra_may_be_absent_but_not_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("dvc.yaml").write_text(MAP.replace("trl]", "torchao]"))
+    Path("versions.yaml").write_text(f"numpy: '{version('numpy')}'\ntorchao: '0.18.0'\n")
+    have = {"numpy": version("numpy")}
+    monkeypatch.setattr("aurora.running.installed", lambda name: have.get(name, "none"))
+    require_versions()
+    have["torchao"] = "0.17.0"
+    with pytest.raises(
+        ResourceError, match=r"^sft: torchao 0\.17\.0 is installed, but versions\.yaml tracks"
+    ):
+        require_versions()
+
+
 def test_the_code_that_makes_a_source_has_versions_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_STAGE", "fetch")
     (folder / "made").mkdir()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import flat_loop
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_mixtral import tiny_model
 from training_case import BASE, ROWS, rows, write_case, write_params
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from aurora.errors import AuroraError, DataError, ModelError, ParamsError
 from aurora.params.sft import Sft
@@ -255,6 +257,42 @@ def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_one_process_trains_on_one_of_several_cards(case: Path, tmp_path: Path, monkeypatch):
+    made = SFTConfig.__post_init__
+
+    def several(self) -> None:
+        made(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", several)
+    params = write_params(case)
+    # TRL refuses a trainer of two cards, which would be one of DataParallel.
+    trainer = build_trainer(
+        BASE, ROWS, params.sft, params.quantization, tmp_path, Checkpoints(tmp_path / "checkpoints", 2)
+    )
+    assert trainer.args.n_gpu == 1
+
+
+def test_the_adapter_is_on_the_disk_before_the_last_checkpoint_goes(case: Path, monkeypatch):
+    params, order, remove = write_params(case), [], shutil.rmtree
+
+    def gone(path: Path, **options: object) -> None:
+        order.append(Path(path).as_posix())
+        remove(path, **options)
+
+    monkeypatch.setattr("aurora.sft.training.flush", lambda path: order.append(path.as_posix()))
+    monkeypatch.setattr("aurora.sft.training.shutil.rmtree", gone)
+    train(BASE, ROWS, Path("flushed/adapter"), Path("flushed/out"), params.sft, params.quantization)
+    last = max(at for at, path in enumerate(order) if re.fullmatch(r"\.aurora/sft/[0-9a-f]{16}", path))
+    wanted = {
+        "flushed/adapter/adapter_model.safetensors",
+        "flushed/adapter",
+        "flushed/out/curve.csv",
+        "flushed",
+    }
+    assert wanted <= set(order[:last])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a card")
 @pytest.mark.parametrize(
     ("sft", "message"),
@@ -285,6 +323,12 @@ def test_the_four_bit_optimiser_wants_torchao(case: Path, monkeypatch):
         (
             {"logging_steps": 5, "save_steps": 12},
             "save_steps 12 is no multiple of logging_steps 5.*set it to 15",
+        ),
+        ({"accelerate_config": "two.yaml"}, "accelerate_config two.yaml names machines, but processes is 1"),
+        ({"num_train_epochs": math.inf}, r"num_train_epochs: Input should be a finite number"),
+        (
+            {"lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "q_proj"]}},
+            "'q_proj' stands twice; name it once",
         ),
     ],
 )

@@ -221,6 +221,11 @@ def fails(path: Path, **options: object) -> str:
             f"blk.0.ffn_gate.weight is ({INNER}, {HIDDEN}), its",
         ),
         ({"metadata": {"feed_forward_length": [INNER, INNER]}}, "feed_forward_length differs from layer to"),
+        (
+            {"metadata": {"rope.dimension_count": 4}},
+            "llama.rope.dimension_count is 4, and a Mixtral rotates all",
+        ),
+        ({"metadata": {"block_count": 2.5}}, "llama.block_count is 2.5, where a whole number is needed"),
         ({"metadata": {"attention.head_count": 3}}, f"{HIDDEN} dimensions for 3 heads"),
         ({"tensors": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
         (
@@ -238,19 +243,28 @@ def test_a_file_that_cannot_be_upcycled_is_one_line(tmp_path: Path, options: dic
     assert message in fails(tmp_path, **options)
 
 
-def test_a_vocabulary_of_another_kind_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = write_gguf(tmp_path / "bad.gguf")
-    get = LlamaFile.get
-    for key, value in (("model", "llama"), ("pre", "llama-bpe")):
-        monkeypatch.setattr(
-            LlamaFile,
-            "get",
-            lambda self, name, *rest, key=key, value=value: (
-                value if name == f"tokenizer.ggml.{key}" else get(self, name, *rest)
-            ),
-        )
-        with pytest.raises(ModelError, match=f"'{value}'.*which is not known; give a file with a byte-level"):
-            built(tmp_path, file)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "llama", "'llama'.*which is not known; give a file with a byte-level"),
+        ("pre", "llama-bpe", "'llama-bpe'.*which is not known; give a file with a byte-level"),
+        ("eos_token_id", 600, r"tokenizer\.ggml\.eos_token_id is 600, and there are 600 tokens"),
+        ("unknown_token_id", -1, r"tokenizer\.ggml\.unknown_token_id is -1, and there are 600 tokens"),
+        ("token_type", [1, 3], r"tokenizer\.ggml\.token_type has 2 entries for 600 tokens; give a file"),
+        ("merges", ["never here"], r"tokenizer\.ggml\.merges: .*never.*; give a file with a byte-level"),
+    ],
+)
+def test_a_vocabulary_that_is_not_whole_or_of_another_kind_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object, message: str
+):
+    file, get = write_gguf(tmp_path / "bad.gguf"), LlamaFile.get
+    monkeypatch.setattr(
+        LlamaFile,
+        "get",
+        lambda self, name, *rest: value if name == f"tokenizer.ggml.{key}" else get(self, name, *rest),
+    )
+    with pytest.raises(ModelError, match=rf"^bad\.gguf: .*{message}"):
+        built(tmp_path, file)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"PK\x03\x04 something else", b"GGUF" + b"\xff" * 40])

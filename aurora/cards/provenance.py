@@ -76,7 +76,10 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
         },
         "sft": sft.model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json"),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {
+            name: version(name)
+            for name in (*LIBRARIES, *(("torchao",) if sft.optim == "adamw_torch_4bit" else ()))
+        },
     }
 
 

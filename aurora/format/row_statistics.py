@@ -183,13 +183,18 @@ def packed_rows(lengths: Sequence[int], max_length: int) -> int:
     return rows
 
 
+def packed_in_order(lengths: Sequence[int], max_length: int) -> int:
+    """Number of rows that TRL packs rows of these lengths into, in their order, by `bfd`."""
+    starts = range(0, len(lengths), PACKED_TOGETHER)
+    return sum(packed_rows(lengths[start : start + PACKED_TOGETHER], max_length) for start in starts)
+
+
 def packing_efficiency(lengths: Sequence[int], max_length: int) -> float | None:
     """Share of the slots that hold a token when TRL packs rows of these lengths, in their order, by `bfd`.
 
     Each packed row is padded to `max_length`; None without rows.
     """
-    starts = range(0, len(lengths), PACKED_TOGETHER)
-    rows = sum(packed_rows(lengths[start : start + PACKED_TOGETHER], max_length) for start in starts)
+    rows = packed_in_order(lengths, max_length)
     return float(sum(lengths)) / (rows * max_length) if rows else None
 
 

@@ -23,6 +23,8 @@ class Lora(Section):
     @classmethod
     def _attention_alone(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         known = ("q_proj", "k_proj", "v_proj", "o_proj")
+        if repeated := [name for at, name in enumerate(names) if name in names[:at]]:
+            raise ValueError(f"{repeated[0]!r} stands twice; name it once")
         for name in names:
             if name not in known:
                 raise ValueError(
@@ -100,6 +102,11 @@ class Sft(Section):
                 f"effective_batch_size is {self.effective_batch_size}, but per_device_train_batch_size"
                 f" {self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} x"
                 f" processes {self.processes} = {product}; {remedy}"
+            )
+        if self.accelerate_config is not None and self.processes == 1:
+            raise ValueError(
+                f"accelerate_config {self.accelerate_config} names machines, but processes is 1; set it to null, or"
+                " processes to those of all machines"
             )
         if self.save_steps % self.logging_steps:
             raise ValueError(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import AuroraError, one_line
+from aurora.errors import AuroraError, ParamsError, one_line
 from aurora.model.machine import GIB, machine
 from aurora.params.section import PARAMS_FILE
 from aurora.params.whole import load_params
@@ -40,7 +41,7 @@ def versions(pins: list[str] | None = None) -> Iterator[Finding]:
     from packaging.version import Version
 
     yield Finding("python", sys.version.split()[0])
-    for text in requires("aurora") if pins is None else pins:
+    for text in checkout_pins() if pins is None else pins:
         pin = Requirement(text)
         extra = pin.marker is not None and not pin.marker.evaluate({"extra": ""})
         wanted = next((clause.version for clause in pin.specifier if clause.operator == "=="), None)
@@ -59,6 +60,22 @@ def versions(pins: list[str] | None = None) -> Iterator[Finding]:
             )
         else:
             yield Finding(pin.name, found)
+
+
+def checkout_pins() -> list[str]:
+    """Requirements of the checkout's pyproject.toml, or of the installation where this folder has none."""
+    file = Path("pyproject.toml")
+    if not file.is_file():
+        return requires("aurora")
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ParamsError(
+            f"{file}: no [project] to read ({error}); restore it by: git checkout {file}"
+        ) from None
+    marked = [f'{pin} ; extra == "{extra}"' for extra, listed in extras.items() for pin in listed]
+    return [*project.get("dependencies", []), *marked]
 
 
 def device() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aurora.errors import ParamsError, ResourceError
 from aurora.params.sft import Sft
+from aurora.yaml_files import read_yaml
 
 
 def is_worker() -> bool:
@@ -30,6 +31,20 @@ def check_workers(sft: Sft) -> None:
         )
 
 
+def check_machines(file: str) -> None:
+    """Raises ParamsError for a file that `accelerate config` would not have written."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read_yaml(Path(file))
+    try:
+        load_config_from_file(file)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ParamsError(
+            f"{file}: accelerate does not take it ({reason}); write it again by: accelerate config --config_file {file}"
+        ) from None
+
+
 def launch(sft: Sft, options: list[str]) -> None:
     """Runs `python -m stages.sft` with `options` in sft.processes processes under DistributedDataParallel.
 
@@ -48,6 +63,7 @@ def launch(sft: Sft, options: list[str]) -> None:
                 f"params.yaml: sft.accelerate_config: {sft.accelerate_config} not found; write it by: accelerate"
                 f" config --config_file {sft.accelerate_config}, or set null for one machine"
             )
+        check_machines(sft.accelerate_config)
         arguments += ["--config_file", sft.accelerate_config]
     else:
         arguments += shlex.split("--num_machines 1 --machine_rank 0 --main_process_port 0 --gpu_ids all")

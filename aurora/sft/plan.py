@@ -13,7 +13,8 @@ from aurora.errors import DataError, ModelError, ResourceError
 from aurora.manifests import manifest_hash
 from aurora.model.folder import meta_model, read_config
 from aurora.model.inspection import held_bytes, largest_arrival
-from aurora.model.machine import GIB, Machine, machine
+from aurora.model.machine import GIB, Machine, default_device, machine
+from aurora.model.packed_cache import place_of
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
 from aurora.sft.footprint import training_memory
@@ -40,6 +41,7 @@ class Rows:
     most_trained: int  # labels of the row that has most
     source: str  # where the numbers are from
     greatest: int = 0  # token id; 0 where the rows are not there yet
+    packed: int | None = None  # rows that TRL packs them into, where that was counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
     skeleton = meta_model(base)
     trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
     arrival = largest_arrival(base, skeleton, quantization)
-    return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base))
+    return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base, skeleton, quantization))
 
 
 def training_plan(
@@ -92,7 +94,7 @@ def training_plan(
     batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * sft.processes
     count, length = rows.rows, rows.longest
     if sft.packing:  # best-fit decreasing fills rows to some 99 %
-        count, length = ceil(rows.tokens / sft.packing_length), sft.packing_length
+        count, length = rows.packed or ceil(rows.tokens / sft.packing_length), sft.packing_length
     batches = ceil(count / (sft.per_device_train_batch_size * sft.processes))
     epoch_steps = ceil(batches / sft.gradient_accumulation_steps)
     whole = ceil(sft.num_train_epochs * epoch_steps)
@@ -168,10 +170,14 @@ def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:
     return count
 
 
-def disk_left(base: Path) -> dict[str, int]:
-    """Bytes that are still to be written beside the adapter once base and rows are there: the merged model."""
-    size = sum(path.stat().st_size for path in base.rglob("*.safetensors"))
-    return {"merged model": size}
+def disk_left(base: Path, skeleton: "PreTrainedModel", quantization: Quantization) -> dict[str, int]:
+    """Bytes that are still to be written beside the adapter once base and rows are there."""
+    place = place_of(base, quantization, default_device())
+    kept = place is not None and not place.is_dir()
+    return {
+        "packed base": held_bytes(skeleton, quantization) if kept else 0,
+        "merged model": sum(path.stat().st_size for path in base.rglob("*.safetensors")),
+    }
 
 
 def check(plan: Plan, card: int | None = None) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 import click
 
 from aurora.errors import DataError, ModelError, one_line
+from aurora.format.row_statistics import packed_in_order
 from aurora.model.folder import meta_model
 from aurora.model.inspection import BYTES, held_bytes, largest_arrival
-from aurora.model.machine import GIB, machine
-from aurora.model.packed_cache import CACHE, WORTH
+from aurora.model.machine import GIB, default_device, machine
+from aurora.model.packed_cache import WORTH, place_of
+from aurora.params.sft import Sft
 from aurora.params.whole import Params, load_params
 from aurora.sft.doctor import link_type
 from aurora.sft.footprint import inference_memory
 from aurora.sft.plan import Plan, Rows, check, measure_rows, read_speed, training_plan
+from aurora.tables import read_parquet
 
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
@@ -89,7 +92,8 @@ def rows_of(params: Params, rows: Path) -> Rows:
     Raises DataError where neither is there.
     """
     if is_current("format"):
-        return measure_rows(rows / "train.parquet")
+        found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
+        return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
     counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
     missing = [name for name, count in counts.items() if count is None]
     if missing:
@@ -102,14 +106,24 @@ def rows_of(params: Params, rows: Path) -> Rows:
     return Rows(count, count * min(TOKENS_A_ROW, length), length, length, note)
 
 
+def packed_count(rows: Path, sft: Sft) -> int:
+    """Packed rows that TRL makes of those of the format stage."""
+    table = read_parquet(rows / "train.parquet", "format", ["input_ids"])
+    return packed_in_order(
+        table["input_ids"].combine_chunks().value_lengths().to_pylist(), sft.packing_length
+    )
+
+
 def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
     """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
     size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
     left = {"base": 0 if is_current(params.fetch_stage("base")) else size}
     packed = held_bytes(skeleton, params.quantization)
-    kept = params.quantization.bits == 4 and size >= WORTH and not any(CACHE.glob("*"))
+    place = None if left["base"] else place_of(paths["base"], params.quantization, default_device())
+    kept = params.quantization.bits == 4 and size >= WORTH and not (place and place.is_dir())
     left["packed base"] = packed if kept else 0
-    left["merged model"] = 0 if (paths["adapter"].parent / "merged").is_dir() else size
+    # One of an earlier run stays in DVC's cache, and a new one is written beside it.
+    left["merged model"] = 0 if is_current("merge") else size
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -155,8 +169,13 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
     `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
     """
     found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
-    tokens = max(params.eval.batch_tokens, params.eval.max_length)
-    return dataclasses.replace(found, inference=inference_memory(skeleton, params.quantization, tokens))
+    settings, longest = params.eval, max(rows.longest, params.format.max_length)
+    tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
+    reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
+    inference = inference_memory(
+        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply
+    )
+    return dataclasses.replace(found, inference=inference)
 
 
 @click.command()

@@ -38,12 +38,36 @@ class LlamaFile:
             if (value := self.get(f"llama.{key}")) not in (None, 0, "none"):
                 raise ModelError(f"{path.name}: llama.{key} is {value!r}, which a Mixtral lacks; {REMEDY}")
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
+        head = self.config["head_dim"]
+        if self.get("llama.rope.dimension_count", head) != head:
+            raise ModelError(
+                f"{path.name}: llama.rope.dimension_count is {self.get('llama.rope.dimension_count')!r}, and a Mixtral"
+                f" rotates all {head} dimensions of a head; {REMEDY}"
+            )
         self._check_shapes()
 
     def get(self, key: str, default: object = None) -> object:
         """A value of the file's metadata."""
         field = self.reader.fields.get(key)
         return default if field is None else field.contents()
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number of the metadata."""
+        value = self.number(key, default)
+        if not isinstance(value, int):
+            raise ModelError(
+                f"{self.path.name}: {key} is {value!r}, where a whole number is needed; {REMEDY}"
+            )
+        return value
+
+    def token(self, key: str) -> int | None:
+        """The id of a token that the metadata name, or None."""
+        value = self.get(key)
+        if value is not None and (type(value) is not int or not 0 <= value < len(self.vocabulary)):
+            raise ModelError(
+                f"{self.path.name}: {key} is {value!r}, and there are {len(self.vocabulary)} tokens; {REMEDY}"
+            )
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number of the metadata, which is one for all layers."""
@@ -56,27 +80,27 @@ class LlamaFile:
     @cached_property
     def config(self) -> dict:
         """The shape, in the names of MixtralConfig."""
-        number = self.number
-        heads, hidden = number("llama.attention.head_count"), number("llama.embedding_length")
+        count, number = self.count, self.number
+        heads, hidden = count("llama.attention.head_count"), count("llama.embedding_length")
         if hidden % heads:
             raise ModelError(f"{self.path.name}: {hidden} dimensions for {heads} heads; {REMEDY}")
         return {
             "vocab_size": len(self.vocabulary),
             "hidden_size": hidden,
-            "intermediate_size": number("llama.feed_forward_length"),
-            "num_hidden_layers": number("llama.block_count"),
+            "intermediate_size": count("llama.feed_forward_length"),
+            "num_hidden_layers": count("llama.block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": number("llama.attention.head_count_kv", heads),
-            "head_dim": number("llama.attention.key_length", hidden // heads),
-            "max_position_embeddings": number("llama.context_length"),
+            "num_key_value_heads": count("llama.attention.head_count_kv", heads),
+            "head_dim": count("llama.attention.key_length", hidden // heads),
+            "max_position_embeddings": count("llama.context_length"),
             "rms_norm_eps": number("llama.attention.layer_norm_rms_epsilon"),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": number("llama.rope.freq_base", 10_000.0),
             },
-            "bos_token_id": self.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.get("tokenizer.ggml.eos_token_id"),
-            "pad_token_id": self.get("tokenizer.ggml.padding_token_id"),
+            "bos_token_id": self.token("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": self.token("tokenizer.ggml.eos_token_id"),
+            "pad_token_id": self.token("tokenizer.ggml.padding_token_id"),
             "tie_word_embeddings": "output.weight" not in self.tensors,
         }
 

@@ -47,7 +47,7 @@ def special_tokens(llama: LlamaFile) -> dict[str, str]:
     found = {
         f"{name}_token": llama.vocabulary[index]
         for name, key in names.items()
-        if (index := llama.get(f"tokenizer.ggml.{key}_token_id")) is not None
+        if (index := llama.token(f"tokenizer.ggml.{key}_token_id")) is not None
     }
     if "eos_token" not in found:
         raise ModelError(f"{llama.path.name}: tokenizer.ggml.eos_token_id is missing; replies would not end")
@@ -65,14 +65,20 @@ def fast_tokenizer(llama: LlamaFile) -> "Tokenizer":
         )
     vocabulary = {token: index for index, token in enumerate(llama.vocabulary)}
     merges = [tuple(merge.split(" ")) for merge in llama.get("tokenizer.ggml.merges", [])]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    types = llama.get("tokenizer.ggml.token_type", [])
+    if types and len(types) != len(llama.vocabulary):
+        raise ModelError(
+            f"{llama.path.name}: tokenizer.ggml.token_type has {len(types)} entries for {len(llama.vocabulary)} tokens;"
+            f" {REMEDY}"
+        )
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ModelError(f"{llama.path.name}: tokenizer.ggml.merges: {error}; {REMEDY}") from None
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if CUTS[cut] else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytewise])
     tokenizer.decoder = decoders.ByteLevel()
-    types = llama.get("tokenizer.ggml.token_type", [])
-    control = [
-        token for token, kind in zip(llama.vocabulary, types, strict=len(types) > 0) if kind == CONTROL
-    ]
+    control = [token for token, kind in zip(llama.vocabulary, types, strict=False) if kind == CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return tokenizer
