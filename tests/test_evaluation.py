@@ -142,6 +142,7 @@ def read_safetensors(folder: Path) -> int:
     return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
+@pytest.mark.minutes
 def test_group_scores_are_stock(root: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     subjects = {name: read_benchmark(root / "samples" / name, name, 2, 3) for name in NAMES}

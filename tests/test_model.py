@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from aurora.errors import ModelError, ParamsError, ResourceError
+from aurora.format.template import ChatTemplate
 from aurora.model import loading as module
+from aurora.model.folder import meta_model
 from aurora.model.loading import load_model, load_tokenizer, prove_packed
 from aurora.model.nf4 import PackedExperts
 from aurora.model.packing import save_packed
@@ -334,8 +336,21 @@ def module_tokenizer(path: Path):
 def test_the_tokeniser_pads_left_with_its_end_token(tmp_path):
     tokenizer = module_tokenizer(tmp_path)
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("</s>", "left")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="no tokeniser that loads"):
-        load_tokenizer(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "empty")
+
+
+def test_a_folder_that_is_not_there_is_never_asked_of_the_hub(tmp_path, monkeypatch):
+    def connect(*_):
+        raise AssertionError("a connection")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    for load in (load_tokenizer, meta_model, ChatTemplate.of):
+        with pytest.raises(ModelError, match=r"^nowhere.*(no such folder|not found)"):
+            load(Path("nowhere"))
 
 
 def test_another_mixture_of_experts_loads_packed(tmp_path):

@@ -178,6 +178,7 @@ def test_a_prompt_beyond_the_context_is_cut_like_stock_and_listed(
     assert ours.cut == expected
 
 
+@pytest.mark.minutes
 def test_bfloat16_stays_close(tokenizer: PreTrainedTokenizerFast, requests: list) -> None:
     model = model_of("bfloat16")
     found = [

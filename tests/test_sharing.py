@@ -97,6 +97,7 @@ def locked(folder: Path, stage: str, out: str) -> str:
     return next(entry["md5"] for entry in content["stages"][stage]["outs"] if entry["path"] == out)
 
 
+@pytest.mark.minutes
 @pytest.mark.usefixtures("remote")
 def test_a_second_clone_has_the_same_bytes_and_nothing_to_run(finished: Path, second: Path):
     dvc(second, "pull")
@@ -106,6 +107,7 @@ def test_a_second_clone_has_the_same_bytes_and_nothing_to_run(finished: Path, se
     assert run(second, "git", "status", "--porcelain") == ""
 
 
+@pytest.mark.minutes
 @pytest.mark.usefixtures("remote")
 def test_every_file_stands_on_the_disk_once(finished: Path, second: Path):
     dvc(second, "pull")
@@ -114,6 +116,7 @@ def test_every_file_stands_on_the_disk_once(finished: Path, second: Path):
             assert (folder / name).samefile(object_of(folder / ".dvc/cache", folder / name)), name
 
 
+@pytest.mark.minutes
 @pytest.mark.usefixtures("remote")
 def test_the_run_cache_restores_what_another_clone_has_computed(finished: Path, second: Path):
     (second / "dvc.lock").unlink()

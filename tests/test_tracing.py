@@ -12,6 +12,8 @@ from dvc.repo import Repo
 from aurora.errors import DataError
 from aurora.tracing import trace
 
+pytestmark = pytest.mark.minutes
+
 DVC = str(Path(sys.executable).with_name("dvc"))
 MAP = """
 stages:

@@ -71,8 +71,10 @@ class ChatTemplate:
         """That of a model folder."""
         from transformers import AutoTokenizer
 
+        if not Path(folder).is_dir():  # transformers would ask the hub for a model of this name
+            raise ModelError(f"{folder}: no such folder; fetch the base first")
         try:
-            return cls(AutoTokenizer.from_pretrained(folder), str(folder))
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), str(folder))
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the base again") from None

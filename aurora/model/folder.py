@@ -216,8 +216,9 @@ def meta_model(folder: Path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    read_config(folder)  # of a folder that is not there transformers would ask the hub
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

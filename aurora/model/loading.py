@@ -98,8 +98,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """The folder's fast tokeniser; padding goes left with </s>, as generation needs it."""
     from transformers import AutoTokenizer
 
+    if not Path(folder).is_dir():  # transformers would ask the hub for a model of this name
+        raise ModelError(f"{folder}: no such folder; give one that holds a model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the model again") from None

@@ -11,7 +11,7 @@ import numpy
 
 from aurora.errors import DataError, ModelError, ResourceError
 from aurora.manifests import manifest_hash
-from aurora.model.folder import meta_model, read_config
+from aurora.model.folder import meta_model
 from aurora.model.inspection import held_bytes, largest_arrival
 from aurora.model.machine import GIB, Machine, default_device, machine
 from aurora.model.packed_cache import place_of
@@ -75,7 +75,6 @@ class Plan:
 
 def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
     """The plan of a training alone, for a base that lies on the disk. Raises ModelError if it does not serve."""
-    read_config(base)  # of a folder that is not there transformers would ask the hub
     skeleton = meta_model(base)
     trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
     arrival = largest_arrival(base, skeleton, quantization)
