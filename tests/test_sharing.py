@@ -364,9 +364,9 @@ def kill_during(folder: Path, server: Server, command: str, watched: Path, envir
     try:
         printed = started.communicate(timeout=PATIENCE)[0]
     except subprocess.TimeoutExpired:
-        # Over SSH fsspec closes a half-written file at exit, on an event loop that is gone: DVC has said all and hangs.
+        # Over SSH a client can hang where its server died, before or after it has said so (README, "Share and compare").
         started.kill()
-        printed = started.communicate()[0]
+        printed = started.communicate()[0] + "ERROR: no end"
     assert server.process is None, f"{command} ended before the server was killed:\n{printed}"
     assert started.returncode != 0
     return printed
