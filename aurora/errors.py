@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a file system says that takes no more
+
 
 class AuroraError(Exception):
     """A mistake in the input or the surroundings, said in one line; never a defect of the program."""
@@ -37,9 +39,6 @@ def out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
     )
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def out_of_disk(error: BaseException | None) -> bool:

@@ -47,6 +47,12 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def flush_folder(folder: Path) -> None:
+    """Waits until a folder with all that it holds, and its own name, are on the disk."""
+    for path in [*sorted(folder.rglob("*")), folder, folder.parent]:
+        flush(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text with `\\n` line ends."""
     with replacing(path) as partial:

@@ -280,7 +280,7 @@ def test_the_adapter_is_on_the_disk_before_the_last_checkpoint_goes(case: Path, 
         order.append(Path(path).as_posix())
         remove(path, **options)
 
-    monkeypatch.setattr("aurora.sft.training.flush", lambda path: order.append(path.as_posix()))
+    monkeypatch.setattr("aurora.store.flush", lambda path: order.append(path.as_posix()))
     monkeypatch.setattr("aurora.sft.training.shutil.rmtree", gone)
     train(BASE, ROWS, Path("flushed/adapter"), Path("flushed/out"), params.sft, params.quantization)
     last = max(at for at, path in enumerate(order) if re.fullmatch(r"\.aurora/sft/[0-9a-f]{16}", path))

@@ -61,6 +61,7 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
     """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
     from importlib.metadata import version
 
+    libraries = (*LIBRARIES, "torchao") if sft.optim == "adamw_torch_4bit" else LIBRARIES
     manifest = find_manifest(base) or {}
     counts: dict[str, int] = {}
     table = read_parquet(rows / "train.parquet", "format")
@@ -76,10 +77,7 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
         },
         "sft": sft.model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json"),
-        "versions": {
-            name: version(name)
-            for name in (*LIBRARIES, *(("torchao",) if sft.optim == "adamw_torch_4bit" else ()))
-        },
+        "versions": {name: version(name) for name in libraries},
     }
 
 

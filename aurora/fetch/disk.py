@@ -4,9 +4,8 @@ import errno
 import shutil
 from pathlib import Path
 
-from aurora.errors import AuroraError, ResourceError, SourceError
+from aurora.errors import FULL, AuroraError, ResourceError, SourceError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {
     errno.EACCES: "give yourself the right to it",
     errno.EPERM: "give yourself the right to it",

@@ -11,7 +11,7 @@ from aurora.declarations import reached
 from aurora.manifests import manifest_hash
 from aurora.params.quantization import Quantization
 from aurora.params.sft import Sft
-from aurora.store import flush, remove, sha256_file
+from aurora.store import flush, flush_folder, remove, sha256_file
 
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
@@ -62,8 +62,7 @@ class Checkpoints:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
         (partial / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        for path in [*files, partial / SUMS, partial]:
-            flush(path)
+        flush_folder(partial)
         remove(self.path(step))
         partial.rename(self.path(step))
         flush(self.folder)

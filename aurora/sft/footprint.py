@@ -12,7 +12,6 @@ from aurora.params.sft import Sft
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SLICE = 1024  # positions, as in aurora.eval.held_out
 OPTIMISER = {  # bytes a weight
     "adamw_torch": 8,
     "adamw_torch_fused": 8,
@@ -50,19 +49,25 @@ def training_memory(
 
 
 def inference_memory(
-    skeleton: "PreTrainedModel", quantization: Quantization, tokens: int, context: int, replying: int
+    skeleton: "PreTrainedModel",
+    quantization: Quantization,
+    tokens: int,
+    context: int,
+    replying: int,
+    together: int,
 ) -> dict[str, int]:
     """Bytes at the peak of eval, whichever of its parts reaches it.
 
     `tokens` are forwarded at once on a cache of `context` more (questions), or with a label each (held-out loss, at
-    most); `replying` are the tokens of a batch of prompts with their replies.
+    most, of which `together` are in float32 at a time); `replying` are the tokens of a batch of prompts with their
+    replies.
     """
     shape = _Shape(skeleton, quantization)
     # What a row of a pass may see is a mask of bytes, and once more in the type of the attention.
     mask = tokens * (context + tokens) * (1 + shape.width) + 2 * tokens * tokens
     parts = (
         (context + tokens, shape.forward(tokens) + mask),
-        (tokens, max(shape.forward(tokens) + mask, shape.answers(tokens))),
+        (tokens, max(shape.forward(tokens) + mask, shape.answers(tokens, together))),
         (replying, shape.forward(replying)),
     )
     cached, transient = max(parts, key=lambda part: shape.cache(part[0]) + part[1])
@@ -132,10 +137,10 @@ class _Shape:
         """Keys and values of all layers, and those of one twice, which grow by a copy."""
         return 2 * (self.layers + 1) * tokens * self.keys * self.width
 
-    def answers(self, tokens: int) -> int:
-        """Logits at every position, of which some are at a time in float32, with their logarithms."""
+    def answers(self, tokens: int, together: int) -> int:
+        """Logits at every position, of which `together` are at a time in float32, with their logarithms."""
         copies = (4 if self.width < 4 else 0) + 4
-        return self.vocabulary * (tokens * self.width + min(tokens, SLICE) * copies)
+        return self.vocabulary * (tokens * self.width + min(tokens, together) * copies)
 
     def logits(self, tokens: int, labels: int) -> int:
         """Logits at the labelled positions, the labels' own in float32, and their logarithms."""

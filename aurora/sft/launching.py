@@ -32,9 +32,14 @@ def check_workers(sft: Sft) -> None:
 
 
 def check_machines(file: str) -> None:
-    """Raises ParamsError for a file that `accelerate config` would not have written."""
+    """Raises ParamsError for a file that is missing, or that `accelerate config` would not have written."""
     from accelerate.commands.config.config_args import load_config_from_file
 
+    if not Path(file).is_file():
+        raise ParamsError(
+            f"params.yaml: sft.accelerate_config: {file} not found; write it by: accelerate config --config_file {file},"
+            " or set null for one machine"
+        )
     read_yaml(Path(file))
     try:
         load_config_from_file(file)
@@ -58,11 +63,6 @@ def launch(sft: Sft, options: list[str]) -> None:
     arguments = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
     arguments += ["--num_processes", str(sft.processes), "--num_cpu_threads_per_process", str(sft.threads)]
     if sft.accelerate_config:
-        if not Path(sft.accelerate_config).is_file():
-            raise ParamsError(
-                f"params.yaml: sft.accelerate_config: {sft.accelerate_config} not found; write it by: accelerate"
-                f" config --config_file {sft.accelerate_config}, or set null for one machine"
-            )
         check_machines(sft.accelerate_config)
         arguments += ["--config_file", sft.accelerate_config]
     else:

@@ -11,16 +11,17 @@ from pathlib import Path
 import click
 
 from aurora.errors import DataError, ModelError, one_line
+from aurora.eval.held_out import SLICE
 from aurora.format.row_statistics import packed_in_order
 from aurora.model.folder import meta_model
 from aurora.model.inspection import BYTES, held_bytes, largest_arrival
-from aurora.model.machine import GIB, default_device, machine
-from aurora.model.packed_cache import WORTH, place_of
+from aurora.model.machine import GIB, machine
+from aurora.model.packed_cache import WORTH
 from aurora.params.sft import Sft
 from aurora.params.whole import Params, load_params
 from aurora.sft.doctor import link_type
 from aurora.sft.footprint import inference_memory
-from aurora.sft.plan import Plan, Rows, check, measure_rows, read_speed, training_plan
+from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
 from aurora.tables import read_parquet
 
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
@@ -117,13 +118,16 @@ def packed_count(rows: Path, sft: Sft) -> int:
 def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
     """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
     size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
-    left = {"base": 0 if is_current(params.fetch_stage("base")) else size}
-    packed = held_bytes(skeleton, params.quantization)
-    place = None if left["base"] else place_of(paths["base"], params.quantization, default_device())
-    kept = params.quantization.bits == 4 and size >= WORTH and not (place and place.is_dir())
-    left["packed base"] = packed if kept else 0
-    # One of an earlier run stays in DVC's cache, and a new one is written beside it.
-    left["merged model"] = 0 if is_current("merge") else size
+    if is_current(params.fetch_stage("base")):
+        left = {"base": 0} | disk_left(paths["base"], skeleton, params.quantization)
+    else:
+        kept = params.quantization.bits == 4 and size >= WORTH
+        packed = held_bytes(skeleton, params.quantization) if kept else 0
+        left = {"base": size, "packed base": packed, "merged model": size}
+    if is_current(
+        "merge"
+    ):  # else one of an earlier run stays in DVC's cache, and a new one is written beside it
+        left["merged model"] = 0
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -173,7 +177,7 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
     tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
     reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
     inference = inference_memory(
-        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply
+        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE
     )
     return dataclasses.replace(found, inference=inference)
 

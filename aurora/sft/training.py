@@ -17,7 +17,7 @@ from aurora.params.sft import Sft
 from aurora.sft.checkpoints import Checkpoints, fingerprint
 from aurora.sft.plan import check, measure_rows, plan, write_speed
 from aurora.sft.surroundings import check_surroundings
-from aurora.store import flush, remove, replacing, write_json, write_text
+from aurora.store import flush_folder, remove, replacing, write_json, write_text
 
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
@@ -65,8 +65,7 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, quantization))
     write_outcome(out, metrics, curve(trainer.state.log_history))
     for folder in (adapter, out):  # on the disk before the last checkpoint goes
-        for path in [*sorted(folder.rglob("*")), folder, folder.parent]:
-            flush(path)
+        flush_folder(folder)
     shutil.rmtree(scratch, ignore_errors=True)
     line = (
         f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
