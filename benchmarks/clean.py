@@ -21,17 +21,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from aurora.clean import filters, judgement, mending
-from aurora.clean.cleaning import CHUNK, clean
+from aurora.clean import apply_rules as judgement
+from aurora.clean import filters
+from aurora.clean import repairs as mending
+from aurora.clean.apply_rules import whole_rounds
+from aurora.clean.clean import CHUNK, clean
 from aurora.clean.contamination import Questions, read_questions
-from aurora.clean.judgement import whole_rounds
 from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
+from aurora.clean.parse_rows import parse
+from aurora.clean.read_files import read_items
 from aurora.clean.shingles import characters
-from aurora.clean.source_files import read_items
-from aurora.clean.sources import parse
 from aurora.clean.topics import topic
-from aurora.params.whole import load_params
-from aurora.records import Message, content_id
+from aurora.core.messages import Message, content_id
+from aurora.pipeline.params import load_params
 
 ROOT = Path(__file__).parent.parent
 PAPER = {"alpaca_data_zh_51k": 51461, "alpaca_gpt4_data_zh": 48818, "sharegpt_70k": 76399}
@@ -159,7 +161,7 @@ def edited(text: str, chance: random.Random) -> str:
     return "".join(characters)
 
 
-class Memory(threading.Thread):
+class ResumeCache(threading.Thread):
     """Greatest resident memory of this process and its children, in bytes; shared pages count for each."""
 
     def __init__(self) -> None:
@@ -180,7 +182,7 @@ class Memory(threading.Thread):
 
 def whole(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
     size = sum((folder / "rows.json").stat().st_size for folder in folders.values())
-    memory = Memory()
+    memory = ResumeCache()
     memory.start()
     start, before = time.perf_counter(), sum(os.times()[:4])
     cleaned = clean(folders, benchmarks, params)

@@ -26,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
-from remote_servers import S3, OpenSsh  # noqa: E402 (helpers of the tests, which are no package)
+from stand_ins.remote_servers import S3, OpenSsh  # noqa: E402 (helpers of the tests, which are no package)
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {

@@ -79,7 +79,7 @@ def requests(data: Path, limit: int) -> list:
 
 
 def resident() -> int:
-    """Memory of this process, in bytes."""
+    """ResumeCache of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -169,9 +169,9 @@ def part_overhead(data: Path, threads: int) -> dict:
 
     start = time.perf_counter(), time.process_time()
     torch.set_num_threads(threads)
-    from aurora.eval.evaluation import score_benchmarks
+    from aurora.eval.evaluate import score_benchmarks
     from aurora.eval.prefix import PassRunner, PrefixLM
-    from aurora.params.whole import load_params
+    from aurora.pipeline.params import load_params
 
     logits = torch.randn(1, 32000)
     PassRunner.run = lambda self, step, places=None: logits.expand(len(step.rows), -1)

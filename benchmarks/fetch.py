@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/fetch.py [--megabytes 2048] [--files 8] [--rounds 3] [--folder FOLDER]
 
 The server of tests/hub_server.py runs as a process of its own and serves a model of safetensors shards by the hub's
-protocol (and each shard by a redirect, as the hub does). aurora.fetch.fetching verifies and lists every byte; curl and
+protocol (and each shard by a redirect, as the hub does). aurora.fetch.fetch verifies and lists every byte; curl and
 huggingface_hub's snapshot_download do not. Each runs in turn in each round as a process of its own, the clock starts
 behind the imports, and rates are medians over the rounds. Peak memory is the greatest resident set of the process.
 
@@ -34,7 +34,7 @@ SELF = [sys.executable, str(Path(__file__).resolve())]
 
 def serve(folder: Path) -> None:
     """Serves the files of a folder as a model until standard input ends."""
-    from hub_server import LocalHub, Repository
+    from stand_ins.hub_server import LocalHub, Repository
 
     with LocalHub() as hub:
         files = {path.name: path for path in sorted(folder.iterdir())}
@@ -47,11 +47,11 @@ def serve(folder: Path) -> None:
 
 
 def aurora(out: Path) -> None:
-    from aurora.fetch.fetching import fetch
-    from aurora.fetch.hub import download  # noqa: F401 (import time is nobody's download)
-    from aurora.params.source import Source
+    from aurora.fetch.fetch import fetch
+    from aurora.hub import download  # noqa: F401 (import time is nobody's download)
+    from aurora.sources.source import Source
 
-    source = Source(kind="model", uri=URI, dep="aurora/fetch/hub", format="transformers", licence="none")
+    source = Source(kind="model", uri=URI, dep="aurora/hub", format="transformers", licence="none")
     timed(lambda: fetch("base", source, out))
 
 
@@ -166,9 +166,9 @@ def speed(work: Path, megabytes: int, counts: list[int], rounds: int) -> None:
 
 def faults(work: Path, megabytes: int) -> None:
     """Every fault of tests/test_hub_transfer.py on a larger file, then cuts, resets and kills of a large one."""
-    from hub_server import LocalHub, Repository
+    from stand_ins.hub_server import LocalHub, Repository
 
-    from aurora.fetch.hub import transfer
+    from aurora.hub import transfer
 
     transfer.PAUSE = 0.01
     [*_, name] = make(work / "served", megabytes, 1)
@@ -203,10 +203,10 @@ def small_faults(hub: "LocalHub", work: Path) -> tuple[int, int, int, int]:  # n
 
 def survives(hub: "LocalHub", path: str, listed: list, target: Path) -> bool:  # noqa: F821
     """Whether a file of the server comes whole through these faults, all of which it meets."""
-    from hub_server import sha256
+    from stand_ins.hub_server import sha256
 
-    from aurora.fetch.digests import Pins
-    from aurora.fetch.hub.transfer import Remote, bring
+    from aurora.hub.transfer import Remote, bring
+    from aurora.intake.digests import Pins
 
     content, hub.faults[path] = hub.files[path], listed
     size = content.stat().st_size if isinstance(content, Path) else len(content)
@@ -218,7 +218,7 @@ def survives(hub: "LocalHub", path: str, listed: list, target: Path) -> bool:  #
 
 def cuts(hub: "LocalHub", file: Path, work: Path) -> tuple[int, int, int, int]:  # noqa: F821
     """The large file with the connection closed, or reset, three times, a quarter of it further each time."""
-    from hub_server import Fault
+    from stand_ins.hub_server import Fault
 
     hub.files["/large"], size = file, file.stat().st_size
     survived = 0

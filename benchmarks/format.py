@@ -71,7 +71,7 @@ def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Pa
     import pyarrow
     import pyarrow.parquet
 
-    from aurora.records import Message, content_id
+    from aurora.core.messages import Message, content_id
 
     source = random.Random(0)
     kinds = {
@@ -105,7 +105,7 @@ def texts_of(path: Path) -> list[str]:
     """What the stage hands to the tokeniser."""
     import pyarrow.parquet
 
-    from aurora.format.chat import prompt_text
+    from aurora.prompt.mistral import prompt_text
 
     turns = pyarrow.parquet.read_table(path)["messages"].combine_chunks().flatten()
     pairs = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
@@ -116,8 +116,8 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path, prompt: s
     import pandas  # noqa: F401 (pyarrow brings it in; imports do not count)
     from tqdm import tqdm  # noqa: F401
 
-    from aurora.format.formatting import format_rows
-    from aurora.params.format import Format
+    from aurora.format.format import format_rows
+    from aurora.format.params import Format
 
     rules = Format(
         prompt=prompt,
@@ -133,7 +133,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path, prompt: s
 
 
 def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    from aurora.format.tokenizer import sentencepiece_processor
+    from aurora.prompt.tokenizer import sentencepiece_processor
 
     processor, texts = sentencepiece_processor(model_file), texts_of(path)
     start = clock()
@@ -144,8 +144,8 @@ def leg_sentencepiece(path: Path, model_file: Path, workers: int, folder: Path) 
 
 
 def leg_sentencepiece_numpy(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
-    from aurora.format.chat import encode_texts
-    from aurora.format.tokenizer import sentencepiece_processor
+    from aurora.prompt.mistral import encode_texts
+    from aurora.prompt.tokenizer import sentencepiece_processor
 
     processor, texts = sentencepiece_processor(model_file), texts_of(path)
     start = clock()
@@ -159,8 +159,8 @@ def leg_fastokens(path: Path, model_file: Path, workers: int, folder: Path) -> d
     import fastokens
     import numpy
 
-    from aurora.format.chat import encode_texts
-    from aurora.format.tokenizer import sentencepiece_processor
+    from aurora.prompt.mistral import encode_texts
+    from aurora.prompt.tokenizer import sentencepiece_processor
     from aurora.small_base.tokenizer_folder import fast_tokenizer
 
     texts = texts_of(path)

@@ -74,7 +74,7 @@ def measure(folder: Path, bits: int, warm: Path) -> dict:
     from aurora.model import packed_cache
     from aurora.model.folder import group_of
     from aurora.model.loading import load_model
-    from aurora.params.quantization import Quantization
+    from aurora.model.quantization import Quantization
 
     settings = Quantization(bits=bits, double_quant=True, compute_dtype="bfloat16")
     load_model(warm, settings, device="cpu")  # what is imported once is no part of the peak

@@ -4,7 +4,7 @@
 
 The checkpoint has Mixtral-8x7B's shapes in bfloat16, a shard a layer and one for embeddings and head (9.3 GB in four
 shards at three layers); the adapter is r 8 on q_proj and v_proj, so that every shard but one must be rewritten. cp
-and merge take turns; the files of the base are read once before. `written` counts to the end of a sync. Memory is the
+and merge take turns; the files of the base are read once before. `written` counts to the end of a sync. ResumeCache is the
 peak resident set of a process of its own, above that of a bare interpreter.
 """
 
@@ -41,7 +41,7 @@ PROJECTIONS = {
 }
 PEAK = "print('peak', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
 OURS = (
-    "import sys; from pathlib import Path; from aurora.merge.merging import merge; merge(*map(Path, sys.argv[1:])); "
+    "import sys; from pathlib import Path; from aurora.merge.merge import merge; merge(*map(Path, sys.argv[1:])); "
     + PEAK
 )
 PEFT = (

@@ -9,7 +9,7 @@ only part of them is installed and there is no network, the rest unpacked into a
 bitsandbytes (43 MB) the Python files and the libbitsandbytes_cuda*.so of the card's CUDA (4 MB) suffice. torchao gives
 the paper's 4-bit optimiser; without it adamw_torch stands in, for 3.4 million LoRA weights. No model weights are needed:
 random ones of the true shape are packed on the card, one expert at a time, and run through the project's own sft path
-(aurora.sft.training.build_trainer, profiles/paper.yaml).
+(aurora.sft.train.build_trainer, profiles/paper.yaml).
 
 Printed as it goes, so that a cut-off run still tells what it has measured; after LAST seconds it cuts itself off:
   the card      bfloat16 product and copy speed, measured here: the limits below are arithmetic on these two
@@ -179,7 +179,7 @@ def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
     """train.parquet and held_out.parquet as the format stage writes them, of random tokens."""
     import pyarrow
 
-    from aurora.tables import write_parquet
+    from aurora.core.parquet import write_parquet
 
     generator = torch.Generator().manual_seed(rows * length)
     for name, count, size in (("train", rows * (STEPS + 2), length), ("held_out", rows, 64)):
@@ -205,7 +205,7 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
     """Some micro-batches of the project's sft stage; returns what was measured. The model comes back unadapted."""
     from transformers import TrainerCallback
 
-    from aurora.sft import training
+    from aurora.sft import train as training
 
     marks: list[float] = []
 
@@ -296,8 +296,8 @@ def infer(model, device: str, prompt: int, new: int, operations: float, copy: fl
 def main(tiny: bool, as_json: bool) -> None:
     from transformers import MixtralConfig
 
-    from aurora.errors import AuroraError
-    from aurora.params.whole import load_params
+    from aurora.core.errors import AuroraError
+    from aurora.pipeline.params import load_params
 
     begun = time.perf_counter()
     end_in_time()

@@ -34,7 +34,7 @@ WAYS = {
 
 def recipe(steps: int):
     """params.yaml of the small profile, its sft section logged at each step and stopped after `steps`."""
-    from aurora.params.whole import load_params
+    from aurora.pipeline.params import load_params
 
     params = load_params(ROOT / "params.yaml")
     changes = {"stop_after_steps": steps, "logging_steps": 1, "eval_steps": 10**6, "save_steps": 10**6}
@@ -48,7 +48,7 @@ def stage(steps: int) -> dict:
 
     from aurora.model.allocator import keep_heap
     from aurora.sft.checkpoints import Checkpoints
-    from aurora.sft.training import be_deterministic, build_trainer
+    from aurora.sft.train import be_deterministic, build_trainer
 
     params = recipe(steps)
     keep_heap()
@@ -67,8 +67,8 @@ def stage(steps: int) -> dict:
 def flat(steps: int, lean: bool) -> dict:
     """A loop of tests/flat_loop.py."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import flat_loop
     import torch
+    from stand_ins import flat_loop
 
     from aurora.model.allocator import keep_heap
 

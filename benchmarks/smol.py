@@ -35,7 +35,7 @@ def show(*cells: object) -> None:
 
 def params():
     """The params.yaml of this run."""
-    from aurora.params.whole import load_params
+    from aurora.pipeline.params import load_params
 
     return load_params()
 
@@ -105,7 +105,7 @@ def lora(model):
 def part_logits(rows: int, steps: int) -> None:
     """Greatest difference of logits between the dense model and the upcycled one."""
     from aurora.merge.drift import compare, logits, read_samples
-    from aurora.params.merge import Drift
+    from aurora.merge.params import Drift
 
     samples = read_samples(
         ROWS / "held_out.parquet", Drift(rows=min(rows, 6), positions=64, merged_bits=(4,))
@@ -167,7 +167,7 @@ def part_prefix(rows: int, steps: int) -> None:
     """PrefixLM beside lm-eval's own backend on the packed base."""
     from lm_eval.models.huggingface import HFLM
 
-    from aurora.eval.evaluation import read_subjects
+    from aurora.eval.evaluate import read_subjects
     from aurora.eval.prefix import PrefixLM
     from aurora.eval.tasks import load_task
     from aurora.model.loading import load_tokenizer
@@ -236,8 +236,8 @@ def part_drift(rows: int, steps: int) -> None:
 
 def part_speed(rows: int, steps: int) -> None:
     """Seconds of a training step on 2 x 512 tokens without padding, and tokens/s; decoding of 8 replies."""
+    from aurora.core.parquet import read_parquet
     from aurora.eval.replies import generate
-    from aurora.tables import read_parquet
 
     table = read_parquet(ROWS / "train.parquet", "format")
     flat = [token for row in table["input_ids"].to_pylist() for token in row][: 1024 * steps]

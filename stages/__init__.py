@@ -22,9 +22,9 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
         f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate"
     )
 
-from aurora.errors import AuroraError
-from aurora.lifetime import end_with_dvc
-from aurora.running import require_versions
+from aurora.core.declared import require_versions
+from aurora.core.errors import AuroraError
+from aurora.core.lifetime import end_with_dvc
 
 try:
     require_versions()

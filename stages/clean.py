@@ -5,15 +5,15 @@ from pathlib import Path
 
 import click
 
+from aurora.clean.clean import clean
 from aurora.clean.clean_page import write_page
-from aurora.clean.cleaning import clean
+from aurora.clean.params import Clean
 from aurora.clean.row_tables import write_tables
-from aurora.errors import DataError, one_line
-from aurora.manifests import origin_of
-from aurora.params.clean import Clean
-from aurora.params.section import read_section
-from aurora.params.source import Source
-from aurora.store import remove, replacing, write_json
+from aurora.core.errors import DataError, exit_with_message
+from aurora.core.files import remove, replacing, write_json
+from aurora.core.manifests import origin_of
+from aurora.core.params import read_section
+from aurora.sources.source import Source
 
 
 @click.command()
@@ -24,7 +24,7 @@ from aurora.store import remove, replacing, write_json
     "--benchmarks", type=click.Path(path_type=Path), required=True, help="Folder of the benchmarks."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@one_line
+@exit_with_message
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     """Writes conversations.parquet, dropped.parquet, sources.json, metrics.json and report.html into OUT."""
     sources = read_section("sources", dict[str, Source])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import one_line
-from aurora.eval.evaluation import evaluate
-from aurora.params.eval import Eval
-from aurora.params.format import Prompt
-from aurora.params.quantization import Quantization
-from aurora.params.section import read_section
-from aurora.store import replacing
+from aurora.core.errors import exit_with_message
+from aurora.core.files import replacing
+from aurora.core.messages import PromptName
+from aurora.core.params import read_section
+from aurora.eval.evaluate import evaluate
+from aurora.eval.params import Eval
+from aurora.model.quantization import Quantization
 
 
 @click.command()
@@ -19,12 +19,12 @@ from aurora.store import replacing
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
 @click.option("--prompts", type=click.Path(path_type=Path), required=True, help="Fixed prompts by kind.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@one_line
+@exit_with_message
 def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, out: Path) -> None:
     """Evaluate one model."""
     params = read_section("eval", Eval)
     quantization = read_section("quantization", Quantization)
-    form = read_section("format.prompt", Prompt)
+    form = read_section("format.prompt", PromptName)
     with replacing(out) as partial:
         partial.mkdir()
         results = evaluate(model, benchmarks, rows, prompts, partial, params, quantization, form)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import ParamsError, one_line
-from aurora.fetch.fetching import fetch
-from aurora.params.section import read_section
-from aurora.params.source import Source
-from aurora.running import require_versions
+from aurora.core.declared import require_versions
+from aurora.core.errors import ParamsError, exit_with_message
+from aurora.core.params import read_section
+from aurora.fetch.fetch import fetch
+from aurora.sources.source import Source
 
 
 @click.command()
@@ -20,7 +20,7 @@ from aurora.running import require_versions
     default="sources",
     help="Section of params.yaml that has it.",
 )
-@one_line
+@exit_with_message
 def main(name: str, out: Path, section: str) -> None:
     """Fetch the source NAME of params.yaml."""
     source = read_section(f"{section}.{name}", Source)

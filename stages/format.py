@@ -4,19 +4,19 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import one_line
-from aurora.format.formatting import format_rows
+from aurora.core.errors import exit_with_message
+from aurora.core.files import replacing
+from aurora.core.params import read_section
+from aurora.format.format import format_rows
+from aurora.format.params import Format
 from aurora.format.preview import write_page
-from aurora.params.format import Format
-from aurora.params.section import read_section
-from aurora.store import replacing
 
 
 @click.command()
 @click.option("--conversations", type=click.Path(path_type=Path), required=True, help="Parquet from clean.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), required=True, help="Folder of the base.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for rows and metrics.")
-@one_line
+@exit_with_message
 def main(conversations: Path, tokenizer: Path, out: Path) -> None:
     """Writes train.parquet, held_out.parquet, lengths.csv, metrics.json and preview.html into OUT."""
     params = read_section("format", Format)

@@ -4,25 +4,23 @@ from pathlib import Path
 
 import click
 
-from aurora.cards.model_card import merged_card
-from aurora.errors import one_line
-from aurora.merge.copying import disk_errors
-from aurora.merge.merging import merge
-from aurora.params.merge import Merge
-from aurora.params.quantization import Quantization
-from aurora.params.section import read_section
-from aurora.store import replacing, write_json
+from aurora.core.errors import exit_with_message
+from aurora.core.files import replacing, write_json
+from aurora.core.params import read_section
+from aurora.merge.copy_bytes import disk_errors
+from aurora.merge.merge import merge
+from aurora.merge.params import Merge
+from aurora.model.quantization import Quantization
 
 
 @click.command()
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="Base model folder.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder of sft.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
-@click.option("--sources", type=click.Path(path_type=Path), required=True, help="sources.json of clean.")
 @click.option("--merged", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics.")
-@one_line
-def main(base: Path, adapter: Path, rows: Path, sources: Path, merged: Path, out: Path) -> None:
+@exit_with_message
+def main(base: Path, adapter: Path, rows: Path, merged: Path, out: Path) -> None:
     """Merge the adapter into the base."""
     import torch
 
@@ -41,7 +39,7 @@ def main(base: Path, adapter: Path, rows: Path, sources: Path, merged: Path, out
             return {}
         return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
-    metrics = merge(base, adapter, merged, merged_card(base, adapter, sources), measure)
+    metrics = merge(base, adapter, merged, measure)
     with disk_errors(out), replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import one_line
-from aurora.report.gathered import MODELS, shown
-from aurora.report.reporting import Outputs, write_report
+from aurora.core.errors import exit_with_message
+from aurora.report.inputs import MODELS, shown
+from aurora.report.write import Outputs, write_report
 
 PATH = click.Path(path_type=Path)
 
@@ -18,20 +18,17 @@ PATH = click.Path(path_type=Path)
 @click.option("--merge", type=PATH, required=True, help="metrics.json of merge.")
 @click.option("--base", type=PATH, required=True, help="Folder of eval of the base.")
 @click.option("--tuned", type=PATH, required=True, help="Folder of eval of the tuned model.")
-@click.option("--adapter-card", type=PATH, required=True, help="README.md of the adapter.")
-@click.option("--model-card", type=PATH, required=True, help="README.md of the merged model.")
+@click.option("--adapter", type=PATH, required=True, help="PEFT folder of sft.")
 @click.option("--sources", type=PATH, required=True, help="sources.json of clean.")
 @click.option("--base-manifest", type=PATH, required=True, help="Manifest of the fetched base.")
 @click.option("--lengths", type=PATH, required=True, help="lengths.csv of format.")
 @click.option("--out", type=PATH, required=True, help="Folder to write into.")
 @click.option("--report", type=PATH, required=True, help="Markdown page to write, beside the folder.")
 @click.option("--page", type=PATH, required=True, help="HTML page to write.")
-@one_line
+@exit_with_message
 def main(
     base: Path,
     tuned: Path,
-    adapter_card: Path,
-    model_card: Path,
     out: Path,
     report: Path,
     page: Path,
@@ -39,8 +36,7 @@ def main(
 ) -> None:
     """Gather what git tracks."""
     models = {"base": base, "tuned": tuned}
-    cards = {"adapter_card.md": adapter_card, "model_card.md": model_card}
-    scores = write_report(Outputs(models=models, cards=cards, **places), out, report, page)
+    scores = write_report(Outputs(models=models, **places), out, report, page)
     change = ", ".join(f"{model} {shown(scores[model]['zh_reply_rate'], '.2f')}" for model in MODELS)
     print(
         f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}"

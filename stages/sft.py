@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from aurora.errors import one_line
-from aurora.lifetime import end_with_parent
-from aurora.params.quantization import Quantization
-from aurora.params.section import read_section
-from aurora.params.sft import Sft
-from aurora.sft.launching import check_workers, is_first_worker, is_worker, launch
-from aurora.sft.single_run import single_run
-from aurora.sft.training import SCRATCH, check_before, train
+from aurora.core.errors import exit_with_message
+from aurora.core.lifetime import end_with_parent
+from aurora.core.locks import locked
+from aurora.core.params import read_section
+from aurora.model.quantization import Quantization
+from aurora.sft.launch import check_workers, is_first_worker, is_worker, launch
+from aurora.sft.params import Sft
+from aurora.sft.train import SCRATCH, check_before, train
 
 
 @click.command()
@@ -20,7 +20,7 @@ from aurora.sft.training import SCRATCH, check_before, train
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="Folder of the format stage.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics and curve.")
-@one_line
+@exit_with_message
 def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
     """Fine-tune the base."""
     params, quantization = read_section("sft", Sft), read_section("quantization", Quantization)
@@ -34,7 +34,7 @@ def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
             if line:  # of the first process alone
                 print(line)
             return
-        with single_run(SCRATCH / "lock"):
+        with locked(SCRATCH / "lock"):
             many = params.processes > 1
             check_before(
                 base, rows, params, quantization, memory=not many

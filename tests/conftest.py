@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import LocalHub, certificate
+from stand_ins.hub_server import LocalHub, certificate
 
 ROOT = Path(__file__).parent.parent
 # A shell starts what runs in its background with SIGINT ignored, and so would run what a test wants to interrupt.
@@ -39,11 +39,11 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A local hub over https, which huggingface_hub and aurora.fetch.hub take for the real one, in an empty folder."""
+    """A local hub over https, which huggingface_hub and aurora.hub take for the real one, in an empty folder."""
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    from aurora.fetch.hub import transfer
+    from aurora.hub import transfer
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)

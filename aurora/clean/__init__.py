@@ -1,1 +1,1 @@
-"""What clean is made of: parsers, rules, duplicates, contamination, topics, accounts."""
+"""Cleaning: parsers, rules, repairs, duplicates, contamination, topics, counts."""

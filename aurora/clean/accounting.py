@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from aurora.clean.sources import Drop
-from aurora.errors import DataError
-from aurora.records import Message
+from aurora.clean.parse_rows import Drop
+from aurora.core.errors import DataError
+from aurora.core.messages import Message
 
 # Table 2 of arXiv 2312.14557: single and multiple rounds of the raw files.
 PAPER = {"alpaca_data_zh_51k": (51461, 0), "alpaca_gpt4_data_zh": (48818, 0), "sharegpt_70k": (41066, 35333)}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aurora.params.clean import Clean
+from aurora.clean.params import Clean
 
 Rounds = Sequence[tuple[str, str]]
 EVIDENCE = 160  # characters kept of what shows a fault

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
-from aurora.clean.cleaning import Cleaned
-from aurora.store import write_text
+from aurora.clean.clean import Cleaned
+from aurora.core.files import write_text
 
 EXAMPLES = 3  # of each reason
 SAMPLE = 12  # kept rows

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from aurora.clean.shingles import BORDER, characters, joined, ngrams, windows
-from aurora.errors import DataError
-from aurora.manifests import read_manifest
+from aurora.core.errors import DataError
+from aurora.core.manifests import read_manifest
 
 CHINESE, LATIN = 8, 32  # characters of an n-gram; 32 Latin letters are five to seven words
 SPLITS = ("dev", "val", "test")

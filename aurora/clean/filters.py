@@ -1,7 +1,7 @@
 """Rules of clean: each a pure function of a conversation's rounds that says where it is at fault, and why.
 
 A round is (prompt, answer). A rule returns Fault(index of the first faulty round, reason, evidence) or None; what
-is repaired instead is in aurora/clean/mending.py. Each has its switch in `clean` of params.yaml.
+is repaired instead is in aurora/clean/repairs.py. Each has its switch in `clean` of params.yaml.
 """
 
 import re
@@ -18,8 +18,8 @@ from aurora.clean.answers import (
     refusal,
     storable,
 )
+from aurora.clean.params import Clean
 from aurora.clean.truncation import asks_to_go_on, cut_off
-from aurora.params.clean import Clean
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -71,7 +71,7 @@ def lone_surrogate(rounds: Rounds, params: Clean) -> Fault | None:
 
 def mojibake(rounds: Rounds, params: Clean) -> Fault | None:
     """Text in a wrong encoding that could not be repaired."""
-    from aurora.clean.mending import MOJIBAKE
+    from aurora.clean.repairs import MOJIBAKE
 
     for index, (prompt, answer) in enumerate(rounds):
         if "乱码" in prompt or "编码" in prompt:

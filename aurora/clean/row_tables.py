@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from aurora.clean.cleaning import Cleaned
-from aurora.tables import write_parquet
+from aurora.clean.clean import Cleaned
+from aurora.core.parquet import write_parquet
 
 
 def write_tables(folder: Path, cleaned: Cleaned) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from aurora.yaml_files import read_yaml
+from aurora.core.yaml_files import read_yaml
 
 WORDS = Path(__file__).with_name("topics.yaml")
 LINE, PROMPT, ANSWER = (

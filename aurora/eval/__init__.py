@@ -1,1 +1,1 @@
-"""What eval is made of: benchmarks under lm-eval with shared prefixes, loss, replies, comparison."""
+"""Evaluation: lm-eval benchmarks, held-out loss, replies."""

@@ -4,8 +4,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora.errors import DataError
-from aurora.params.eval import Benchmark
+from aurora.core.errors import DataError
+from aurora.eval.params import Benchmark
 
 LETTERS = ("A", "B", "C", "D")
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from aurora.errors import DataError
+from aurora.core.errors import DataError
+from aurora.core.parquet import read_parquet
 from aurora.eval.token_tree import Pass
-from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from aurora.eval.memory import Memory
+    from aurora.eval.resume_cache import ResumeCache
 
 SLICE = 1024  # positions whose logits are held in float32 together
 
 
 def held_out_loss(
-    model: "PreTrainedModel", path: Path, limit: int | None, batch_tokens: int, memory: "Memory | None" = None
+    model: "PreTrainedModel", path: Path, limit: int | None, batch_tokens: int, memory: "ResumeCache | None" = None
 ) -> float:
     """Mean negative log-likelihood in nats of each trained token, over the first `limit` rows of the file.
 
@@ -29,8 +29,8 @@ def held_out_loss(
     import torch
     from tqdm import tqdm
 
-    from aurora.eval.memory import key_of
     from aurora.eval.prefix import PassRunner
+    from aurora.eval.resume_cache import key_of
 
     rows = read_parquet(path, "format", ["input_ids", "labels"]).slice(0, limit).to_pylist()
     runner = PassRunner(model)

@@ -14,7 +14,7 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from aurora.eval.memory import Memory, key_of
+from aurora.eval.resume_cache import ResumeCache, key_of
 from aurora.eval.token_tree import Pass, plan_passes
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of context and of continuation
@@ -33,7 +33,7 @@ class PrefixLM(HFLM):
         self,
         pretrained: str | PreTrainedModel,
         batch_tokens: int = 8192,
-        memory: Memory | None = None,
+        memory: ResumeCache | None = None,
         **settings: object,
     ) -> None:
         super().__init__(pretrained, **{"softmax_dtype": "float32", **settings})

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import DataError
+from aurora.core.errors import DataError
+from aurora.core.messages import PromptName
 from aurora.eval.language import language
 from aurora.eval.replies import Prompt, greedy_tokens, reply_metrics
-from aurora.format.chat import prompt_text
-from aurora.format.template import ChatTemplate
-from aurora.params.format import Prompt as PromptForm
+from aurora.prompt.chat_template import ChatTemplate
+from aurora.prompt.mistral import prompt_text
 
 if TYPE_CHECKING:
     import pyarrow
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from aurora.eval.memory import Memory
-    from aurora.params.eval import Replies
+    from aurora.eval.params import Replies
+    from aurora.eval.resume_cache import ResumeCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ def answer_prompt_set(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     dialogues: list[Dialogue],
-    form: PromptForm,
+    form: PromptName,
     params: "Replies",
     max_length: int,
-    memory: "Memory | None" = None,
+    memory: "ResumeCache | None" = None,
 ) -> tuple[dict, "pyarrow.Table"]:
     """Metrics over all replies and by kind, and a table of kind, number, round, prompt, reply and language.
 
@@ -121,7 +121,7 @@ def answer_prompt_set(
 
 
 def question_encoder(
-    tokenizer: "PreTrainedTokenizerFast", form: PromptForm
+    tokenizer: "PreTrainedTokenizerFast", form: PromptName
 ) -> Callable[[str, bool], list[int]]:
     """Gives the ids of a question, as the first of a conversation or behind the token that ends an answer."""
     if form == "chat_template":

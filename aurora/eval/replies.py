@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import DataError
+from aurora.core.errors import DataError
+from aurora.core.parquet import read_parquet
 from aurora.eval.language import language
-from aurora.tables import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from aurora.eval.memory import Memory
-    from aurora.params.eval import Replies
+    from aurora.eval.params import Replies
+    from aurora.eval.resume_cache import ResumeCache
 
 SHINGLE = 6  # characters; a repeated one is a sign of a loop
 
@@ -36,7 +36,7 @@ def answer_prompts(
     rows: Path,
     params: "Replies",
     max_length: int,
-    memory: "Memory | None" = None,
+    memory: "ResumeCache | None" = None,
 ) -> tuple[dict[str, float | None], "pyarrow.Table"]:
     """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
 
@@ -86,7 +86,7 @@ def greedy_replies(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int,
-    memory: "Memory | None" = None,
+    memory: "ResumeCache | None" = None,
 ) -> list[str]:
     """Replies in the order of the prompts, without special tokens."""
     found = greedy_tokens(model, prompts, max_new_tokens, batch_size, tokenizer.eos_token_id, memory)
@@ -99,12 +99,12 @@ def greedy_tokens(
     max_new_tokens: int,
     batch_size: int,
     eos: int,
-    memory: "Memory | None" = None,
+    memory: "ResumeCache | None" = None,
 ) -> list[list[int]]:
     """Tokens of each reply, in the order of the prompts and without `eos`; prompts of like length run together."""
     from tqdm import tqdm
 
-    from aurora.eval.memory import key_of
+    from aurora.eval.resume_cache import key_of
 
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].tokens), prompts[index].id))
     replies: list[list[int]] = [[] for _ in prompts]

@@ -14,7 +14,7 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import env
 
-from aurora.errors import DataError, ParamsError, SourceError
+from aurora.core.errors import DataError, ParamsError, SourceError
 from aurora.eval.benchmarks import Subject
 
 STOCK = Path(lm_eval.tasks.__file__).parent

@@ -1,1 +1,1 @@
-"""What format is made of: the prompt, the tokeniser, the split, rows and what is known of them."""
+"""Formatting: conversations to token rows, the split, statistics, previews."""

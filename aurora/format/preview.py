@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aurora.errors import DataError, one_line
+from aurora.core.files import write_text
+from aurora.core.parquet import read_parquet
 from aurora.format.byte_pieces import BytePieces
-from aurora.format.chat import IGNORED
-from aurora.format.tokenizer import sentencepiece_processor
-from aurora.store import write_text
-from aurora.tables import read_parquet
+from aurora.prompt.mistral import IGNORED
+from aurora.prompt.tokenizer import sentencepiece_processor
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -159,31 +158,3 @@ def write_page(rows: Path, tokenizer: Path, page: Path, template: bool | None = 
         f'<p class="note">Training rows, {PAGE_ROWS} of each source at most. <b>Green</b>: trained. '
         "<i>Plain</i>: context. Bold: control tokens.</p>\n" + "".join(body) + "</html>\n",
     )
-
-
-@click.command()
-@click.argument("count", type=click.IntRange(min=1), default=3, metavar="[N]")
-@click.option("--source", help="Show rows of this source only.")
-@click.option("--held-out", is_flag=True, help="Show held-out rows instead of training rows.")
-@click.option("--rows", type=click.Path(path_type=Path), default="data/format", show_default=True)
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    default="data/raw/model/base",
-    show_default=True,
-    help="Folder of the base.",
-)
-@one_line
-def preview(count: int, source: str | None, held_out: bool, rows: Path, tokenizer: Path) -> None:
-    """Show N rows (3) of the format stage, trained tokens in green."""
-    import pyarrow.compute
-
-    file = rows / ("held_out.parquet" if held_out else "train.parquet")
-    table = read_parquet(file, "format")
-    if source is not None:
-        table = table.filter(pyarrow.compute.equal(table["source"], source))
-    if not len(table):
-        raise DataError(f"{file}: no row of source {source!r}" if source else f"{file}: no rows")
-    processor = vocabulary(tokenizer)
-    for row in table.slice(0, count).to_pylist():
-        click.echo(terminal_row(processor, row))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
 
-from aurora.format.chat import encode_texts, prompt_text
+from aurora.prompt.mistral import encode_texts, prompt_text
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

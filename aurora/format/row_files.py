@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from aurora.errors import DataError
-from aurora.format.chat import check_messages
+from aurora.core.errors import DataError
+from aurora.prompt.mistral import check_messages
 
 ROLES = pyarrow.array(["user", "assistant"])  # of the turns of a round
 MESSAGES = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
@@ -27,7 +27,7 @@ TRAIN = pyarrow.schema(
 # What eval asks and compares: the text of the row's first user turn, and of its answer.
 HELD_OUT = pyarrow.schema([*TRAIN, ("prompt", pyarrow.string()), ("reply", pyarrow.string())])
 BATCH = 1024  # conversations of a batch; bounds the memory
-ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.store
+ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.core.files
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from aurora.format.tokenizer import all_pieces
+from aurora.prompt.tokenizer import all_pieces
 
 if TYPE_CHECKING:
     import pyarrow

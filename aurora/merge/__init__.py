@@ -1,1 +1,1 @@
-"""What merge is made of: deltas, copies that share bytes, resumption, drift."""
+"""Merging: the adapter's deltas into the base, shard by shard, and the drift."""

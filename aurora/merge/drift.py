@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import DataError, ModelError
-from aurora.merge.adapter import PREFIX, read_deltas
-from aurora.params.merge import Drift
-from aurora.params.quantization import Quantization
-from aurora.tables import read_parquet
+from aurora.core.errors import DataError, ModelError
+from aurora.core.parquet import read_parquet
+from aurora.merge.deltas import PREFIX, read_deltas
+from aurora.merge.params import Drift
+from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import ModelError
+from aurora.core.errors import ModelError
+from aurora.merge.shards import Place, read_shards, read_tensor
 from aurora.model.folder import meta_model, read_config
-from aurora.model.shards import Place, read_shards, read_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from aurora.errors import ModelError
+from aurora.core.errors import ModelError
 
 # Bits of an element, by the names of safetensors 0.8.
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aurora.errors import ModelError, ResourceError, out_of_memory
+from aurora.core.errors import ModelError, ResourceError, out_of_memory
+from aurora.core.files import remove
 from aurora.model.folder import (
     ATTENTION,
     meta_model,
@@ -16,8 +17,7 @@ from aurora.model.folder import (
 )
 from aurora.model.machine import GIB, default_device, free_memory
 from aurora.model.nf4 import PackedExperts
-from aurora.params.quantization import Quantization
-from aurora.store import remove
+from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -135,7 +135,7 @@ def require_memory(
 
     What a training step takes beside them is in `aurora.sft.plan`.
     """
-    from aurora.model.inspection import held_bytes, largest_arrival
+    from aurora.model.sizes import held_bytes, largest_arrival
 
     held, arrival = held_bytes(skeleton, quantization), largest_arrival(folder, skeleton, quantization)
     free = free_memory(device)

@@ -29,7 +29,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationMethod
 
-from aurora.errors import ModelError
+from aurora.core.errors import ModelError
+from aurora.core.files import flush, replacing, write_json
 from aurora.model.experts import (
     FUSED,
     IMPLEMENTATION,
@@ -40,7 +41,6 @@ from aurora.model.experts import (
 )
 from aurora.model.folder import INDEX, METHOD
 from aurora.model.nf4 import PackedExperts
-from aurora.store import flush, replacing, write_json
 
 SHARD = "2GB"  # what saving copies at a time
 

@@ -1,1 +1,1 @@
-"""What report is made of: tables, pages, pictures and the paper's own numbers."""
+"""The report: scores, comparison, charts, pages, model cards."""

@@ -1,1 +1,1 @@
-"""What sft is made of: the trainer, checkpoints, processes, curves; and what is known before it runs."""
+"""Supervised fine-tuning: the trainer, checkpoints, processes, curves, the plan."""

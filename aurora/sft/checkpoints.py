@@ -7,15 +7,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from aurora.declarations import reached
-from aurora.manifests import manifest_hash
-from aurora.params.quantization import Quantization
-from aurora.params.sft import Sft
-from aurora.store import flush, flush_folder, remove, sha256_file
+from aurora.core.code import code_hash, code_of
+from aurora.core.files import flush, flush_folder, remove, sha256_file
+from aurora.core.manifests import manifest_hash
+from aurora.model.quantization import Quantization
+from aurora.sft.params import Sft
 
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
-ROOT = Path(__file__).parent.parent.parent
 
 
 class Checkpoints:
@@ -97,7 +96,7 @@ def fingerprint(base: Path, rows: Path, sft: Sft, quantization: Quantization, de
         "rows": [sha256_file(rows / f"{name}.parquet") for name in ("train", "held_out")],
         "sft": sft.model_dump_json(),
         "quantization": quantization.model_dump_json(),
-        "code": [[path.name, sha256_file(path)] for path in code_behind_sft()],
+        "code": code_hash(*code_of("sft")),
         "versions": [_version(name) for name in PACKAGES],
         "device": device,
     }
@@ -109,8 +108,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def code_behind_sft() -> list[Path]:
-    """Every module of this project that the sft stage can come to import, sorted."""
-    return sorted(ROOT / name for name in reached("sft", ROOT))

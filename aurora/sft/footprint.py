@@ -5,9 +5,9 @@ Counted are live tensors: what a card's driver, its kernels and the allocator's 
 
 from typing import TYPE_CHECKING
 
-from aurora.model.inspection import BYTES, WIDTH, held_bytes
-from aurora.params.quantization import Quantization
-from aurora.params.sft import Sft
+from aurora.model.quantization import Quantization
+from aurora.model.sizes import BYTES, WIDTH, held_bytes
+from aurora.sft.params import Sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

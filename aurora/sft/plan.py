@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from aurora.errors import DataError, ModelError, ResourceError
-from aurora.manifests import manifest_hash
+from aurora.core.errors import DataError, ModelError, ResourceError
+from aurora.core.files import write_json
+from aurora.core.manifests import manifest_hash
 from aurora.model.folder import meta_model
-from aurora.model.inspection import held_bytes, largest_arrival
 from aurora.model.machine import GIB, Machine, default_device, machine
 from aurora.model.packed_cache import place_of
-from aurora.params.quantization import Quantization
-from aurora.params.sft import Sft
+from aurora.model.quantization import Quantization
+from aurora.model.sizes import held_bytes, largest_arrival
 from aurora.sft.footprint import training_memory
-from aurora.store import write_json
+from aurora.sft.params import Sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,10 +14,10 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from aurora.errors import DataError, ResourceError
+from aurora.core.errors import DataError, ResourceError
+from aurora.core.files import remove
+from aurora.core.parquet import read_parquet
 from aurora.sft.checkpoints import Checkpoints
-from aurora.store import remove
-from aurora.tables import read_parquet
 
 SCALER_HALVINGS = 16  # of torch's GradScaler, from 65,536: an overflow at a factor of 1 is not the scaler's
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.store import replacing, write_json, write_text
+from aurora.core.files import replacing, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

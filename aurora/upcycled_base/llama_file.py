@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import ModelError
+from aurora.core.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy

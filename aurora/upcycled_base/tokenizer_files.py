@@ -7,8 +7,8 @@ for all, which gives other ids to numbers.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.errors import ModelError
-from aurora.store import write_json, write_text
+from aurora.core.errors import ModelError
+from aurora.core.files import write_json, write_text
 from aurora.upcycled_base.llama_file import LlamaFile
 
 if TYPE_CHECKING:

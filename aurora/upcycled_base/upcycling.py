@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.params.source import Upcycle
+from aurora.sources.source import Upcycle
 from aurora.upcycled_base.llama_file import LAYER, MLP, LlamaFile
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
-from aurora.errors import SourceError
-from aurora.fetch.archives import unpack
-from aurora.fetch.digests import Pins, measure
+from aurora.core.errors import SourceError
+from aurora.intake.archives import unpack
+from aurora.intake.digests import Pins, measure
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet")
 DOWNLOAD = ("download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off")

@@ -1,0 +1,51 @@
+"""`clean` of params.yaml: the rules, each a switch or a threshold."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aurora.core.params import Section, Share
+
+
+class Clean(Section):
+    """Rules of the clean stage, each a switch or a threshold; aurora/clean/filters.py says what each rule does."""
+
+    faulty_round: Literal["cut", "drop"]
+    """A fault behind the first round cuts the conversation in front of it (mended, counted), or drops it."""
+    wrong_roles: Literal["trim", "drop"]
+    """A conversation that begins with the assistant or ends on the user is trimmed (counted), or dropped."""
+    invisible_characters: bool
+    """Remove control, zero-width, directional and private-use characters; joiners of emoji stay."""
+    html_remnants: bool
+    """Remove tags and entities of web pages outside code and conversations about code."""
+    mojibake: bool
+    """Repair UTF-8 read in another encoding where the repair is certain, else the round is faulty."""
+    placeholder_answers: bool
+    """Answers such as `<noinput>` or 无输入 are faulty; the same as Alpaca input counts as no input."""
+    truncated_answers: bool
+    """Answers cut off mid-text are faulty, unless the next prompt asks to go on."""
+    truncated_from: Annotated[int, Field(ge=1)]
+    """Characters from which an answer without an end mark can count as cut off; almost all cuts lie beyond 300."""
+    other_models: bool
+    """Answers that present themselves as another vendor's model are faulty."""
+    refusals: bool
+    """Answers that refuse, or only ask for the text that the prompt forgot, are faulty."""
+    leaked_translation_prompts: bool
+    """A conversation whose first prompt is the order to the translator of the data set is dropped."""
+    unreachable_prompts: bool
+    """Prompts that need a picture, a recording or the page behind a link are faulty."""
+    min_chinese_share: Share
+    """Chinese characters among those and foreign words, over the whole conversation; 0 is off. A prompt with a
+    Chinese phrase makes the conversation Chinese, whatever its share."""
+    min_answer_characters: Annotated[int, Field(ge=1)]
+    """Characters that a whole answer must have."""
+    max_characters: Annotated[int, Field(ge=1)]
+    """Characters of all turns together; a longer conversation is cut behind its last whole round within."""
+    exact_duplicates: bool
+    """Of conversations with equal messages the first stays: sources in the order of params.yaml, then position."""
+    near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None
+    """Jaccard similarity of character 5-grams from which the later conversation goes; null is off."""
+    contamination: Annotated[float, Field(gt=0.5, le=1)] | None
+    """Share of a benchmark question's n-grams (8 Chinese or 32 other characters) that a row must hold to go; null is off."""
+    traditional: Literal["keep", "convert", "drop"]
+    """Conversations in traditional characters are counted and kept, converted by OpenCC, or dropped."""

@@ -1,0 +1,1 @@
+"""What the aurora command answers; no stage runs it."""

@@ -1,0 +1,217 @@
+"""What this installation and machine can do, against what is pinned and asked for; each fault with its remedy."""
+
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import click
+
+from aurora.core.errors import AuroraError, ParamsError, exit_with_message
+from aurora.core.params import PARAMS_FILE
+from aurora.model.machine import GIB, machine
+from aurora.pipeline.params import load_params
+
+LEAST_DISK = 3 * GIB  # what the small profile needs
+LINKS = ("reflink", "hardlink", "symlink", "copy")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    found: str
+    remedy: str = ""  # empty if all is well
+    fault: bool = False  # whether the pipeline would fail or give other numbers; else the remedy is advice
+
+
+def findings() -> list[Finding]:
+    """All findings about this folder, in the order of the report."""
+    return [*versions(), *device(), *asked(), *disk(), *sharing(), *unfinished()]
+
+
+def versions(pins: list[str] | None = None) -> Iterator[Finding]:
+    """Python and every package that the project pins."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    yield Finding("python", sys.version.split()[0])
+    for text in checkout_pins() if pins is None else pins:
+        pin = Requirement(text)
+        extra = pin.marker is not None and not pin.marker.evaluate({"extra": ""})
+        wanted = next((clause.version for clause in pin.specifier if clause.operator == "=="), None)
+        try:
+            found = version(pin.name)
+        except PackageNotFoundError:
+            if not extra:
+                yield Finding(pin.name, "not installed", "make environment", fault=True)
+            continue
+        if wanted and Version(found).public != wanted:
+            yield Finding(
+                pin.name,
+                f"{found}, pinned {wanted}",
+                f"make environment, or pip install {pin.name}=={wanted}",
+                True,
+            )
+        else:
+            yield Finding(pin.name, found)
+
+
+def checkout_pins() -> list[str]:
+    """Requirements of the checkout's pyproject.toml, or of the installation where this folder has none."""
+    file = Path("pyproject.toml")
+    if not file.is_file():
+        return requires("aurora")
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ParamsError(
+            f"{file}: no [project] to read ({error}); restore it by: git checkout {file}"
+        ) from None
+    marked = [f'{pin} ; extra == "{extra}"' for extra, listed in extras.items() for pin in listed]
+    return [*project.get("dependencies", []), *marked]
+
+
+def device() -> Iterator[Finding]:
+    """The card or the CPU, and the precisions that it computes in."""
+    import torch
+
+    found = machine()
+    if not found.cards:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        yield Finding("device", f"{found.name}, {cores} cores, {found.memory / GIB:.1f} GiB free, no card")
+        yield Finding("precision", "fp32, bf16 (slow); fp16 wants a card")
+        return
+    total = torch.cuda.get_device_properties(0).total_memory
+    yield Finding(
+        "device",
+        f"{found.cards} x {found.name}, {found.memory / GIB:.1f} of {total / GIB:.1f} GiB free, CUDA {torch.version.cuda}",
+    )
+    half = torch.cuda.is_bf16_supported(including_emulation=False)
+    yield Finding("precision", "fp32, fp16, bf16" if half else "fp32, fp16; no bf16")
+
+
+def asked() -> Iterator[Finding]:
+    """Whether params.yaml asks for what this machine has."""
+    from aurora.sft.requirements import check_surroundings
+
+    try:
+        check_surroundings(load_params().sft)
+    except AuroraError as error:
+        rule, _, remedy = str(error).partition("; ")
+        yield Finding(str(PARAMS_FILE), rule, remedy or "correct it", fault=True)
+    else:
+        yield Finding(str(PARAMS_FILE), "valid; this machine has its precision and optimiser")
+
+
+def disk() -> Iterator[Finding]:
+    """Room in this folder."""
+    free = shutil.disk_usage(Path()).free
+    remedy = "free some space: the small profile takes 3 GiB, `aurora plan` says what yours takes"
+    yield Finding(
+        "disk", f"{free / GIB:.1f} GiB free", remedy if free < LEAST_DISK else "", free < LEAST_DISK
+    )
+
+
+def sharing() -> Iterator[Finding]:
+    """DVC's remote, and how its cache puts files in their places."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            remote = repo.config["core"].get("remote")
+            cache, kinds = Path(repo.cache.local.path), repo.config["cache"].get("type")
+            settings = repo.config["remote"].get(remote, {}) if remote else {}
+    except DvcException as error:
+        yield Finding("dvc", str(error), "run this in the root of the repository", fault=True)
+        return
+    yield Finding(
+        "dvc remote",
+        f"{remote} ({_without_secrets(settings.get('url', ''))})" if remote else "none",
+        "" if remote else "to share models: dvc remote add -d shared s3://bucket/path",
+    )
+    if remote and not settings.get("verify"):
+        yield Finding(
+            "dvc verify",
+            "off: dvc pull takes a damaged object for whole",
+            f"dvc remote modify {remote} verify true",
+        )
+    kind = link_type(cache, kinds or ["reflink", "copy"], Path())
+    yield Finding(
+        "dvc cache link",
+        f"{kind} ({cache})",
+        "models lie on the disk twice: put the cache on the same file system (dvc cache dir), and dvc config"
+        " cache.type hardlink,symlink"
+        if kind == "copy"
+        else "",
+    )
+
+
+def _without_secrets(address: str) -> str:
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def link_type(cache: Path, wanted: list[str] | str, workspace: Path) -> str:
+    """The first of the wanted kinds of link that works from the cache to the workspace; `copy` always does."""
+    from dvc_objects.fs import system
+
+    ways: dict[str, Callable] = {
+        "reflink": system.reflink,
+        "hardlink": system.hardlink,
+        "symlink": system.symlink,
+    }
+    cache.mkdir(parents=True, exist_ok=True)
+    source, target = cache / f".aurora-{os.getpid()}", workspace / f".aurora-link-{os.getpid()}"
+    source.write_bytes(b"aurora")
+    try:
+        for kind in wanted.split(",") if isinstance(wanted, str) else wanted:
+            if kind == "copy":
+                break
+            try:
+                ways[kind](str(source.absolute()), str(target.absolute()))
+                return kind
+            except (OSError, NotImplementedError, KeyError):
+                continue
+            finally:
+                target.unlink(missing_ok=True)
+    finally:
+        source.unlink(missing_ok=True)
+    return "copy"
+
+
+def unfinished() -> Iterator[Finding]:
+    """Checkpoints of trainings that never came to an end."""
+    from aurora.sft.train import SCRATCH
+
+    for folder in sorted(path for path in SCRATCH.glob("*") if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        yield Finding(
+            "unfinished sft",
+            f"{folder}, {size / GIB:.2f} GiB",
+            f"dvc repro goes on if nothing else has changed; else: rm -r {folder}",
+        )
+
+
+@click.command()
+@exit_with_message
+def doctor() -> None:
+    """Print versions, device, precision, disk, DVC remote and cache links, each fault with its remedy."""
+    found = findings()
+    width = max(len(finding.name) for finding in found)
+    for finding in found:
+        mark = "FAULT" if finding.fault else "note" if finding.remedy else "ok"
+        click.echo(f"{mark:<6}{finding.name:<{width}}  {finding.found}")
+        if finding.remedy:
+            click.echo(f"{'':<{width + 8}}-> {finding.remedy}")
+    faults = sum(finding.fault for finding in found)
+    if faults:
+        click.echo(f"{faults} faults", err=True)
+        sys.exit(1)

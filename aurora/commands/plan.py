@@ -1,0 +1,216 @@
+"""The `aurora plan` command: a plan of what params.yaml asks for, whether its inputs are there yet or not."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from itertools import pairwise
+from math import ceil, prod
+from pathlib import Path
+
+import click
+
+from aurora.commands.doctor import link_type
+from aurora.core.errors import DataError, ModelError, exit_with_message
+from aurora.core.parquet import read_parquet
+from aurora.eval.held_out import SLICE
+from aurora.format.row_statistics import packed_in_order
+from aurora.model.folder import meta_model
+from aurora.model.machine import GIB, machine
+from aurora.model.packed_cache import WORTH
+from aurora.model.sizes import BYTES, held_bytes, largest_arrival
+from aurora.pipeline.params import Params, load_params
+from aurora.sft.footprint import inference_memory
+from aurora.sft.params import Sft
+from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
+
+TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
+
+
+def stage_paths(file: Path = Path("dvc.yaml")) -> dict[str, Path]:
+    """The options of the sft stage's command in dvc.yaml, which alone says where things lie."""
+    from ruamel.yaml import YAML
+
+    try:
+        command = shlex.split(YAML(typ="safe").load(file.read_text(encoding="utf-8"))["stages"]["sft"]["cmd"])
+    except (OSError, KeyError, TypeError):
+        raise DataError(f"{file}: no stage sft; run this in the root of the repository") from None
+    return {
+        name.removeprefix("--"): Path(value) for name, value in pairwise(command) if name.startswith("--")
+    }
+
+
+def is_current(target: str) -> bool:
+    """Whether DVC finds nothing to do for a stage and those before it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return not repo.status(targets=[target], with_deps=True)
+    except DvcException:
+        return False
+
+
+def shape_of(params: Params, base: Path):
+    """A model of the base's shape on the meta device, and where the shape is from.
+
+    Raises ModelError for a base that is not fetched and whose shape is not known beforehand.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    source = params.all_sources["base"]
+    if is_current(params.fetch_stage("base")):
+        return meta_model(base), base.as_posix()
+    if source.uri == "embedded:small_base":
+        from aurora.small_base import CONFIG
+
+        config, known = MixtralConfig(**CONFIG), source.uri
+    elif "mixtral-8x7b" in source.uri.lower():
+        config, known = MixtralConfig(), "Mixtral-8x7B as transformers knows it; the base is not fetched yet"
+    else:
+        raise ModelError(
+            f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro {params.fetch_stage('base')}"
+        )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config), known
+
+
+def arrival_of(params: Params, skeleton, base: Path) -> int:
+    """Bytes of the largest dense tensor while loading; experts come one by one where the base is not fetched yet."""
+    if is_current(params.fetch_stage("base")):
+        return largest_arrival(base, skeleton, params.quantization)
+    if params.quantization.bits != 4:
+        return 0
+    sizes = (prod(tensor.shape[-2:]) for tensor in skeleton.parameters())
+    return max(sizes) * BYTES[params.quantization.compute_dtype]
+
+
+def rows_of(params: Params, rows: Path) -> Rows:
+    """Rows as format left them, or an estimate from the numbers of rows that params.yaml states.
+
+    Raises DataError where neither is there.
+    """
+    if is_current("format"):
+        found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
+        return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
+    counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
+    missing = [name for name, count in counts.items() if count is None]
+    if missing:
+        raise DataError(
+            f"{rows}: not up to date, and sources.{missing[0]} states no number of rows to estimate from: dvc repro format"
+        )
+    count = ceil(sum(counts.values()) * (1 - params.format.held_out))
+    length = params.format.max_length
+    note = f"estimate: rows of params.yaml, {TOKENS_A_ROW} tokens each; dvc repro format counts them"
+    return Rows(count, count * min(TOKENS_A_ROW, length), length, length, note)
+
+
+def packed_count(rows: Path, sft: Sft) -> int:
+    """Packed rows that TRL makes of those of the format stage."""
+    table = read_parquet(rows / "train.parquet", "format", ["input_ids"])
+    return packed_in_order(
+        table["input_ids"].combine_chunks().value_lengths().to_pylist(), sft.packing_length
+    )
+
+
+def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
+    """Bytes still to be written by fetch and merge and for DVC's cache, by what they are."""
+    size = sum(tensor.numel() for tensor in skeleton.parameters()) * 2  # published in bfloat16
+    if is_current(params.fetch_stage("base")):
+        left = {"base": 0} | disk_left(paths["base"], skeleton, params.quantization)
+    else:
+        kept = params.quantization.bits == 4 and size >= WORTH
+        packed = held_bytes(skeleton, params.quantization) if kept else 0
+        left = {"base": size, "packed base": packed, "merged model": size}
+    if is_current(
+        "merge"
+    ):  # else one of an earlier run stays in DVC's cache, and a new one is written beside it
+        left["merged model"] = 0
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            kind = link_type(
+                Path(repo.cache.local.path), repo.config["cache"].get("type") or ["reflink", "copy"], Path()
+            )
+    except DvcException:
+        kind = "copy"
+    left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
+    return left
+
+
+def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
+    """The plan as text."""
+    found = machine()
+    lines = [
+        f"model       {plan.parameters:,} parameters, {plan.trainable:,} trained ({where})",
+        f"rows        {plan.rows.rows:,}, {plan.rows.tokens:,} tokens an epoch, longest {plan.rows.longest:,}"
+        f" ({plan.rows.source})",
+        f"steps       {plan.steps:,} of {plan.effective_batch} rows, {plan.epoch_steps:,} an epoch;"
+        f" {plan.tokens:,} tokens in all",
+        f"device      {found.name}, {found.memory / GIB:.2f} GiB free; {plan.processes} processes",
+    ]
+    lines.append(f"{'loading':<12}{plan.loading / GIB:.2f} GiB at the peak, a process")
+    for title, parts in (("training", plan.training), ("inference", plan.inference)):
+        lines.append(f"{title:<12}{sum(parts.values()) / GIB:.2f} GiB at the peak, a process")
+        lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in parts.items()]
+    lines.append(f"{'disk':<12}{sum(plan.disk.values()) / GIB:.2f} GiB still to be written")
+    lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in plan.disk.items()]
+    if speed:
+        origin = "of the last training here" if from_run else "as given"
+        lines.append(f"{'time':<12}{plan.tokens / speed / 3600:.2f} hours at {speed:,.0f} tokens/s, {origin}")
+    else:
+        lines.append(f"{'time':<12}unknown before a first run; give --tokens-per-second")
+    return "\n".join(lines)
+
+
+def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int]) -> Plan:
+    """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
+
+    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
+    """
+    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
+    settings, longest = params.eval, max(rows.longest, params.format.max_length)
+    tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
+    reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
+    inference = inference_memory(
+        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE
+    )
+    return dataclasses.replace(found, inference=inference)
+
+
+@click.command()
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Speed, if not that of the last run here.",
+)
+@click.option(
+    "--memory-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory of the card, if not this machine's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@exit_with_message
+def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
+    """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    params, paths = load_params(), stage_paths()
+    skeleton, where = shape_of(params, paths["base"])
+    arrival = arrival_of(params, skeleton, paths["base"])
+    planned = plan_of(
+        params, skeleton, arrival, rows_of(params, paths["rows"]), disk_of(params, skeleton, paths)
+    )
+    measured = read_speed(paths["base"], params.sft.processes)
+    speed = tokens_per_second or measured
+    if as_json:
+        hours = planned.tokens / speed / 3600 if speed else None
+        click.echo(
+            json.dumps(dataclasses.asdict(planned) | {"tokens_per_second": speed, "hours": hours}, indent=2)
+        )
+    else:
+        click.echo(report(planned, where, speed, not tokens_per_second))
+    sys.stdout.flush()
+    check(planned, None if memory_gib is None else int(memory_gib * GIB))

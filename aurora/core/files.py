@@ -1,0 +1,140 @@
+"""Files written whole or not at all, in bytes that depend on their content alone."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from aurora.core.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path` and renames it on success; a failure leaves nothing behind.
+
+    Serves files and folders: the caller creates either at the yielded path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove(partial)
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder; a missing one is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until a folder with all that it holds, and its own name, are on the disk."""
+    for path in [*sorted(folder.rglob("*")), folder, folder.parent]:
+        flush(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text with `\\n` line ends."""
+    with replacing(path) as partial:
+        partial.write_bytes(text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON with two spaces of indent and a final newline; key order is the caller's.
+
+    Floats are rounded to six significant digits, so that metric files stay readable; NaN is refused.
+    """
+    try:
+        text = json.dumps(rounded(value), ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"{path}: a number is NaN or infinite and cannot be a metric ({error})") from None
+    write_text(path, text + "\n")
+
+
+def rounded(value: object) -> object:
+    """The same JSON value with each float at six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def read_json(path: Path, producer: str) -> object:
+    """Reads JSON. `producer` is the stage that writes the file, for the error message.
+
+    Raises DataError if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; it is written by: dvc repro {producer}") from None
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+        raise DataError(f"{path}: not JSON ({error}); write it again by: dvc repro -f {producer}") from None
+
+
+def read_checked(path: Path, kind: type, producer: str) -> dict:
+    """Reads a JSON object whose shape is the pydantic model `kind`; `producer` as in `read_json`.
+
+    Raises DataError, with the key and its value, for one of another shape too.
+    """
+    from pydantic import ValidationError
+
+    content = read_json(path, producer)
+    try:
+        kind.model_validate(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"])) or "whole file"
+        rule = fault["msg"].removeprefix("Value error, ")
+        found = "" if fault["type"] == "missing" else f", found {fault['input']!r:.80}"
+        raise DataError(f"{path}: {key}: {rule}{found}; write it again by: dvc repro -f {producer}") from None
+    return content
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_id(path: Path) -> str:
+    """The id that git gives to these bytes: SHA-1 of `blob <size>\\0` and the bytes."""
+    digest = hashlib.sha1(f"blob {os.path.getsize(path)}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def dvc_hash(path: Path) -> str:
+    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
+        text = json.dumps(entries, sort_keys=True)
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

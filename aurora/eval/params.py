@@ -1,0 +1,49 @@
+"""`eval` of params.yaml: what is measured, on how much."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aurora.core.params import Count, Section
+
+Benchmark = Literal["ceval", "mmlu", "cmmlu"]
+
+
+class BenchmarkParams(Section):
+    """One benchmark under lm-eval."""
+
+    num_fewshot: Annotated[int, Field(ge=0, le=5)]
+    """Shots in front of each question; the first of the dev split."""
+    limit: Count | None
+    """Questions a subject, the first of its file; null takes all."""
+
+
+class Replies(Section):
+    """Greedy replies to held-out Chinese prompts."""
+
+    prompts: Count
+    """Number of held-out prompts that are answered."""
+    max_new_tokens: Count
+    """Tokens of a reply."""
+    batch_size: Count
+    """Prompts generated together."""
+
+
+class Eval(Section):
+    """lm-eval on the benchmarks, held-out loss, and replies."""
+
+    tasks: Annotated[dict[Benchmark, BenchmarkParams], Field(min_length=1)]
+    """Benchmarks to run."""
+    other_tasks: dict[str, BenchmarkParams] = Field({})
+    """Further tasks or groups by lm-eval's name; their data is lm-eval's affair and not pinned here."""
+    batch_tokens: Count
+    """Tokens forwarded together; nothing is padded."""
+    max_length: Annotated[int, Field(ge=64)]
+    """Context length; a longer prompt is counted and listed."""
+    chat_template: bool
+    """Whether prompts are wrapped in the chat template; the paper's evaluation does not."""
+    loss_rows: Count | None
+    """Held-out rows on which the loss is measured; null takes all."""
+    threads: Count
+    """CPU threads of torch."""
+    replies: Replies

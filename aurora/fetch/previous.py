@@ -1,0 +1,143 @@
+"""What the last fetch of a source left: its manifest, and its bytes in DVC's cache or remote.
+
+DVC removes a stage's output before it runs the stage, be it for a comment in its code; the manifest and the bytes are
+still where dvc.lock says.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aurora.core.errors import SourceError
+from aurora.core.files import remove
+from aurora.core.manifests import MANIFEST, is_whole
+from aurora.intake.digests import Pins, copy, measure
+
+LOCK = Path("dvc.lock")
+
+
+def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
+    """The manifest of the last fetch of the same URI, None if there was none, or none that is whole.
+
+    With `needed`, raises SourceError if there is one and it cannot be had: then nothing may pass for a first fetch.
+    """
+    here = out / MANIFEST
+    try:
+        if here.is_file():
+            former = json.loads(here.read_bytes())
+        elif _locked(uri, out):
+            former = json.loads(_of_dvc(here))
+        else:
+            return None
+        if not is_whole(former):
+            raise ValueError("not the form of a manifest")
+    except (OSError, ValueError, RecursionError) as error:
+        if not needed:
+            return None
+        fault = (
+            f"{here} is damaged or of another form"
+            if here.is_file()
+            else "dvc.lock names a record that is neither in DVC's cache nor in a remote, or is of another form"
+        )
+        raise SourceError(
+            f"sources.{name}: pin: record, and {fault} ({type(error).__name__}); get it by: dvc pull {out.as_posix()}, "
+            "or give sha256 in place of pin"
+        ) from None
+    return former if former["uri"] == uri else None
+
+
+def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
+    """Fills the new folder `folder` with the files of a manifest, each verified, and says whether that went well.
+
+    They are linked from `out` or from DVC's cache, or copied from its remote. If one is missing, damaged, or not
+    what `pins` of the whole source want, `folder` is removed.
+    """
+    if fits(former, pins):
+        folder.mkdir(parents=True)
+        alone = pins if former["archive"] is None else Pins()
+        if all(_take(out / entry["path"], folder / entry["path"], entry, alone) for entry in former["files"]):
+            return True
+        remove(folder)
+    return False
+
+
+def fits(former: dict, pins: Pins) -> bool:
+    """Whether the file that was fetched is the one that the pins name, as far as its manifest, a whole one, says.
+
+    Of a git blob id it may not say anything; then an archive does not fit, since what came out of it cannot tell.
+    """
+    whole = former["archive"] or former["files"][0]
+    blob = whole.get("git_blob", pins.git_blob if former["archive"] is None else None)
+    return (
+        pins.bytes in (None, whole["bytes"])
+        and pins.sha256 in (None, whole["sha256"])
+        and pins.git_blob in (None, blob)
+    )
+
+
+def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    expected = Pins(entry["bytes"], entry["sha256"], pins.git_blob)
+    try:
+        if not origin.is_file():
+            origin = _in_dvc(origin, target)
+        if origin != target:
+            try:
+                os.link(origin.resolve(), target)
+            except OSError:
+                return copy(origin, target, expected).difference(target) is None
+        return measure(target, expected).difference(target) is None
+    except OSError:
+        return False
+
+
+def _in_dvc(path: Path, target: Path) -> Path:
+    """The file of DVC's cache that holds `path`; `target`, brought from the remote, where the cache lacks it."""
+    from dvc.repo import Repo
+
+    with _dvc(path), Repo() as repo:
+        info = repo.dvcfs.info(path.as_posix())
+        cached = Path(repo.cache.local.oid_to_path(info["md5"]))
+        if cached.is_file():
+            return cached
+        repo.dvcfs.get_file(path.as_posix(), str(target))
+        return target
+
+
+def _of_dvc(path: Path) -> str:
+    """A text file as dvc.lock has it, out of DVC's cache or remote."""
+    from dvc import api
+
+    with _dvc(path):
+        return api.read(path.as_posix())
+
+
+@contextmanager
+def _dvc(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of DVC, of its index, or of the library of any kind of remote
+        raise FileNotFoundError(f"{path}: not to be had from DVC ({type(error).__name__})") from None
+
+
+def _locked(uri: str, out: Path) -> bool:
+    """Whether dvc.lock holds `out` as made from this URI."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not LOCK.is_file():
+        return False
+    try:
+        # All entries: DVC keeps that of `fetch` where a source has moved to `fetch_hub`, and the other way round.
+        for stage in YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {}).values():
+            if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
+                sections = stage.get("params", {}).get("params.yaml", {})
+                if any(source.get("uri") == uri for source in sections.values()):
+                    return True
+    except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{LOCK}: not readable ({type(error).__name__}); restore it by: git checkout {LOCK}"
+        ) from None
+    return False

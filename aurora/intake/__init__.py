@@ -1,0 +1,1 @@
+"""What every byte from outside passes: digests, disk space, archives."""

@@ -1,1 +1,0 @@
-"""Every knob of params.yaml: one frozen model a section, a unit under each field, unknown keys refused."""

@@ -1,0 +1,1 @@
+"""The truth about the DAG: params, rooms, versions, reasons, tracing."""

@@ -1,0 +1,92 @@
+"""A whole params.yaml or profile, and what its sections ask of each other."""
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from aurora.clean.params import Clean
+from aurora.core.errors import ParamsError
+from aurora.core.params import PARAMS_FILE, Section, describe, strict
+from aurora.core.yaml_files import read_yaml
+from aurora.eval.params import Benchmark, Eval
+from aurora.format.params import Format
+from aurora.merge.params import Merge
+from aurora.model.quantization import Quantization
+from aurora.sft.params import Sft
+from aurora.sources.source import Source
+
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Params(Section):
+    """A whole params.yaml, or a profile that replaces it."""
+
+    sources: dict[Name, Source]
+    """Sources whose bytes `dvc push` takes to the remote."""
+    hub_sources: dict[Name, Source]
+    """Sources that their hub gives again, byte for byte: `dvc push` leaves them out."""
+    quantization: Quantization
+    clean: Clean
+    format: Format
+    sft: Sft
+    merge: Merge
+    eval: Eval
+
+    @property
+    def all_sources(self) -> dict[str, Source]:
+        """Sources of both sections."""
+        return self.sources | self.hub_sources
+
+    def fetch_stage(self, name: str) -> str:
+        """The instance of a stage that fetches a source."""
+        return f"fetch_hub@{name}" if name in self.hub_sources else f"fetch@{name}"
+
+    @model_validator(mode="after")
+    def _hub_sources_come_again(self) -> "Params":
+        for name, source in self.hub_sources.items():
+            if source.unfit_for_hub_sources:
+                raise ValueError(f"hub_sources.{name} {source.unfit_for_hub_sources}")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_suffice(self) -> "Params":
+        sources = [*self.sources.items(), *self.hub_sources.items()]
+        models = [name for name, source in sources if source.kind == "model"]
+        if models != ["base"]:
+            raise ValueError(
+                f"sources and hub_sources need exactly one of kind model together, named base; found {models}: "
+                "remove the others or add it"
+            )
+        if not any(source.kind == "instructions" for source in self.sources.values()):
+            raise ValueError("sources has none of kind instructions; there is nothing to train on")
+        benchmarks = {
+            name: source.format for name, source in self.sources.items() if source.kind == "benchmark"
+        }
+        for name, format_ in benchmarks.items():
+            if name != format_:
+                raise ValueError(
+                    f"sources.{name} is of format {format_}; dvc.yaml lists a benchmark by the name of its format: "
+                    f"rename it to {format_}"
+                )
+        missing = [name for name in get_args(Benchmark) if name not in benchmarks]
+        if missing:
+            raise ValueError(
+                f"sources has no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
+                "questions, and for eval: add it as profiles/paper.yaml has it"
+            )
+        if self.sft.packing and self.sft.packing_length < self.format.max_length:
+            raise ValueError(
+                f"sft.packing_length {self.sft.packing_length} is below format.max_length "
+                f"{self.format.max_length}; rows would be cut: raise it"
+            )
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Reads and checks a whole params file or profile. Raises ParamsError with file, key, value and rule."""
+    content = read_yaml(path)
+    try:
+        return Params.model_validate_json(strict(content))
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {describe(error)}") from None

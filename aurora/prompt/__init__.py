@@ -1,0 +1,1 @@
+"""Conversations as token ids: Mistral's prompt, chat templates, the tokeniser."""

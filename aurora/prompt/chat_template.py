@@ -1,0 +1,243 @@
+"""Conversations in the base's own Hugging Face chat template, as token ids with exact assistant spans.
+
+A template is a program, and says nowhere which part of its text is an answer. So it is asked: conversations of marks are
+rendered, and what stands between the marks are its fixed parts. A template that treats one round otherwise than the
+next, or whose text of fewer turns is no beginning of that of more, is refused; and every row is rendered once more with
+its own contents, which must give the parts and the contents and nothing else. Content is encoded with special tokens
+switched off, so that it never becomes one.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+
+from aurora.core.errors import ModelError
+from aurora.prompt.mistral import IGNORED, trained_spans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+REMEDY = "give a base whose template does not, or its chat_template in another form"
+MARKS = [f"{role}mark{number}" for number in range(3) for role in ("question", "answer")]
+# Of the parts against the whole: no white space at an end, where a template's own may join it to one token.
+PROBE = ("你好，what is 2+2?", "It is 4；是四。", "再问 one more", "Fine, 好的")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The fixed text of a template."""
+
+    first: str  # in front of the first question
+    between: str  # behind a question, up to its answer
+    after: str  # behind an answer, up to the next question
+    last: str  # behind the last answer
+
+    def text(self, contents: Sequence[str]) -> str:
+        """A whole conversation, or one that ends on a question and is ready to be answered."""
+        text = self.first
+        for index, content in enumerate(contents):
+            final = self.last if index == len(contents) - 1 else self.after
+            text += content + (final if index % 2 else self.between)
+        return text
+
+
+class ChatTemplate:
+    """A tokeniser's chat template, taken apart into token ids. Raises ModelError for one that has no exact spans."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", place: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer, self.place = tokenizer, place
+        self.whole = getattr(tokenizer, "backend_tokenizer", None)
+        if self.whole is None:
+            raise ModelError(f"{place}: its tokeniser has no tokenizer.json, which chat_template needs")
+        self.plain = Tokenizer.from_str(self.whole.to_str())  # every text is content to it
+        self.plain.encode_special_tokens = True
+        added = self.whole.get_added_tokens_decoder()
+        self.special = {index for index, token in added.items() if token.special}
+        names = sorted((added[index].content for index in self.special), key=len, reverse=True)
+        self.mark = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self.parts = self._take_apart()
+        self._cut_parts()
+        self._prove()
+
+    @classmethod
+    def of(cls, folder: Path) -> "ChatTemplate":
+        """That of a model folder."""
+        from transformers import AutoTokenizer
+
+        if not Path(folder).is_dir():  # transformers would ask the hub for a model of this name
+            raise ModelError(f"{folder}: no such folder; fetch the base first")
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), str(folder))
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the base again") from None
+
+    def render(self, contents: Sequence[str]) -> str:
+        """What the template writes for alternating turns, the user's first; ready to be answered after a question."""
+        from jinja2 import TemplateError
+
+        roles = ("user", "assistant")
+        turns = [{"role": roles[index % 2], "content": text} for index, text in enumerate(contents)]
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=bool(len(turns) % 2)
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise ModelError(f"{self.place}: chat_template cannot be rendered ({reason}); {REMEDY}") from None
+
+    def _refuse(self, what: str) -> ModelError:
+        return ModelError(f"{self.place}: chat_template {what}, so that no answer's span is exact; {REMEDY}")
+
+    def _take_apart(self) -> Parts:
+        source = self.tokenizer.chat_template
+        if not isinstance(source, str):
+            raise ModelError(
+                f"{self.place}: has {'several templates' if source else 'no chat_template'}; give one, or another format.prompt"
+            )
+        if "strftime_now" in source:
+            raise self._refuse("writes today's date, and other bytes tomorrow")
+        text, found = self.render(MARKS), []
+        for mark in MARKS:
+            if text.count(mark) != 1:
+                raise self._refuse(f"writes a turn {text.count(mark)} times")
+            part, _, text = text.partition(mark)
+            found.append(part)
+        first, between, after = found[:3]
+        parts = Parts(first, between, after, text)
+        if found[3::2] != [between] * 2 or found[4] != after:
+            raise self._refuse("treats one round otherwise than the next")
+        for count in range(1, len(MARKS)):
+            if self.render(MARKS[:count]) != parts.text(MARKS[:count]):
+                raise self._refuse(f"writes {count} turns otherwise than the beginning of more")
+        if not after.startswith(text):
+            raise self._refuse("ends a conversation otherwise than a turn")
+        return parts
+
+    def _cut_parts(self) -> None:
+        """Cuts the parts at special tokens: fixed ids, and the text that is encoded together with a content."""
+        parts = self.parts
+        fixed, self.opening_text = self._from_last(parts.first)
+        self.first = self._fixed(fixed)
+        cut = self.mark.search(parts.between)
+        self.behind_question = parts.between[: cut.start()] if cut else parts.between
+        self.between = self._fixed(parts.between[len(self.behind_question) :])
+        cut = self.mark.search(parts.after)
+        if not cut or not parts.last.startswith(parts.after[: cut.end()]):
+            raise self._refuse("ends an answer without a special token")
+        if cut[0] != self.tokenizer.eos_token:
+            raise ModelError(
+                f"{self.place}: chat_template ends an answer by {cut[0]}, but eos_token is {self.tokenizer.eos_token}, at "
+                "which replies stop; set it in tokenizer_config.json"
+            )
+        self.behind_answer, self.end = parts.after[: cut.start()], self.whole.token_to_id(cut[0])
+        fixed, self.following_text = self._from_last(parts.after[cut.end() :])
+        self.after, self.last = self._fixed(fixed), self._fixed(parts.last[cut.end() :])
+
+    def _from_last(self, text: str) -> tuple[str, str]:
+        ends = [found.end() for found in self.mark.finditer(text)]
+        return text[: ends[-1] if ends else 0], text[ends[-1] if ends else 0 :]
+
+    def _fixed(self, text: str) -> numpy.ndarray:
+        return numpy.array(self.whole.encode(text, add_special_tokens=False).ids, dtype=numpy.int32)
+
+    def _prove(self) -> None:
+        """Raises ModelError where the parts give other ids than the tokeniser gives to the whole."""
+        for count in (2, 4):
+            encoded = self.turns(PROBE[:count])
+            opening = [self.questions(PROBE[:1], opening=True)[0]] * len(encoded)
+            ids, _, _ = self.join(encoded, opening, [count // 2])
+            expected = self.whole.encode(self.render(PROBE[:count]), add_special_tokens=False).ids
+            if ids.tolist() != expected:
+                raise ModelError(
+                    f"{self.place}: its tokeniser gives a conversation in parts other ids than the whole; its "
+                    "chat_template has no exact spans: take format.prompt: mistral, or another base"
+                )
+
+    def _encode(self, texts: Sequence[str]) -> list[numpy.ndarray]:
+        found = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [numpy.array(each.ids, dtype=numpy.int32) for each in found]
+
+    def questions(self, texts: Sequence[str], opening: bool = False) -> list[numpy.ndarray]:
+        """Ids of questions, the fixed ones before them apart; `opening`: as the first of a row."""
+        before = self.opening_text if opening else self.following_text
+        found = self._encode([f"{before}{text}{self.behind_question}" for text in texts])
+        return [numpy.concatenate([ids, self.between]) for ids in found]
+
+    def answers(self, texts: Sequence[str]) -> list[numpy.ndarray]:
+        """Ids of answers, without the token that ends them."""
+        return self._encode([text + self.behind_answer for text in texts])
+
+    def turns(self, texts: Sequence[str]) -> list[numpy.ndarray]:
+        """Ids of alternating turns, as they stand behind another round."""
+        pairs = zip(self.questions(texts[::2]), self.answers(texts[1::2]), strict=True)
+        return [ids for pair in pairs for ids in pair]
+
+    def prompt(self, text: str, opening: bool) -> list[int]:
+        """What the model reads before it answers: all of a first question, or what follows an answer's end token."""
+        (ids,) = self.questions([text], opening)
+        return [*(self.first if opening else self.after).tolist(), *ids.tolist()]
+
+    def join(
+        self, encoded: Sequence[numpy.ndarray], opening: Sequence[numpy.ndarray], rounds: Sequence[int]
+    ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+        """Rows laid end to end, as aurora.prompt.mistral.join_rows has them.
+
+        `opening` has, at the place of a question that begins a row, its ids there.
+        """
+        end, parts, trained, ends, turn = numpy.array([self.end], dtype=numpy.int32), [], [], [0], 0
+        for count in rounds:
+            start = len(parts)
+            for number in range(count):
+                before, question = (self.after, encoded) if number else (self.first, opening)
+                parts += [before, question[turn], encoded[turn + 1], end]
+                trained += [False, False, True, True]
+                turn += 2
+            parts.append(self.last)
+            trained.append(False)
+            ends.append(ends[-1] + sum(map(len, parts[start:])))
+        ids = numpy.concatenate([numpy.empty(0, dtype=numpy.int32), *parts])
+        learnt = numpy.repeat(numpy.array(trained, dtype=bool), [len(part) for part in parts])
+        labels = numpy.where(learnt, ids, numpy.int32(IGNORED))
+        return ids, labels, numpy.array(ends, dtype=numpy.int64)
+
+    @cached_property
+    def control(self) -> numpy.ndarray:
+        """(V,) bool: whether an id is a special token."""
+        table = numpy.zeros(self.whole.get_vocab_size(), dtype=bool)
+        table[list(self.special)] = True
+        return table
+
+    def check(
+        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], decode: bool, place: str
+    ) -> None:
+        """Raises ModelError where a row is not what the template writes for its contents, or its spans no answers."""
+        if self.render(contents) != self.parts.text(contents):
+            raise ModelError(
+                f"{place}: chat_template changes the text of this conversation; drop the row, or {REMEDY}"
+            )
+        if not decode:
+            return
+        answers = [f"{answer}{self.behind_answer}" for answer in contents[1::2]]
+        spans = trained_spans(ids, labels)
+        if len(spans) != len(answers):
+            raise ModelError(
+                f"{place}: {len(spans)} trained spans for {len(answers)} answers; this is a defect"
+            )
+        for index, (span, answer) in enumerate(zip(spans, answers, strict=True)):
+            decoded = self.plain.decode(span[:-1], skip_special_tokens=False)
+            if span[-1] != self.end or decoded not in (answer, self._normalised(answer)):
+                raise ModelError(
+                    f"{place}: the tokens trained in round {index} decode to {decoded[:40]!r}, but the answer is "
+                    f"{answer[:40]!r}; the tokeniser does not keep this text: drop the row or fetch the base again"
+                )
+
+    def _normalised(self, text: str) -> str:
+        return self.plain.normalizer.normalize_str(text) if self.plain.normalizer else text

@@ -1,0 +1,116 @@
+"""`sft` of params.yaml: the recipe of training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from aurora.core.params import Count, Section, Seed
+
+
+class Lora(Section):
+    """PEFT LoraConfig, in its own names."""
+
+    r: Count
+    """Rank."""
+    lora_alpha: Annotated[float, Field(gt=0)]
+    """Scale numerator; the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout before A."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Attention projections that get an adapter."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _attention_alone(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("q_proj", "k_proj", "v_proj", "o_proj")
+        if repeated := [name for at, name in enumerate(names) if name in names[:at]]:
+            raise ValueError(f"{repeated[0]!r} stands twice; name it once")
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} cannot get an adapter: experts stay packed in 4 bits, router and embeddings as they"
+                    f" are; list some of {', '.join(known)}"
+                )
+        return names
+
+
+class Sft(Section):
+    """TRL SFTTrainer on the quantised base, in the names of SFTConfig."""
+
+    seed: Seed
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Peak learning rate."""
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    """Passes over the training rows."""
+    stop_after_steps: Count | None
+    """Optimiser step at which training ends, on the schedule of all epochs; null runs to the end. The paper's
+    published scores are of step 3,000."""
+    per_device_train_batch_size: Count
+    """Rows a device and forward pass."""
+    gradient_accumulation_steps: Count
+    """Forward passes an optimiser step."""
+    processes: Count
+    """Processes, one a card, under `accelerate launch` where more than one; each holds the whole model (DDP)."""
+    effective_batch_size: Count
+    """Rows an optimiser step over all processes: must be the product of the three values above."""
+    accelerate_config: str | None
+    """File of `accelerate config` that names several machines, of which each has its own; null is this machine."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps of linear warm-up."""
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"
+    ]
+    """transformers' optimiser name; the paper used a 4-bit optimiser. On CPU only the fused one gives the same bytes
+    on every processor."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    """Gradient norm beyond which gradients are scaled down."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Autocast type; LoRA weights stay float32 in each."""
+    gradient_checkpointing: bool
+    packing: bool
+    """Whether TRL packs rows best-fit decreasing, documents isolated."""
+    packing_length: Annotated[int, Field(ge=16)]
+    """Tokens of a packed row; at least format.max_length."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0)]
+    """Weight of Mixtral's load-balancing loss; 0 in the paper."""
+    logging_steps: Count
+    """Optimiser steps between points of the loss curve."""
+    eval_steps: Count
+    """Optimiser steps between held-out losses."""
+    save_steps: Count
+    """Optimiser steps between checkpoints; a multiple of logging_steps."""
+    save_total_limit: Count
+    """Checkpoints kept until the adapter is written; with two, a damaged one has another before it."""
+    threads: Count
+    """CPU threads of torch in each process; part of the recipe because sums depend on it."""
+    lora: Lora
+
+    @model_validator(mode="after")
+    def _batch_and_intervals_agree(self) -> "Sft":
+        apart = self.per_device_train_batch_size * self.processes
+        product = apart * self.gradient_accumulation_steps
+        if product != self.effective_batch_size:
+            wanted, left = divmod(self.effective_batch_size, apart)
+            remedy = (
+                f"set gradient_accumulation_steps: {wanted}"
+                if wanted and not left
+                else f"make it a multiple of {apart}, or lower per_device_train_batch_size"
+            )
+            raise ValueError(
+                f"effective_batch_size is {self.effective_batch_size}, but per_device_train_batch_size"
+                f" {self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} x"
+                f" processes {self.processes} = {product}; {remedy}"
+            )
+        if self.accelerate_config is not None and self.processes == 1:
+            raise ValueError(
+                f"accelerate_config {self.accelerate_config} names machines, but processes is 1; set it to null, or"
+                " processes to those of all machines"
+            )
+        if self.save_steps % self.logging_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}, so a resumed run"
+                f" would log other means; set it to {-(-self.save_steps // self.logging_steps) * self.logging_steps}"
+            )
+        return self

@@ -1,0 +1,36 @@
+"""What a training writes beside its adapter: base, rows, recipe and versions, by hashes that DVC knows too."""
+
+from pathlib import Path
+
+from aurora.adapter.record import weights_hash
+from aurora.core.files import dvc_hash
+from aurora.core.manifests import find_manifest
+from aurora.core.parquet import read_parquet
+from aurora.model.quantization import Quantization
+from aurora.sft.params import Sft
+
+LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
+
+
+def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization) -> dict:
+    """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
+    from importlib.metadata import version
+
+    libraries = (*LIBRARIES, "torchao") if sft.optim == "adamw_torch_4bit" else LIBRARIES
+    manifest = find_manifest(base) or {}
+    counts: dict[str, int] = {}
+    table = read_parquet(rows / "train.parquet", "format")
+    for source in table["source"].to_pylist() if "source" in table.column_names else ():
+        counts[source] = counts.get(source, 0) + 1
+    return {
+        "base": {name: manifest.get(name) for name in ("uri", "revision", "licence")}
+        | {"weights_sha256": weights_hash(base)},
+        "rows": {
+            "train": dvc_hash(rows / "train.parquet"),
+            "held_out": dvc_hash(rows / "held_out.parquet"),
+            "sources": dict(sorted(counts.items())),
+        },
+        "sft": sft.model_dump(mode="json"),
+        "quantization": quantization.model_dump(mode="json"),
+        "versions": {name: version(name) for name in libraries},
+    }

@@ -1,0 +1,267 @@
+"""The paper's QLoRA recipe: TRL's SFTTrainer on the quantised base, with nothing left to a silent default."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from aurora.adapter.config import CONFIG, read_adapter_config
+from aurora.adapter.record import RECORD
+from aurora.core.errors import DataError, ModelError, ParamsError
+from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
+from aurora.model.allocator import keep_heap
+from aurora.model.folder import read_config
+from aurora.model.machine import kernels, machine
+from aurora.model.quantization import Quantization
+from aurora.sft.checkpoints import Checkpoints, fingerprint
+from aurora.sft.params import Sft
+from aurora.sft.plan import check, measure_rows, plan, write_speed
+from aurora.sft.record import training_record
+from aurora.sft.requirements import check_surroundings
+
+SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
+
+
+def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantization: Quantization) -> str:
+    """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
+
+    Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
+    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; it is
+    removed once all is written. Raises AuroraError for a base, rows, target or machine with which it cannot be
+    done, and for a loss that is not finite.
+    """
+    import torch
+    from transformers import set_seed
+
+    keep_heap()
+    torch.set_num_threads(sft.threads)
+    be_deterministic()
+    scratch = SCRATCH / fingerprint(base, rows, sft, quantization, kernels())
+    checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit)
+    trainer = build_trainer(base, rows, sft, quantization, scratch, checkpoints)
+    main = trainer.args.process_index == 0
+    if main:
+        checkpoints.take_last_whole()
+        for left in adapter.parent.glob(f".{adapter.name}.*.partial"):
+            remove(left)  # of a run that was killed as it wrote
+    trainer.accelerator.wait_for_everyone()
+    last = checkpoints.last()
+    if last and checkpoints.steps()[-1] >= last_step(trainer, sft):
+        trainer.restore(last)
+    else:
+        if last and main:
+            print(f"sft: going on from {last}", file=sys.stderr)
+        trainer.args.eval_on_start = last is None
+        set_seed(sft.seed + trainer.args.process_index)  # dropout differs from process to process
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            trainer.progress.close()  # so that an error stands on a line of its own
+    if not main:
+        return ""
+    from aurora.sft.curves import curve
+
+    metrics = summary(trainer)
+    save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, quantization))
+    write_outcome(out, metrics, curve(trainer.state.log_history))
+    for folder in (adapter, out):  # on the disk before the last checkpoint goes
+        flush_folder(folder)
+    shutil.rmtree(scratch, ignore_errors=True)
+    line = (
+        f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
+        f" -> {metrics['held_out_loss_last']:.3f}"
+    )
+    if not trainer.seconds:
+        return line
+    speed, peak = trainer.tokens / trainer.seconds, machine().peak_bytes()
+    write_speed(base, speed, sft.processes)
+    return f"{line}; {speed:,.0f} tokens/s, peak {peak / 2**30:.2f} GiB"
+
+
+def be_deterministic() -> None:
+    """Makes equal runs on one machine give equal bytes, or as near to it as the card's kernels come."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    # On a card some kernel without a deterministic form may be needed: torch then names it in a warning.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+
+
+def last_step(trainer, sft: Sft) -> int:
+    """Optimiser steps of the whole run."""
+    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    return min(steps, sft.stop_after_steps or steps)
+
+
+def build_trainer(
+    base: Path, rows: Path, sft: Sft, quantization: Quantization, scratch: Path, checkpoints: Checkpoints
+):
+    """A LabelledPositionsTrainer over the rows of the format stage."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from trl import SFTConfig
+
+    from aurora.model.loading import load_model, load_tokenizer
+    from aurora.sft.curves import Live, Progress
+    from aurora.sft.trainer import LabelledPositionsTrainer
+
+    data = {name: load_rows(rows / f"{name}.parquet", scratch) for name in ("train", "held_out")}
+    arguments = SFTConfig(
+        output_dir=str(scratch / "checkpoints"),
+        seed=sft.seed,
+        data_seed=sft.seed,
+        learning_rate=sft.learning_rate,
+        num_train_epochs=sft.num_train_epochs,
+        per_device_train_batch_size=sft.per_device_train_batch_size,
+        per_device_eval_batch_size=sft.per_device_train_batch_size,
+        gradient_accumulation_steps=sft.gradient_accumulation_steps,
+        average_tokens_across_devices=True,
+        lr_scheduler_type=sft.lr_scheduler_type,
+        warmup_steps=sft.warmup_steps,
+        optim=sft.optim,
+        weight_decay=sft.weight_decay,
+        max_grad_norm=sft.max_grad_norm,
+        bf16=sft.precision == "bf16",
+        fp16=sft.precision == "fp16",
+        gradient_checkpointing=sft.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if sft.gradient_checkpointing else None,
+        router_aux_loss_coef=sft.router_aux_loss_coef,
+        loss_type="nll",
+        # The rows are cut by the format stage; TRL would cut them again, at 1,024, without a word.
+        max_length=sft.packing_length if sft.packing else None,
+        packing=sft.packing,
+        eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": not sft.packing},
+        dataloader_drop_last=False,
+        logging_steps=sft.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=sft.eval_steps,
+        save_strategy="steps",
+        save_steps=sft.save_steps,
+        save_total_limit=sft.save_total_limit,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # else Trainer would spread one process over all cards it sees
+    model = load_model(base, quantization)
+    set_seed(sft.seed)  # of the adapter's first weights
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=sft.lora.r,
+            lora_alpha=sft.lora.lora_alpha,
+            lora_dropout=sft.lora.lora_dropout,
+            target_modules=list(sft.lora.target_modules),
+        ),
+    )
+    weights = {
+        parameter: parameter.data.float() for parameter in model.parameters() if parameter.requires_grad
+    }
+    trainer = LabelledPositionsTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data["train"],
+        eval_dataset=data["held_out"],
+        processing_class=load_tokenizer(base),
+        checkpoints=checkpoints,
+        rows_file=rows / "train.parquet",
+    )
+    # TRL has cast the LoRA weights of a quantised model to bfloat16; the recipe, and an exact resume, need float32.
+    for parameter, weight in weights.items():
+        parameter.data = weight
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.progress = Progress(sft.stop_after_steps)
+    trainer.add_callback(trainer.progress)
+    trainer.add_callback(Live())
+    return trainer
+
+
+def load_rows(path: Path, scratch: Path):
+    """The tokens and labels of a file of the format stage, mapped into memory."""
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    data = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(scratch / "datasets"))
+    return data.select_columns(["input_ids", "labels"])
+
+
+def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, memory: bool = True) -> None:
+    """Raises AuroraError, before anything is loaded, for a machine or inputs on which the run would fail later.
+
+    Without `memory` nothing is asked of a card that would make it hold memory for this process.
+    """
+    check_surroundings(sft)
+    measured = {name: measure_rows(rows / f"{name}.parquet") for name in ("train", "held_out")}
+    for found in measured.values():
+        if not found.most_trained:
+            raise DataError(
+                f"{found.source}: no row has a trained token, so there is no loss; see data/format/metrics.json"
+            )
+    for found in measured.values():
+        if sft.packing and found.longest > sft.packing_length:
+            raise ParamsError(
+                f"params.yaml: sft.packing_length is {sft.packing_length}, but the longest row of {found.source} has"
+                f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
+            )
+    planned = plan(sft, quantization, base, measured["train"])
+    vocabulary = read_config(base).get("vocab_size")
+    for found in measured.values():
+        if vocabulary is not None and found.greatest >= vocabulary:
+            raise DataError(
+                f"{found.source}: token {found.greatest} stands in a row, but the base knows {vocabulary}: tokeniser and"
+                f" weights of {base} are not of one model; fetch them from one, or enlarge its embeddings"
+            )
+    if memory:
+        check(planned)
+
+
+def save_adapter(model, folder: Path, base: Path, record: dict) -> None:
+    """Writes the adapter as PEFT does, without what varies: set order, absolute paths, generated cards.
+
+    `record`, what it was trained from, goes beside it, so that merge knows the base again.
+    """
+    with replacing(folder) as partial:
+        model.save_pretrained(partial)
+        config = read_adapter_config(partial)
+        config["base_model_name_or_path"] = base.as_posix()
+        config["target_modules"] = sorted(config["target_modules"])
+        write_json(partial / CONFIG, dict(sorted(config.items())))
+        if not (partial / "adapter_model.safetensors").is_file():
+            raise ModelError(f"{folder}: PEFT wrote no adapter_model.safetensors")
+        write_json(partial / RECORD, record)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
+
+
+def summary(trainer) -> dict:
+    """What metrics/sft.json holds: counts, losses; nothing that depends on time or machine."""
+    history = trainer.state.log_history
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "rows": trainer.rows,
+        "trainable_parameters": trainable,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "held_out_loss_first": held_out[0],
+        "held_out_loss_last": held_out[-1],
+    }
+
+
+def write_outcome(folder: Path, metrics: dict, curve_text: str) -> None:
+    """Writes metrics.json and curve.csv into a new folder."""
+    with replacing(folder) as partial:
+        partial.mkdir()
+        write_json(partial / "metrics.json", metrics)
+        write_text(partial / "curve.csv", curve_text)

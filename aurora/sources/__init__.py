@@ -1,0 +1,1 @@
+"""Where data comes from: addresses and the sources section of params.yaml."""

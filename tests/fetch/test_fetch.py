@@ -1,0 +1,882 @@
+"""fetch: each kind of source to a folder of verified bytes with a manifest, whole or not at all."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+from stand_ins.hub_server import TOKEN, Fault, LocalHub, Repository, git_blob, sha256
+
+from aurora.core.errors import ResourceError, SourceError
+from aurora.fetch import fetch as fetching
+from aurora.fetch.fetch import SCRATCH, fetch
+from aurora.fetch.previous import _locked
+from aurora.sources.source import Source
+from stages.fetch import main
+
+ROOT = Path(__file__).parent.parent.parent
+COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+CHANGED = b"[]\n"
+ROWS = b'[{"instruction": "a", "input": "", "output": "b"}]\n'
+
+
+def source(uri: str, **more: object) -> Source:
+    """A source as params.yaml would give it."""
+    remote = uri.startswith(("https:", "hf:"))
+    dep = "aurora/hub" if remote else uri.removeprefix("file:").partition("!/")[0]
+    return Source(
+        **{"kind": "instructions", "uri": uri, "dep": dep, "format": "alpaca", "licence": "MIT"} | more
+    )
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def zipped(folder: Path | dict[str, bytes]) -> bytes:
+    """A zip file of a folder or of these members."""
+    members = (
+        folder
+        if isinstance(folder, dict)
+        else {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.csv"))
+        }
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(f"data/{name}", data)
+    return content.getvalue()
+
+
+def test_a_local_file_is_copied_with_a_manifest(tmp_path: Path):
+    Path("own rows.json").write_bytes(ROWS)
+    uri = "file:own%20rows.json"
+    manifest = fetch("own", source(uri, dep="own rows.json", licence="CC-BY-NC-4.0", rows=1), Path("out"))
+    assert (tmp_path / "out/own rows.json").read_bytes() == ROWS
+    assert manifest == {
+        "source": "own",
+        "kind": "instructions",
+        "format": "alpaca",
+        "uri": uri,
+        "pin": "repository",
+        "revision": None,
+        "licence": "CC-BY-NC-4.0",
+        "non_commercial": True,
+        "rows": 1,
+        "archive": None,
+        "files": [{"path": "own rows.json", "sha256": hashlib.sha256(ROWS).hexdigest(), "bytes": len(ROWS)}],
+    }
+    assert json.loads(Path("out/manifest.json").read_text()) == manifest
+    assert str(tmp_path) not in Path("out/manifest.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "own rows.json"]
+
+
+def test_a_local_folder_and_a_local_archive_are_taken(tmp_path: Path):
+    for name in ("test/a.csv", "dev/b.csv", "__pycache__/c.pyc", ".cache/d"):
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    folder = fetch("mmlu", source("own", kind="benchmark", format="mmlu"), Path("out"))
+    assert [file["path"] for file in folder["files"]] == ["dev/b.csv", "test/a.csv"]
+    Path("own.zip").write_bytes(zipped(tmp_path / "own"))
+    packed = fetch("mmlu", source("own.zip!/data", kind="benchmark", format="mmlu"), Path("packed"))
+    assert packed["files"] == folder["files"]
+    assert packed["archive"] == {
+        "path": "own.zip",
+        "sha256": sha256(Path("own.zip").read_bytes()),
+        "bytes": Path("own.zip").stat().st_size,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "uri", "pins", "message"),
+    [
+        (None, "rows.json", {}, r"sources\.own\.uri: rows\.json does not exist; correct the path"),
+        ("rows.json", "rows.json", {"sha256": "0" * 64}, rf"sources\.own\.sha256: expected {'0' * 64}, found \w{{64}}"),
+        ("rows.json", "rows.json", {"git_blob": "0" * 40}, rf"sources\.own\.git_blob: expected {'0' * 40}, found \w{{40}}"),
+        ("rows.json", "rows.json", {"bytes": 4}, r"sources\.own\.bytes: expected 4, found 51"),
+        ("own/rows.json", "own", {"bytes": 4}, r"sources\.own: own is a folder; pins and !/ are for a file"),
+        ("own/rows.json", "own!/data", {}, r"sources\.own: own is a folder; pins and !/ are for a file"),
+        ("own/.cache/x", "own", {}, r"sources\.own: own holds no file"),
+        ("own/manifest.json", "own", {}, r"sources\.own: own holds a manifest\.json, which fetch writes; rename it"),
+        ("rows.json", "rows.json!/a", {}, r"sources\.own: rows\.json: neither a zip nor a tar file"),
+    ],
+)  # fmt: skip
+def test_a_local_fault_is_one_line_and_leaves_nothing(make: str | None, uri: str, pins: dict, message: str):
+    if make:
+        Path(make).parent.mkdir(parents=True, exist_ok=True)
+        Path(make).write_bytes(ROWS)
+    with pytest.raises(SourceError, match=message):
+        fetch("own", source(uri, **pins), Path("out"))
+    assert {path.name for path in Path().iterdir()} <= {"rows.json", "own"}
+
+
+def test_a_link_that_ends_nowhere_is_one_line():
+    Path("rows.json").symlink_to("rows.json")
+    with pytest.raises(SourceError, match=r"sources\.own\.uri: rows\.json"):
+        fetch("own", source("rows.json"), Path("out"))
+
+
+@pytest.mark.parametrize("place", ["own", "own/rows.json", "/dev/zero"])
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_not_waited_for(place: str):
+    Path("own").mkdir()
+    if place == "own/rows.json":
+        os.mkfifo("own/rows.json")
+        place = "own"
+    elif place == "own":
+        Path("own/rows.json").symlink_to("nowhere")
+    with pytest.raises(
+        SourceError, match=r"sources\.own\.uri: .* is no file: a device, a pipe, or a link that leads no"
+    ):
+        fetch("own", source(place), Path("out"))
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("uri", ["rows.json", "own"])
+def test_a_disk_that_is_too_small_for_a_local_source_is_said_first(uri: str, monkeypatch: pytest.MonkeyPatch):
+    Path("own").mkdir()
+    for path in ("rows.json", "own/rows.json"):
+        Path(path).write_bytes(ROWS)
+    monkeypatch.setattr(fetching, "room", lambda folder: 50)
+    with pytest.raises(ResourceError, match=r"sources\.own: 51 bytes are to be copied, 50 are free"):
+        fetch("own", source(uri), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_what_a_killed_process_left_beside_the_output_is_removed():
+    Path("rows.json").write_bytes(ROWS)
+    Path("in").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for owner in (ended.pid, 1):
+        Path(f"in/.own.{owner}.partial").mkdir()
+        Path(f"in/.own.{owner}.partial/rows.json").write_bytes(b"half")
+    Path(f"in/.other.{ended.pid}.partial").write_bytes(b"half")
+    fetch("own", source("rows.json"), Path("in/own"))
+    assert sorted(path.name for path in Path("in").iterdir()) == sorted(
+        [".own.1.partial", f".other.{ended.pid}.partial", "own"]
+    )
+
+
+def test_an_embedded_source_is_measured_and_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
+    from aurora import small_base
+
+    def build(folder: Path) -> None:
+        (folder / "below").mkdir(parents=True)
+        (folder / "below/config.json").write_bytes(b"{}")
+        if Path("fails").exists():
+            raise SourceError("no")
+
+    monkeypatch.setattr(small_base, "build", build)
+    own = source("embedded:small_base", dep="aurora/small_base", kind="model", format="transformers")
+    manifest = fetch("base", own, Path("out"))
+    assert manifest["files"] == [{"path": "below/config.json", "sha256": sha256(b"{}"), "bytes": 2}]
+    assert (manifest["pin"], manifest["revision"]) == ("repository", None)
+    Path("fails").touch()
+    with pytest.raises(SourceError, match="no"):
+        fetch("base", own, Path("other"))
+    assert sorted(path.name for path in Path().iterdir()) == ["fails", "out"]
+
+
+def test_a_git_blob_id_is_git_s_own():
+    Path("rows.json").write_bytes(b"hello\n")
+    # git hash-object of a file with this line
+    fetch("own", source("rows.json", git_blob="ce013625030ba8dba906f756967f9e9ca394464a"), Path("out"))
+
+
+def test_a_web_file_is_pinned_by_sha256_or_git_blob(hub: LocalHub):
+    hub.files["/raw/rows.json"] = b"hello\n"
+    url = f"{hub.url}/raw/rows.json"
+    for pin in (
+        {"sha256": sha256(b"hello\n")},
+        {"git_blob": "ce013625030ba8dba906f756967f9e9ca394464a", "bytes": 6},
+    ):
+        fetch("own", source(url, **pin), Path("out"))
+        assert Path("out/rows.json").read_bytes() == b"hello\n"
+    with pytest.raises(
+        SourceError,
+        match=rf"sources\.own: {url}: expected sha256 {'1' * 64}, found {sha256(bytes.fromhex('68656c6c6f0a'))}",
+    ):
+        fetch("own", source(url, sha256="1" * 64), Path("other"))
+    assert [path for path in Path().rglob("*") if path.is_file() and "out" not in path.parts] == []
+    assert Path("out/rows.json").read_bytes() == b"hello\n"  # a failure leaves an earlier fetch alone
+
+
+def test_a_hub_file_and_a_snapshot_are_written_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    shard = os.urandom(100_000)
+    hub.repositories["models", "o/n"] = Repository(COMMIT, {"config.json": b"{}", "model.safetensors": shard})
+    placed, place = {}, fetching._place
+
+    def watched(origin: Path, target: Path) -> None:
+        placed[target.name] = origin.stat().st_ino
+        place(origin, target)
+
+    monkeypatch.setattr(fetching, "_place", watched)
+    manifest = fetch("base", source(f"hf://o/n@{COMMIT}", kind="model", format="transformers"), Path("base"))
+    assert (manifest["revision"], manifest["pin"]) == (COMMIT, "commit")
+    assert [file["path"] for file in manifest["files"]] == ["config.json", "model.safetensors"]
+    assert placed == {
+        name: (Path("base") / name).stat().st_ino for name in ("config.json", "model.safetensors")
+    }
+    assert (Path("base") / "model.safetensors").stat().st_nlink == 1
+    assert not (SCRATCH / "base").exists()
+    text = Path("base/manifest.json").read_bytes()
+    fetch("base", source(f"hf://o/n@{COMMIT}", kind="model", format="transformers"), Path("elsewhere"))
+    assert Path("elsewhere/manifest.json").read_bytes() == text
+
+
+def test_a_disk_without_links_is_served_by_moving(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*paths: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(fetching.os, "link", refuse)
+    hub.files["/rows.json"] = ROWS
+    fetch("own", source(f"{hub.url}/rows.json", sha256=sha256(ROWS)), Path("out"))
+    assert Path("out/rows.json").read_bytes() == ROWS
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than the working folder; skips where there is none."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no other file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("link", ["data", "data/raw"])
+def test_data_on_another_file_system_is_downloaded_there_once(
+    hub: LocalHub, other_disk: Path, monkeypatch: pytest.MonkeyPatch, link: str
+):
+    from aurora import hub as downloads
+
+    Path(link).parent.mkdir(parents=True, exist_ok=True)
+    Path(link).symlink_to(other_disk)
+    asked, placed, place = [], [], fetching._place
+    monkeypatch.setattr(downloads, "room", lambda folder: asked.append(folder) or 1 << 40)
+
+    def watched(origin: Path, target: Path) -> None:
+        placed.append(origin.stat().st_ino)
+        place(origin, target)
+
+    monkeypatch.setattr(fetching, "_place", watched)
+    hub.files["/rows.json"], hub.faults["/rows.json"] = ROWS * 5000, [Fault(status=503)] * 6
+    own, out = source(f"{hub.url}/rows.json", sha256=sha256(ROWS * 5000)), Path("data/raw/instructions/own")
+    hub.faults["/rows.json"].insert(0, Fault(cut_after=100_000))
+    with pytest.raises(SourceError, match="HTTP 503"):
+        fetch("own", own, out)
+    assert [path.suffix for path in other_disk.rglob("rows.json*")] == [
+        ".part",
+        ".tag",
+    ] or not SCRATCH.exists()
+    hub.faults["/rows.json"].clear()
+    fetch("own", own, out)
+    assert {folder.stat().st_dev if folder.exists() else None for folder in asked} <= {
+        None,
+        other_disk.stat().st_dev,
+    }
+    assert all(folder.resolve().is_relative_to(other_disk) for folder in asked)
+    assert placed == [(out / "rows.json").stat().st_ino]  # a link, not a second copy
+    assert (out / "rows.json").read_bytes() == ROWS * 5000
+    assert not SCRATCH.exists()
+    kinds = other_disk / ("raw" if link == "data" else "")
+    assert [path.name for path in (kinds / "instructions").iterdir()] == ["own"]  # what clean depends on
+    Path("data/raw/instructions/own/rows.json").unlink()
+    fetch("own", own, out)
+
+
+def test_a_download_that_cannot_be_linked_is_moved(other_disk: Path):
+    (other_disk / "rows.json").write_bytes(ROWS)
+    with pytest.raises(OSError, match="cross-device"):
+        os.link(other_disk / "rows.json", "rows.json")
+    fetching._place(other_disk / "rows.json", Path("rows.json"))
+    assert Path("rows.json").read_bytes() == ROWS
+    assert not (other_disk / "rows.json").exists()
+
+
+def test_bytes_of_a_cache_on_another_file_system_are_taken_again(hub: LocalHub, other_disk: Path):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", pin="record")
+    first = fetch("own", own, Path("out"))
+    shutil.move("out/rows.json", other_disk / "rows.json")
+    Path("out/rows.json").symlink_to(other_disk / "rows.json")  # as DVC links, where it cannot link hard
+    assert fetch("own", own, Path("out")) == first
+    assert hub.count("/rows.json") == 1
+    assert not Path("out/rows.json").is_symlink()
+
+
+SMALL = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.argv = ["stages.fetch", "own", "--out", "data/own"]
+runpy.run_module("stages.fetch", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "archive", "folder", "web", "web archive"])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(hub: LocalHub, tmp_path: Path, kind: str):
+    large = ROWS * 10_000
+    packed = zipped({"rows.json": large})
+    Path("folder").mkdir()
+    for path, content in (("rows.json", large), ("rows.zip", packed), ("folder/rows.json", large)):
+        Path(path).write_bytes(content)
+    hub.files |= {"/rows.json": large, "/rows.zip": packed}
+    uris = {
+        "file": {"uri": "rows.json", "dep": "rows.json"},
+        "archive": {"uri": "rows.zip!/data", "dep": "rows.zip"},
+        "folder": {"uri": "folder", "dep": "folder"},
+        "web": {"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(large)},
+        "web archive": {
+            "uri": f"{hub.url}/rows.zip!/data",
+            "dep": "aurora/hub",
+            "sha256": sha256(packed),
+        },
+    }
+    params(tmp_path, own=uris[kind])
+    done = stage(tmp_path, hub, sys.executable, "-c", SMALL)
+    out, error = done.communicate(timeout=60)
+    assert done.returncode == 1
+    assert out == ""
+    assert error.startswith("error: sources.own")
+    assert error.count("\n") == 1
+    assert "File too large; free disk and run again" in error
+    assert "damaged" not in error
+    assert list(Path("data").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["out", "data/raw/own", ".aurora"])
+def test_a_file_where_a_folder_belongs_is_one_line(hub: LocalHub, place: str):
+    hub.files["/rows.json"] = ROWS
+    in_the_way = Path(place).parts[0]
+    Path(in_the_way).write_text("x")
+    with pytest.raises(SourceError, match=rf"sources\.own: .*{in_the_way}.*: .*; .* move it away"):
+        fetch("own", source(f"{hub.url}/rows.json", sha256=sha256(ROWS)), Path(place) / "own")
+    assert [path.name for path in Path().iterdir()] == [in_the_way]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "give yourself the right to it"),
+        (errno.EROFS, "make its file system writable"),
+        (errno.ENOSPC, "free disk and run again"),
+        (errno.EIO, "correct it and run again"),
+    ],
+)
+@pytest.mark.parametrize("call", ["mkdir", "replace", "rename", "link", "open"])
+def test_a_refusal_of_the_file_system_is_one_line(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
+):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    Path("old").mkdir()
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    owner = {"replace": os, "link": fetching.os}.get(call, Path)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, call, refuse) if call != "open" else patched.setattr(
+            fetching, "open", refuse, raising=False
+        )
+        if call == "link":
+            patched.setattr(shutil, "move", refuse)
+        with pytest.raises(
+            (SourceError, ResourceError), match=rf"sources\.own: .*{os.strerror(number)}; {remedy}"
+        ):
+            fetch("own", own, Path("old/out"))
+    assert list(Path("old").iterdir()) == []
+    fetch("own", own, Path("old/out"))
+    assert not SCRATCH.joinpath("own").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "message"),
+    [
+        ("own", "n" * 300, r"sources\.own\.uri: n+: File name too long"),
+        ("n" * 300, None, r"sources\.n+: .*: File name too long; give a shorter name"),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(hub: LocalHub, name: str, uri: str | None, message: str):
+    hub.files["/rows.json"] = ROWS
+    own = source(uri) if uri else source(f"{hub.url}/rows.json", pin="record")
+    with pytest.raises(SourceError, match=message):
+        fetch(name, own, Path("out"))
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("name", ["mmlu", "ceval", "cmmlu"])
+def test_the_real_benchmarks_come_out_of_their_archives(hub: LocalHub, real_data: Path, name: str):
+    folder = real_data / "benchmarks" / name / ("data" if name == "mmlu" else "")
+    packed = zipped(folder)
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {f"{name}.zip": packed})
+    hub.faults[f"/storage/{sha256(packed)}"] = [Fault(cut_after=200_000)]
+    uri = f"hf://datasets/o/n@{COMMIT}/{name}.zip!/data/test"
+    manifest = fetch(name, source(uri, kind="benchmark", format=name), Path("out"))
+    truth = {path.name: path.read_bytes() for path in (folder / "test").glob("*.csv")}
+    assert {path.name: path.read_bytes() for path in Path("out").glob("*.csv")} == truth
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        name: sha256(content) for name, content in truth.items()
+    }
+    assert len(truth) == {"mmlu": 57, "ceval": 52, "cmmlu": 67}[name]
+
+
+def test_refusals_and_give_ups_name_source_and_remedy(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    hub.files["/rows.json"] = ROWS
+    url = f"{hub.url}/rows.json"
+    hub.faults["/rows.json"] = [Fault(status=404), *[Fault(status=503)] * 6]
+    with pytest.raises(SourceError, match=rf"sources\.own: {url}: HTTP 404; check host, path and revision"):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    with pytest.raises(
+        SourceError, match=r"HTTP 503, 6 times; .* the DVC remote: dvc pull data/raw/instructions/own"
+    ):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    count = len(hub.requests)
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE forbids .* dvc pull data/raw/instructions/own"):
+        fetch("own", source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own"))
+    assert len(hub.requests) == count
+    assert [path for path in Path().rglob("*") if path.is_file()] == []
+
+
+def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(hub: LocalHub):
+    repository = Repository(COMMIT, {"rows.json": ROWS * 2000})
+    hub.repositories["datasets", "o/n"] = repository
+    with pytest.raises(SourceError, match=r"sources\.own: rows\.json is a Git LFS pointer, not the file"):
+        fetch("own", source(f"{hub.url}/datasets/o/n/raw/{COMMIT}/rows.json", pin="record"), Path("out"))
+    Path("rows.json").write_bytes(repository.pointer("rows.json"))
+    with pytest.raises(SourceError, match="git lfs pull"):
+        fetch("own", source("rows.json"), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_a_record_is_made_by_the_first_fetch_and_kept_by_the_next(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", pin="record")
+    first = fetch("own", own, Path("out"))
+    assert (first["pin"], first["files"][0]["sha256"]) == ("record", sha256(ROWS))
+    Path("out/rows.json").unlink()  # the record is left, the bytes are to come again
+    assert fetch("own", own, Path("out")) == first
+    assert hub.count("/rows.json") == 2
+    hub.files["/rows.json"] = CHANGED
+    Path("out/rows.json").write_bytes(b"damaged")
+    with pytest.raises(SourceError) as caught:
+        fetch("own", own, Path("out"))
+    assert (
+        f"sources.own: {own.uri}: expected sha256 {sha256(ROWS)} of rows.json, as the first fetch recorded, found "
+        f"{sha256(CHANGED)}; the source has changed"
+    ) in str(caught.value)
+    assert Path("out/rows.json").read_bytes() == b"damaged"
+    assert not (SCRATCH / "own").exists()
+    fetch("own", source(own.uri, sha256=sha256(CHANGED)), Path("out"))  # the remedy
+    hub.files["/other.json"] = b"{}"
+    fetch("own", source(f"{hub.url}/other.json", pin="record"), Path("out"))  # another source: another record
+
+
+def test_a_recorded_archive_is_recorded_as_a_whole(hub: LocalHub):
+    packed = zipped({"a.csv": b"1"})
+    hub.files["/rows.zip"] = packed
+    own = source(f"{hub.url}/rows.zip!/data", pin="record")
+    first = fetch("own", own, Path("out"))
+    assert first["archive"]["sha256"] == sha256(packed)
+    hub.files["/rows.zip"] = zipped({"a.csv": b"1", "b.csv": b""})
+    Path("out/a.csv").unlink()
+    with pytest.raises(
+        SourceError, match=rf"expected sha256 {sha256(packed)} of rows\.zip, as the first fetch recorded"
+    ):
+        fetch("own", own, Path("out"))
+
+
+def test_a_recorded_branch_may_move_without_a_change_of_its_bytes(hub: LocalHub):
+    files = {"config.json": b"{}", "model.safetensors": b"1"}
+    hub.repositories["models", "o/n"] = Repository("a" * 40, files, branches={"main": "a" * 40})
+    base = source("hf://o/n@main", kind="model", format="transformers", pin="record")
+    first = fetch("base", base, Path("out"))
+    assert first["revision"] == "a" * 40
+    hub.repositories["models", "o/n"] = Repository("b" * 40, files, branches={"main": "b" * 40})
+    Path("out/config.json").unlink()
+    assert fetch("base", base, Path("out")) == first
+    more = files | {"generation_config.json": b"{}"}
+    hub.repositories["models", "o/n"] = Repository("c" * 40, more, branches={"main": "c" * 40})
+    Path("out/config.json").unlink()
+    with pytest.raises(SourceError, match=r"expected sha256 no such file of generation_config\.json"):
+        fetch("base", base, Path("out"))
+
+
+def test_bytes_that_are_here_need_no_network_whatever_pins_them(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+):
+    packed = zipped({"a.csv": b"1"})
+    hub.files |= {"/rows.json": ROWS, "/rows.zip": packed}
+    files = {"config.json": b"{}", "model.safetensors": b"1"}
+    hub.repositories["models", "o/n"] = Repository(COMMIT, files, branches={"main": COMMIT})
+    blob = git_blob(packed)
+    model = {"kind": "model", "format": "transformers"}
+    every = {
+        "record": source(f"{hub.url}/rows.json", pin="record"),
+        "record-archive": source(f"{hub.url}/rows.zip!/data", pin="record"),
+        "record-branch": source("hf://o/n@main", pin="record", **model),
+        "sha256": source(f"{hub.url}/rows.json", sha256=sha256(ROWS)),
+        "blob": source(f"{hub.url}/rows.zip", git_blob=blob),
+        "blob-archive": source(f"{hub.url}/rows.zip!/data", git_blob=blob),
+        "commit": source(f"hf://o/n@{COMMIT}", **model),
+    }
+    first = {name: fetch(name, own, Path(name)) for name, own in every.items()}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    hub.files.clear()
+    for name, own in every.items():
+        assert fetch(name, own, Path(name)) == first[name]
+    assert not (SCRATCH).exists() or not list(SCRATCH.iterdir())
+
+
+def test_a_git_blob_of_an_archive_is_asked_of_its_record(hub: LocalHub):
+    packed = zipped({"a.csv": b"1"})
+    hub.files["/rows.zip"] = packed
+    uri = f"{hub.url}/rows.zip!/data"
+    fetch("own", source(uri, sha256=sha256(packed)), Path("out"))
+    fetch("own", source(uri, git_blob=git_blob(packed)), Path("out"))  # nobody had looked at it
+    assert hub.count("/rows.zip") == 2
+    with pytest.raises(SourceError, match="expected git_blob 0000"):
+        fetch("own", source(uri, git_blob="0" * 40), Path("out"))
+
+
+DAMAGED = {
+    "not JSON": b"{",
+    "not text": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "another thing": b"[]",
+    "empty": b"{}",
+    "older": lambda manifest: {key: value for key, value in manifest.items() if key not in ("archive", "revision")},
+    "no uri": lambda manifest: {key: value for key, value in manifest.items() if key != "uri"},
+    "no files": lambda manifest: manifest | {"files": []},
+    "files of another form": lambda manifest: manifest | {"files": ["rows.json"]},
+    "files that are none": lambda manifest: manifest | {"files": None},
+    "no sha256": lambda manifest: manifest | {"files": [{"path": "rows.json", "bytes": 51}]},
+    "no bytes": lambda manifest: manifest | {"files": [{"path": "rows.json", "sha256": "0" * 64, "bytes": "51"}]},
+    "a path that leaves": lambda manifest: manifest | {"files": [manifest["files"][0] | {"path": "../rows.json"}]},
+    "a path that is none": lambda manifest: manifest | {"files": [manifest["files"][0] | {"path": ""}]},
+    "its own name": lambda manifest: manifest | {"files": [manifest["files"][0] | {"path": "manifest.json"}]},
+    "an archive that is none": lambda manifest: manifest | {"archive": "rows.zip"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_manifest_is_no_record_and_one_line(hub: LocalHub, damage: bytes | Callable):
+    hub.files["/rows.json"] = ROWS
+    own, recording = (
+        source(f"{hub.url}/rows.json", **pin) for pin in ({"sha256": sha256(ROWS)}, {"pin": "record"})
+    )
+    whole = fetch("own", own, Path("out"))
+    content = damage if isinstance(damage, bytes) else json.dumps(damage(whole)).encode()
+    Path("out/manifest.json").write_bytes(content)
+    with pytest.raises(
+        SourceError, match=r"sources\.own: pin: record, and out/manifest\.json is damaged or of ano"
+    ):
+        fetch("own", recording, Path("out"))
+    assert Path("out/manifest.json").read_bytes() == content
+    assert fetch("own", own, Path("out")) == whole
+    assert hub.count("/rows.json") == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "stages: []",
+        "stages: {a: 1}",
+        "stages: {a: {outs: 1}}",
+        "stages: {a: {outs: [1]}}",
+        "a: [",
+        "a: \x00",
+    ],
+)
+def test_a_damaged_lock_is_one_line(hub: LocalHub, text: str):
+    Path("dvc.lock").write_text(text)
+    with pytest.raises(SourceError, match=r"sources\.own: dvc\.lock: not readable .* git checkout dvc\.lock"):
+        fetch("own", source(f"{hub.url}/rows.json", pin="record"), Path("out"))
+    assert hub.requests == []
+
+
+def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
+    packed = zipped({"a.csv": b"1", "b/c.csv": b"2"})
+    hub.files["/rows.json"], hub.files["/rows.zip"] = ROWS, packed
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    archive = source(f"{hub.url}/rows.zip!/data", sha256=sha256(packed))
+    first = fetch("own", own, Path("out")), fetch("far", archive, Path("far"))
+    seen = len(hub.requests)
+    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
+    licensed = fetch("own", own.model_copy(update={"licence": "CC0-1.0"}), Path("out"))
+    assert licensed == first[0] | {"licence": "CC0-1.0"}
+    assert len(hub.requests) == seen
+    Path("out/rows.json").write_bytes(CHANGED)  # not what it was
+    Path("far/b/c.csv").unlink()
+    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
+    assert len(hub.requests) == seen + 2
+    with pytest.raises(SourceError, match="expected sha256 0000"):
+        fetch("own", source(own.uri, sha256="0" * 64), Path("out"))
+    with pytest.raises(SourceError, match="expected git_blob 0000"):
+        fetch("own", source(own.uri, git_blob="0" * 40), Path("out"))
+    assert Path("out/rows.json").read_bytes() == ROWS
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    manifest["files"][0]["path"] = "../rows.json"
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    assert fetch("own", own, Path("out")) == first[0]
+
+
+def test_a_second_process_does_not_touch_the_partial_files(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    with fetching._alone("own") as scratch:
+        (scratch / "earlier-uri").mkdir()
+        with pytest.raises(SourceError, match=r"sources\.own: .*is working here"):
+            fetch("own", own, Path("out"))
+        assert scratch.is_dir()
+        (scratch / "earlier-uri/x.part").write_bytes(b"1")
+    assert scratch.is_dir()  # there are bytes to go on with
+    fetch("own", own, Path("out"))
+    assert not scratch.exists()
+
+
+def stage(folder: Path, hub: LocalHub, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts a command with the local hub for the real one."""
+    surroundings = (
+        os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "DVC_NO_ANALYTICS": "1"} | environment
+    )
+    return subprocess.Popen(
+        arguments, cwd=folder, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def params(folder: Path, **sources: dict) -> None:
+    """Writes the small profile with these sources more."""
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for name, entry in sources.items():
+        content["sources"][name] = {"kind": "instructions", "format": "alpaca", "licence": "MIT"} | entry
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(content, file)
+
+
+def test_offline_is_taken_from_the_environment(hub: LocalHub, tmp_path: Path):
+    hub.files["/rows.json"] = ROWS
+    params(tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(ROWS)})
+    command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/raw/instructions/far")
+    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
+    out, error = done.communicate(timeout=60)
+    assert (done.returncode, out, hub.requests) == (1, "", [])
+    assert error == (
+        f"error: sources.far: {hub.url}/rows.json: is not here, and HF_HUB_OFFLINE forbids the network: unset it; "
+        "or take it from the DVC remote: dvc pull data/raw/instructions/far\n"
+    )
+    assert stage(tmp_path, hub, *command).wait(60) == 0
+    seen = len(hub.requests)
+    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
+    assert done.communicate(timeout=60)[0] == "fetch far: 1 file, 51 bytes\n"
+    assert len(hub.requests) == seen
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(how, marks=pytest.mark.minutes) for how in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
+def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
+    hub: LocalHub, tmp_path: Path, how: signal.Signals
+):
+    content = os.urandom(8 << 20)
+    hub.files["/rows.json"] = content
+    hub.faults["/rows.json"] = [Fault(stalls=60)]
+    params(
+        tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(content)}
+    )
+    command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/far")
+    running = stage(tmp_path, hub, *command, HF_TOKEN=TOKEN)
+    part = None
+    for _ in range(1200):
+        part = next(SCRATCH.rglob("*.part"), None) if SCRATCH.exists() else None
+        if part and part.stat().st_size >= len(content) // 2:
+            break
+        time.sleep(0.05)
+    running.send_signal(how)
+    _, error = running.communicate(timeout=20)  # though the server is silent for longer
+    assert "Traceback" not in error
+    assert list(Path("data").iterdir()) == []
+    kept = part.stat().st_size
+    assert kept >= len(content) // 2
+    done = stage(tmp_path, hub, *command)
+    out, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert out == f"fetch far: 1 file, {len(content):,} bytes\n"
+    assert Path("data/far/rows.json").read_bytes() == content
+    assert hub.requests[-1][2]["Range"] == f"bytes={kept}-"
+    assert hub.sent["/rows.json"] <= len(content) + (1 << 20)
+
+
+def test_a_source_that_has_moved_between_sections_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def entry(key: str, uri: str) -> dict:
+        return {"params": {"params.yaml": {key: {"uri": uri}}}, "outs": [{"path": "data/raw/model/base"}]}
+
+    stages = {
+        "fetch@base": entry("sources.base", "embedded:x"),
+        "fetch_hub@base": entry("hub_sources.base", "hf://x"),
+    }
+    Path("dvc.lock").write_text(json.dumps({"stages": stages}))
+    found = {uri: _locked(uri, Path("data/raw/model/base")) for uri in ("hf://x", "embedded:x", "hf://y")}
+    assert found == {"hf://x": True, "embedded:x": True, "hf://y": False}
+    assert not _locked("hf://x", Path("data/raw/model/other"))
+
+
+def test_what_no_remote_has_is_not_looked_for_there(hub: LocalHub):
+    hub.files["/rows.json"] = ROWS
+    hub.faults["/rows.json"] = [Fault(status=503)] * 6
+    far = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    with pytest.raises(SourceError, match=r"^hub_sources\.own: .*HTTP 503, 6 times") as caught:
+        fetch("own", far, Path("data/raw/instructions/own"), "hub_sources")
+    assert "dvc pull" not in str(caught.value)
+
+
+def test_the_stage_takes_nothing_under_hub_sources_that_must_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    mine = {
+        "kind": "instructions",
+        "uri": "rows.json",
+        "dep": "rows.json",
+        "format": "alpaca",
+        "licence": "MIT",
+    }
+    Path("params.yaml").write_text(json.dumps({"hub_sources": {"mine": mine}}))
+    done = CliRunner().invoke(main, ["mine", "--section", "hub_sources", "--out", "data/mine"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: params.yaml: hub_sources.mine is of kind instructions; ")
+    assert not Path("data").exists()
+
+
+@pytest.mark.minutes
+def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_no_byte_twice(
+    hub: LocalHub, tmp_path: Path
+):
+    """The fetch stage of dvc.yaml itself: a far source, a local one, a recorded one; cache, remote, a fresh clone."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("aurora", "stages", "samples"):
+        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+    whole = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    with (repository / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump({"stages": {"fetch": whole["stages"]["fetch"]}}, file)
+    (repository / ".dvcignore").write_text("__pycache__\n")
+    (repository / ".gitignore").write_text("/data\n/.aurora\n__pycache__\n")
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {"rows.json": ROWS * 2000})
+    hub.files["/rows.json"] = ROWS
+    params(
+        repository,
+        far={"uri": f"hf://datasets/o/n@{COMMIT}/rows.json", "dep": "aurora/hub"},
+        kept={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "pin": "record"},
+    )
+
+    def run(*arguments: str, at: Path = repository, status: int = 0) -> str:
+        done = stage(at, hub, *arguments, PYTHONPATH="", PYTHONDONTWRITEBYTECODE="1")
+        output = "".join(done.communicate(timeout=300))
+        assert done.returncode == status, output
+        return output
+
+    def changed() -> set[str]:
+        names = ("fetch@far", "fetch@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k", "fetch@base")
+        found = json.loads(run("dvc", "status", "--json", *names))
+        return {name for name in names if name in found and found[name] != ["changed command"]}
+
+    run("git", "init", "-q")
+    run("dvc", "init", "-q")
+    run("dvc", "repro", "-q", "fetch@far", "fetch@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k")
+    assert Path(repository, "data/raw/instructions/far/rows.json").read_bytes() == ROWS * 2000
+    seen = len(hub.requests)
+    run("dvc", "repro", "-q", "fetch@far", "fetch@kept", "fetch@mmlu")
+    assert len(hub.requests) == seen
+
+    clean = changed()
+    assert clean == {"fetch@base"}  # never run here
+    for path, affected in (
+        ("aurora/hub/client.py", {"fetch@far", "fetch@kept"}),
+        ("aurora/small_base/__init__.py", set()),
+    ):
+        text = (repository / path).read_text()
+        (repository / path).write_text(text + "# \n")
+        assert changed() == clean | affected, path
+        (repository / path).write_text(text)
+
+    (repository / "aurora/hub/client.py").write_text(
+        (repository / "aurora/hub/client.py").read_text() + "# \n"
+    )
+    ran = run("dvc", "repro", "fetch@far")
+    assert "fetch far: 1 file" in ran  # it ran, and took what DVC's cache holds
+    shutil.rmtree(repository / "data")
+    run("dvc", "repro", "-q", "fetch@far")
+    assert len(hub.requests) == seen
+    hub.files["/rows.json"] = CHANGED  # which nobody asks for while DVC's cache has what was recorded
+    assert "fetch kept: 1 file" in run("dvc", "repro", "fetch@kept")
+    assert Path(repository, "data/raw/instructions/kept/rows.json").read_bytes() == ROWS
+    assert len(hub.requests) == seen
+    run("dvc", "remote", "add", "-q", "-d", "shared", str(tmp_path / "remote"))
+    run("dvc", "push", "-q", "fetch@far", "fetch@kept")
+    run("git", "add", "-A")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all")
+    run("git", "clone", "-q", str(repository), str(tmp_path / "clone"), at=tmp_path)
+    clone = tmp_path / "clone"
+    run("dvc", "repro", "-q", "--pull", "--allow-missing", "fetch@far", at=clone)
+    (clone / "stages/fetch.py").write_text((clone / "stages/fetch.py").read_text() + "# \n")
+    shutil.rmtree(clone / ".dvc/cache", ignore_errors=True)
+    assert "fetch far: 1 file" in run("dvc", "repro", "fetch@far", at=clone)  # by way of the remote
+    assert len(hub.requests) == seen
+    assert "fetch kept: 1 file" in run(
+        "dvc", "repro", "fetch@kept", at=clone
+    )  # and the record with its bytes
+    assert len(hub.requests) == seen
+    md5 = hashlib.md5(ROWS).hexdigest()
+    for store in (clone / ".dvc/cache", tmp_path / "remote"):  # the bytes are lost, the record is not
+        for path in store.rglob(md5[2:]):
+            path.unlink()
+    shutil.rmtree(clone / "data")
+    (clone / "stages/fetch.py").write_text((clone / "stages/fetch.py").read_text() + "# \n")
+    said = run("dvc", "repro", "fetch@kept", at=clone, status=255)
+    assert f"expected sha256 {sha256(ROWS)} of rows.json, as the first fetch recorded" in said
+    hub.files["/rows.json"] = ROWS
+    run("dvc", "repro", "-q", "fetch@kept", at=clone)
+    shutil.rmtree(clone / "data")
+    shutil.rmtree(clone / ".dvc/cache")
+    (tmp_path / "remote").rename(tmp_path / "elsewhere")
+    (clone / "stages/fetch.py").write_text((clone / "stages/fetch.py").read_text() + "# \n")
+    said = run("dvc", "repro", "fetch@kept", at=clone, status=255)
+    assert "dvc.lock names a record that is neither in DVC's cache nor in a remote" in said
+    assert "dvc pull data/raw/instructions/kept" in said
+    assert TOKEN not in "".join(path.read_text() for path in clone.glob("dvc.*"))

@@ -1,0 +1,307 @@
+"""Addresses of sources: what each form means, and one line for each that is malformed."""
+
+import random
+
+import pytest
+
+from aurora.core.params import describe
+from aurora.sources.source import Source
+from aurora.sources.uris import Address, non_commercial, parse, shown
+
+COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("own/rows.jsonl", Address("path", "own/rows.jsonl")),
+        ("own/my rows.json", Address("path", "own/my rows.json")),
+        (f"hf://datasets/o/n@{COMMIT}/a%20b", Address("hf", "a b", None, "o/n", True, COMMIT)),
+        ("./a:b.json", Address("path", "./a:b.json")),
+        ("file:own/rows%20a.jsonl", Address("path", "own/rows a.jsonl")),
+        ("file:///data/rows.jsonl", Address("path", "/data/rows.jsonl")),
+        ("own/mmlu.zip!/data/test/", Address("path", "own/mmlu.zip", "data/test")),
+        ("own/mmlu.tar!/", Address("path", "own/mmlu.tar", "")),
+        ("embedded:small_base", Address("embedded", "embedded:small_base")),
+        ("https://h.org/a/b.zip!/c", Address("https", "https://h.org/a/b.zip", "c")),
+        (f"hf://o/n@{COMMIT}", Address("hf", "", None, "o/n", False, COMMIT)),
+        (
+            f"hf://datasets/o-1/n.2@{COMMIT}/a/b.zip!/c/d",
+            Address("hf", "a/b.zip", "c/d", "o-1/n.2", True, COMMIT),
+        ),
+        ("hf://datasets/o/n@refs%2Fpr%2F1/a", Address("hf", "a", None, "o/n", True, "refs/pr/1")),
+    ],
+)
+def test_an_address_is_taken_apart(uri: str, address: Address):
+    assert parse(uri) == address
+
+
+MALFORMED = {
+    "": "is empty",
+    "  ": "is empty",
+    "own/a.json ": "a space at an end",
+    "a\nb": "a control character",
+    "https://h/a b": "write https://HOST/PATH",
+    f"hf://datasets/o/n@{COMMIT}/a b": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://datasets/o/n@{COMMIT}/%2e%2e/b": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://datasets/o/n@{COMMIT}/a?b": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://o--p/n@{COMMIT}": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://o/n.git@{COMMIT}": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    "!/data": "with one !/",
+    "a.zip!": "with one !/",
+    "a.zip!/b.zip!/c": "with one !/",
+    "a.zip!/../c": "names a folder with an empty part",
+    "a.zip!/b//c": "names a folder with an empty part",
+    "ftp://h/x": "unknown scheme 'ftp'",
+    "http://h/x": "unknown scheme 'http'",
+    "HTTPS://h/x": "unknown scheme 'HTTPS'",
+    "s3://bucket/x": "unknown scheme 's3'",
+    "C:/rows.json": "unknown scheme 'C'",
+    "embedded:large": "the one embedded model is embedded:small_base",
+    "embedded:small_base!/a": "the one embedded model is",
+    "file:": "names no file",
+    "file://server/share/x": "names another machine",
+    "https:///x": "write https://HOST/PATH",
+    "https:h/x": "write https://HOST/PATH",
+    "https://h": "write https://HOST/PATH",
+    "https://h/": "write https://HOST/PATH",
+    "https://h:x/y": "write https://HOST/PATH",
+    "https://[::1/y": "write https://HOST/PATH",
+    "https://h/y#z": "a part behind #",
+    "hf://o@main": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    "hf://o/n": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    "hf://o/n@": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://o/n@{COMMIT}/": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://o/n@{COMMIT}/../x": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://o/n@{COMMIT}/a//x": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://spaces/o/n@{COMMIT}/a": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://../n@{COMMIT}/a": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    f"hf://datasets/o/n@{COMMIT}": "only a model is taken as a whole",
+    f"hf://o/n@{COMMIT}!/a": "only a model is taken as a whole",
+}
+
+
+@pytest.mark.parametrize(("uri", "message"), MALFORMED.items())
+def test_a_malformed_uri_is_one_line(uri: str, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(uri)
+    assert "\n" not in str(caught.value)
+
+
+ODD = {
+    "a" * 5000: "is longer than 4,096 characters",
+    f"https://{'a' * 64}.org/x": "write https://HOST/PATH",
+    f"https://{'a.' * 130}org/x": "write https://HOST/PATH",
+    "https://a..org/x": "write https://HOST/PATH",
+    "https://.org/x": "write https://HOST/PATH",
+    "https://a%20b.org/x": "write https://HOST/PATH",
+    "https://[v1.a]/x": "write https://HOST/PATH",
+    "https://h:99999/x": "write https://HOST/PATH",
+    "file:own/a%00b": "names no file",
+    "file:own/a%0Ab": "names no file",
+    "own/\ud800": "a control character",
+    "own/\u202egpj.json": "a control character",
+    f"hf://datasets/o/n@{COMMIT}/a%00b": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+    "hf://datasets/o/n@%00/a": r"write hf://\[datasets/\]OWNER/NAME@COMMIT",
+}
+
+
+@pytest.mark.parametrize(("uri", "message"), ODD.items())
+def test_an_odd_host_or_name_is_one_printable_line(uri: str, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(uri)
+    assert type(caught.value) is ValueError
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_whatever_stands_for_a_uri_it_is_an_address_or_one_line():
+    choice = random.Random(3)
+    seeds = [
+        *MALFORMED,
+        *ODD,
+        f"hf://datasets/o/n@{COMMIT}/a.zip!/b",
+        "https://u:p@h.org:1/a?b=c#d",
+        "file:///a%20b",
+    ]
+    odd = [
+        *"@:/?#%!&;=[].\\ \t~",
+        "%00",
+        "..",
+        "!/",
+        "//",
+        "\u2024",
+        "\uff0f",
+        "\u202e",
+        "\udc80",
+        "é",
+        "@@",
+        "hf://",
+        "[::",
+        "xn--",
+        "\u200d",
+    ]
+    for _ in range(20_000):
+        uri = choice.choice(seeds)[:200]
+        for _ in range(choice.randrange(1, 4)):
+            at = choice.randrange(len(uri) + 1)
+            uri = uri[:at] + choice.choice(odd) + uri[at + choice.randrange(2) :]
+        try:
+            address = parse(uri)
+        except ValueError as error:
+            assert type(error) is ValueError, uri
+            assert "\n" not in str(error)
+            assert str(error).startswith("uri "), uri
+        else:
+            assert "\0" not in address.path
+
+
+@pytest.mark.parametrize(
+    "host", ["münchen.de", "例え.jp", "a_b.h.org", "h.org.", "[::1]", "127.0.0.1", "h.org:8443"]
+)
+def test_a_host_may_be_a_name_in_any_script_or_a_number(host: str):
+    assert parse(f"https://{host}/x").path == f"https://{host}/x"
+
+
+QUERIES = [
+    "token", "access_token", "hf_token", "key", "api_key", "apikey", "api-key", "x-api-key", "accesskey",
+    "AWSAccessKeyId", "auth", "authkey", "authorization", "jwt", "sig", "sign", "signature", "Signature",
+    "X-Amz-Signature", "X-Amz-Credential", "x-goog-signature", "Policy", "credential", "secret",
+    "client_secret", "password", "passwd", "pwd", "pass", "session_id", "sessionid", "code", "ticket", "pat",
+    "sas", "%74oken", "subscription-key", "private_key",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:s3cret@h.org/x",
+        "https://s3cret@h.org/x",
+        "https://s3cret:@h.org/x",
+        "https://:s3cret@h.org/x",
+        *(f"https://h.org/x?{key}=s3cret" for key in QUERIES),
+        "https://h.org/x?a=b&sig=s3cret",
+        "https://h.org/x?a=b;token=s3cret",
+        "https://h.org/x.zip?token=s3cret!/data",
+        "https://h.org/x/hf_s3crets3crets3crets3cret",
+        "https://h.org/x?a=ghp_s3crets3crets3crets3cret",
+        "https://h.org/x?a=eyJs3crets3.eyJs3crets3cret",
+        "https://h.org/x?a=hf%5Fs3crets3crets3crets3cret",
+        f"hf://datasets/o/n@{COMMIT}/hf_s3crets3crets3crets3cret",
+        "hf://datasets/o/n@hf_s3crets3crets3crets3cret/x",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(uri: str):
+    with pytest.raises(ValueError, match=r"holds a user name, password") as caught:
+        parse(uri)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:s3cret@h.org/x", "ftp://s3cret@h.org/x", "https://user:s3/cret@h.org/s3cret@x", "https:user:s3cret@h.org/x",
+        "https://user:s3cret@h.org", "https://user:s3cret@h.org:x/y", "https://user:s3cret@a..org/x", "https://h.org?token=s3cret",
+        "http://h.org/x?token=s3cret", "https://h:x/y?token=s3cret", "https://h.org/y#token=s3cret", "s3://key:s3cret@bucket/x",
+        "hf://user:s3cret@o/n@main/x", "hf://s3cret@datasets/o/n@main/x?", "hf://user:s3@cret@s3cret@o/n@main", "hf://o/n@main/x?token=s3cret",
+        "file://user:s3cret@server/x", "file:x?token=s3cret", "https://user:s3cret@h.org/a.zip!/b!/c", "https://h.org/x?token=s3cret ",
+        " https://user:s3cret@h.org/x", "https://user:s3cret@h.org/\n", "https://h.org/a.zip?token=s3cret!/../b",
+        "https://user:s3cret@h.org/" + "x" * 5000, "embedded:s3cret@small", "http://h.org/hf_s3crets3crets3crets3cret",
+    ],
+)  # fmt: skip
+def test_a_malformed_address_is_not_repeated_with_its_secret(uri: str):
+    with pytest.raises(ValueError, match=r"^uri ") as caught:
+        parse(uri)
+    assert "s3cret" not in str(caught.value)
+    assert "s3" not in shown(uri).removeprefix("s3:")
+    with pytest.raises(ValueError, match="dep is") as caught:
+        source(uri="own/x", dep=uri)
+    assert "s3cret" not in describe(caught.value, "sources.own")
+
+
+@pytest.mark.parametrize(
+    "query", ["download=true", "raw", "ref=main", "id=1aB2", "author=monkey", "format=json&page=2", "v=1;b=2"]
+)
+def test_a_query_without_a_secret_is_part_of_the_address(query: str):
+    assert parse(f"https://h.org/x?{query}").path == f"https://h.org/x?{query}"
+
+
+def test_what_is_shown_of_an_address_is_all_that_names_it():
+    for uri in (f"hf://datasets/o/n@{COMMIT}/a/b.json", "https://h.org:1/a/b", "own/a@b.json", "file:own/a"):
+        assert shown(uri) == uri
+
+
+def source(**values: object) -> Source:
+    common = {"kind": "instructions", "format": "alpaca", "licence": "MIT", "dep": "aurora/hub"}
+    return Source(**common | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"uri": "https://h/x"}, "is not pinned; give its sha256 or git_blob, or pin: record"),
+        ({"uri": "https://h/x", "bytes": 3}, "is not pinned"),
+        ({"uri": "hf://datasets/o/n@main/x"}, "names no full commit"),
+        ({"uri": f"hf://datasets/o/n@{COMMIT[:-1]}/x"}, "names no full commit"),
+        ({"uri": "https://h/x", "sha256": "0" * 64, "pin": "record"}, "stands beside sha256"),
+        ({"uri": "own/x", "dep": "own/x", "pin": "record"}, "remove pin"),
+        ({"uri": f"hf://o/n@{COMMIT}", "sha256": "0" * 64}, "uri names a whole model"),
+        ({"uri": "own/x.zip!/y", "dep": "own/x.zip!/y"}, r"write dep: own/x\.zip \["),
+        ({"uri": "file:own/x", "dep": "aurora/hub"}, "write dep: own/x"),
+        ({"uri": "https://h/x", "sha256": "0" * 64, "dep": "own"}, "write dep: aurora/hub"),
+        ({"uri": "own/x", "dep": "own/x", "format": "mmlu"}, "is not one of kind instructions"),
+        ({"uri": "own/x", "dep": "own/x", "format": "shareGPT"}, "Input should be 'alpaca'"),
+        ({"uri": "own/x", "dep": "own/x", "licence": " "}, "licence is empty; give an SPDX identifier"),
+        ({"uri": "https://h/x", "sha256": "ABC"}, "should match pattern"),
+        ({"uri": "https://h/x", "pin": "recorded"}, "Input should be 'record'"),
+    ],
+)
+def test_a_source_that_is_not_pinned_or_not_watched_is_refused(values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        source(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "pin"),
+    [
+        ({"uri": "https://h/x", "sha256": "0" * 64}, "sha256"),
+        ({"uri": "https://h/x", "git_blob": "0" * 40}, "git blob"),
+        ({"uri": "https://h/x", "pin": "record"}, "record"),
+        ({"uri": "hf://datasets/o/n@main/x", "pin": "record"}, "record"),
+        ({"uri": f"hf://datasets/o/n@{COMMIT}/x"}, "commit"),
+        ({"uri": "own/x.zip!/y", "dep": "own/x.zip"}, "repository"),
+    ],
+)
+def test_what_holds_the_bytes_fast_has_a_name(values: dict, pin: str):
+    assert source(**values).pinned_by == pin
+
+
+NON_COMMERCIAL = [
+    "CC-BY-NC-4.0", "CC BY-NC-SA 4.0", "cc_by_nc_4", "CC BY NC ND 3.0 IGO", "cc-bync-4.0", "CC-BY-NC-ND-2.0-DE", "NCGL-UK-2.0",
+    "PolyForm-Noncommercial-1.0.0", "fair-noncommercial-research-license", "NonCommercial", "for non-commercial use",
+    "non commercial", "NON\u2011COMMERCIAL", "not for commercial use", "Not to be used for any commercial purposes", "no commercial use",
+    "may not be used commercially", "Apache-2.0 code; weights not licensed for commercial applications", "without commercial use",
+    "commercial use is prohibited", "Commercial use of the data is not permitted", "commercial usage strictly forbidden",
+    "research use only", "research only", "research-only", "for research purposes", "academic purposes only", "for academic use",
+    "academic and research use only", "only for research; ask us about commercial licences", "personal use only", "evaluation only",
+    "solely for non-profit research", "restricted to academic research", "may only be used in research", "intel-research", "apple-amlr",
+    "仅供研究使用", "非商业用途", "不得用于商业用途", "禁止商用", "仅限学术研究", "ＣＣ－ＢＹ－ＮＣ",
+]  # fmt: skip
+PERMISSIVE = [
+    "Apache-2.0", "MIT", "AFL-3.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "NCSA", "ODC-By-1.0", "BSD-3-Clause", "ECL-2.0", "MPL-2.0",
+    "GPL-3.0-only", "LGPL-2.1-only", "Academic Free License v3.0", "Educational Community License", "MIT, of Microsoft Research",
+    "GPL-3.0-only, research software", "research software, GPL-3.0-only", "for research and commercial use",
+    "free for academic use and commercial use", "commercial use allowed", "no restriction on commercial use",
+    "no commercial restrictions", "no commercial use restrictions", "commercial use is not restricted",
+    "not only for research, for commerce too", "Mulan PSL v2", "Tongyi Qianwen", "llama3.1", "openrail", "可商用", "NCBI-PD", "Vance-1.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("licence", NON_COMMERCIAL)
+def test_a_non_commercial_licence_is_known_by_identifier_and_words(licence: str):
+    assert non_commercial(licence)
+
+
+@pytest.mark.parametrize("licence", PERMISSIVE)
+def test_a_licence_that_allows_commerce_is_not_marked(licence: str):
+    assert not non_commercial(licence)

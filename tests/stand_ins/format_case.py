@@ -1,0 +1,53 @@
+"""Conversations and parameters for tests of format."""
+
+import random
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from aurora.core.messages import Message, content_id
+from aurora.format.params import Format
+
+PARAMS = Format(
+    prompt="mistral", max_length=256, long_conversation="continue", long_round="drop", held_out=0.2
+)
+Row = tuple[str, tuple[Message, ...]]  # source, messages
+
+
+def params(**changes: object) -> Format:
+    return Format(**{**PARAMS.model_dump(), **changes})
+
+
+def talk(*turns: str) -> tuple[Message, ...]:
+    return tuple(Message("assistant" if index % 2 else "user", turn) for index, turn in enumerate(turns))
+
+
+def many(count: int, seed: int = 0) -> list[Row]:
+    """Distinct conversations of 1 to 5 rounds in two sources, some long."""
+    source = random.Random(seed)
+    words = ["你好", "天气", "龘", "hello ", "world ", "🙂", "\n", "。", "  "]
+    rows = []
+    for index in range(count):
+        turns = [
+            "".join(source.choices(words, k=source.randrange(1, 60)))
+            for _ in range(2 * source.randrange(1, 6))
+        ]
+        rows.append((source.choice(["alpaca", "sharegpt"]), talk(f"{seed} {index} {turns[0]}", *turns[1:])))
+    return rows
+
+
+def write(path: Path, rows: list[Row], clusters: dict[str, str] | None = None) -> Path:
+    rows = sorted((content_id(messages), source, messages) for source, messages in rows)
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    talks = [[{"role": turn.role, "content": turn.content} for turn in messages] for _, _, messages in rows]
+    columns = {
+        "id": [key for key, _, _ in rows],
+        "source": [source for _, source, _ in rows],
+        "position": pyarrow.array(range(len(rows)), pyarrow.int64()),
+        "messages": pyarrow.array(talks, pyarrow.list_(turn)),
+    }
+    if clusters is not None:
+        columns["cluster"] = [clusters.get(key, key) for key, _, _ in rows]
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
