@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
-from aurora.report.charts import bars, lines
-from aurora.report.inputs import MODELS, REPLY_MEASURES, Gathered, shown
-from aurora.report.scores import all_models, categories, outcome, protocol, subjects
+from aurora.report.blocks import Block, Heading, Link, Paragraph, Picture, Table
+from aurora.report.charts import bars, lines, shares
+from aurora.report.inputs import MODELS, REPLY_MEASURES, Gathered, change
+from aurora.report.scores import all_models, benchmarks, categories, findings, protocol, subjects
 
 GIB = 2**30
 
@@ -15,11 +15,15 @@ def report_blocks(found: Gathered) -> list[Block]:
     source = found.paper["source"]
     return [
         Heading("Report", 1),
+        Paragraph(findings(found)),
         Paragraph(
-            f"Written by the report stage. Quoted numbers are those of {source} and its repository "
-            "(aurora/report/paper.yaml); all others were measured by the stages of this run."
+            f"Numbers marked as quoted are those of {source} and its repository, listed in ",
+            Link("aurora/report/paper.yaml"),
+            "; the stages of this run measured all others.",
         ),
-        *outcome(found),
+        *_languages(found),
+        *_loss(found),
+        *benchmarks(found),
         *_first_replies(found),
         *_kinds(found),
         *_rounds(found),
@@ -29,9 +33,41 @@ def report_blocks(found: Gathered) -> list[Block]:
         *subjects(found),
         *protocol(found),
         *_memory(found),
-        *_loss(found),
         *_merge(found),
         *_inputs(found),
+    ]
+
+
+def _languages(found: Gathered) -> list[Block]:
+    rows, cells = {}, []
+    for where, key in (("held-out prompts", None), ("fixed prompts", "prompts")):
+        sides = [found.results[model] if key is None else found.results[model][key] for model in MODELS]
+        for model, side in zip(MODELS, sides, strict=True):
+            chinese, mixed = side["zh_reply_rate"] or 0.0, side["mixed_rate"] or 0.0
+            rows[f"{where}, {model}"] = {
+                "mixture": mixed,
+                "Chinese": chinese,
+                "another language": max(0.0, 1 - chinese - mixed)
+                if side["zh_reply_rate"] is not None
+                else 0.0,
+            }
+        counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
+        measures = [
+            change(*(side[name] for side in sides), form) for name, (_, form) in REPLY_MEASURES.items()
+        ]
+        cells.append((where, *measures, " → ".join(counts)))
+    picture = shares("Language of the replies", rows, ("mixture", "Chinese", "another language"))
+    header = ("replies to", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
+    return [
+        Heading("Language of the replies"),
+        Picture("languages.svg", picture, "Language of the replies, base and tuned"),
+        Table(header, cells),
+        Paragraph(
+            "Base → tuned, greedy replies. Replies of digits, signs or code alone have no language; the shares are of the "
+            "others. All replies stand in ",
+            Link("metrics/replies.md"),
+            ".",
+        ),
     ]
 
 
@@ -46,10 +82,9 @@ def _first_replies(found: Gathered) -> list[Block]:
     return [
         Heading("Table 1: first replies"),
         Paragraph(
-            "In the paper the base answers these prompts in English or in a mixture, and the tuned model in Chinese. "
-            "metrics/replies.md has all replies of this run, to the fixed prompts and to held-out ones."
+            "In the paper the base answers these prompts in English or in a mixture, and the tuned model in Chinese. Measured:"
         ),
-        Table(("prompt", "base, measured", "tuned, measured"), rows),
+        Table(("prompt", "base", "tuned"), rows),
     ]
 
 
@@ -57,23 +92,25 @@ def _kinds(found: Gathered) -> list[Block]:
     base, tuned = (found.results[model]["prompts"]["kinds"] for model in MODELS)
     rows = [
         (
-            kind,
+            kind.replace("_", " "),
             str(score["n"]),
-            *(str(side[kind]["no_language"]) for side in (base, tuned)),
-            *(shown(side[kind][name], ".2f") for name in REPLY_MEASURES[:3] for side in (base, tuned)),
-            *(shown(side[kind]["mean_length"], ".0f") for side in (base, tuned)),
+            *(
+                change(base[kind][name], tuned[kind][name], form)
+                for name, (_, form) in REPLY_MEASURES.items()
+            ),
+            f"{base[kind]['no_language']} → {tuned[kind]['no_language']}",
         )
         for kind, score in base.items()
     ]
-    measures = ("no_language", *REPLY_MEASURES)
-    header = ("kind", "n", *(f"{name} {model}" for name in measures for model in MODELS))
+    header = ("kind", "prompts", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
     return [
-        Heading("Replies by kind"),
+        Heading("Replies by kind of prompt"),
         Paragraph(
-            "Greedy replies to samples/prompts.yaml, the kinds of the paper's appendix. zh_reply_rate and mixed_rate are "
-            "shares of the n - no_language replies that have words of a language; - where there is none."
+            "Base → tuned, on the prompts of ",
+            Link("samples/prompts.yaml"),
+            ", whose kinds are those of the paper's appendix; - where no reply has a language.",
         ),
-        Table(header, rows, frozenset(range(1, len(header)))),
+        Table(header, rows, frozenset({1})),
     ]
 
 
@@ -144,8 +181,13 @@ def _loss(found: Gathered) -> list[Block]:
         name: [(float(row["step"]), float(row[key])) for row in found.curve if row.get(key)]
         for name, key in (("training", "loss"), ("held out", "held_out_loss"))
     }
-    picture = lines("Loss of the tune", series, "optimiser step", "nats a token")
-    return [Heading("Loss curve"), Picture("loss.svg", picture, "Training and held-out loss by step")]
+    picture = lines("Loss of the tune", series, "optimiser step", "nats per token")
+    base, tuned = (found.results[model]["loss"] for model in MODELS)
+    return [
+        Heading("Loss"),
+        Picture("loss.svg", picture, "Training and held-out loss by step"),
+        Paragraph(f"Mean loss per answer token of the held-out rows: {change(base, tuned, '.4f')} nats."),
+    ]
 
 
 def _merge(found: Gathered) -> list[Block]:

@@ -48,12 +48,27 @@ def evaluation(results: dict[str, dict]) -> dict:
     return found
 
 
+def loss_table(curve: list[dict]) -> str:
+    """CSV step,rows,loss: training and held-out loss, each at the steps where it was measured."""
+    columns = (("training", "loss"), ("held out", "held_out_loss"))
+    return _csv(
+        ("step", "rows", "loss"),
+        [(row["step"], name, row[key]) for name, key in columns for row in curve if row.get(key)],
+    )
+
+
+def training_table(curve: list[dict]) -> str:
+    """CSV step,learning_rate,grad_norm at the logged steps of training."""
+    columns = ("step", "learning_rate", "grad_norm")
+    return _csv(columns, [tuple(row[name] for name in columns) for row in curve if row.get("grad_norm")])
+
+
 def accuracy_table(results: dict[str, dict]) -> str:
-    """CSV benchmark,model,acc,stderr,n; `benchmark` names the model too, for one bar each."""
+    """CSV benchmark,model,acc,stderr,n."""
     return _csv(
         ("benchmark", "model", "acc", "stderr", "n"),
         [
-            (f"{name} {model}", model, *_score(results[model][name]))
+            (NAMES[name], model, *_score(results[model][name]))
             for name in NAMES
             for model in MODELS
             if name in results[model]
@@ -74,15 +89,20 @@ def category_table(results: dict[str, dict]) -> str:
 
 
 def subject_table(results: dict[str, dict]) -> str:
-    """CSV subject,model,acc,n over all subjects of all benchmarks; `subject` is prefixed by its benchmark."""
+    """CSV subject,model,acc,stderr,n over all subjects of all benchmarks; `subject` is prefixed by its benchmark."""
     return _csv(
-        ("subject", "model", "acc", "n"),
+        ("subject", "model", "acc", "stderr", "n"),
         [
-            (subject, model, f"{score['acc']:.4f}", score["n"])
+            (subject, model, f"{score['acc']:.4f}", f"{binomial_error(score):.4f}", score["n"])
             for model in MODELS
             for subject, score in sorted(results[model]["subjects"].items())
         ],
     )
+
+
+def binomial_error(score: dict) -> float:
+    """Standard error of an accuracy, as lm-eval has it: the sample's, with n - 1."""
+    return (score["acc"] * (1 - score["acc"]) / max(1, score["n"] - 1)) ** 0.5
 
 
 def _score(score: dict) -> tuple[str, str, int]:
@@ -231,7 +251,9 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     )
     for name, content in metrics.items():
         write_json(out / f"{name}.json", content)
-    write_text(out / "loss.csv", curve_text)
+    curve = list(csv.DictReader(io.StringIO(curve_text)))
+    write_text(out / "loss.csv", loss_table(curve))
+    write_text(out / "training.csv", training_table(curve))
     write_text(out / "lengths.csv", outputs.lengths.read_text(encoding="utf-8"))
     write_text(out / "accuracy.csv", accuracy_table(results))
     write_text(out / "categories.csv", category_table(results))
@@ -246,5 +268,5 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             if isinstance(block, Picture):
                 write_text(folder / block.file, block.svg)
     write_text(report, markdown(blocks, f"{out.name}/pictures"))
-    write_text(page, html(blocks, "Report"))
+    write_text(page, html(blocks, "Report", "../" * (len(page.parts) - 1)))
     return metrics["eval"]
