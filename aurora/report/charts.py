@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 720
+SHARES = (1, 0, 2)  # colours of the parts of a bar
 STYLE = """<style>
 text{font:12px system-ui,"Noto Sans CJK SC",sans-serif;fill:#1f2328}.title{font-size:14px;font-weight:600}.small{font-size:10px}
 .paper{fill:#fff}.grid{stroke:#e2e5e9}.mark{stroke:#59636e;stroke-dasharray:4 3}.fill0{fill:#8a94a0}.fill1{fill:#c4522d}
@@ -78,13 +79,13 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[
     """A bar for each row, cut into the shares of `names`, which add up to at most 1, with percents in the wide ones."""
     left, step, top = _left(rows), 34, 64
     width = WIDTH - left - 30
-    parts = list(_legend(names, left))
+    parts = list(_legend(names, left, SHARES))
     for place, (name, values) in enumerate(rows.items()):
         x, y = float(left), top + step * place
         parts.append(_text(left - 8, y + 15, name, "end"))
         for number, series in enumerate(names):
             wide = width * values.get(series, 0.0)
-            parts.append(f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{number}'/>")
+            parts.append(f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>")
             if wide > 40:
                 parts.append(_text(x + wide / 2, y + 15, f"{100 * values[series]:.0f} %", "middle"))
             x += wide
@@ -146,9 +147,11 @@ def _line(x: float, y: float, to_x: float, to_y: float, kind: str = "grid") -> s
     return f"<line x1='{x:.1f}' y1='{y:.1f}' x2='{to_x:.1f}' y2='{to_y:.1f}' class='{kind}'/>"
 
 
-def _legend(names: Sequence[str] | Mapping[str, object], left: float) -> Iterator[str]:
+def _legend(
+    names: Sequence[str] | Mapping[str, object], left: float, colours: Sequence[int] = (0, 1, 2)
+) -> Iterator[str]:
     x = left
-    for number, name in enumerate(names):
+    for number, name in zip(colours, names, strict=False):
         yield f"<circle cx='{x + 5:.1f}' cy='38' r='4' class='fill{number}'/>"
         yield _text(x + 14, 42, name)
         x += 40 + 7 * len(name)

@@ -16,12 +16,12 @@ REPLY_MEASURES = {  # of results.json: in words, and the format of a value
 
 def shown(value: float | None, form: str) -> str:
     """A measure as text by a format such as `.2f`; "-" for one that nothing was left to measure on."""
-    return "-" if value is None else format(value, form).replace("%", " %")
+    return "-" if value is None else format(value, form).replace("%", "\u00a0%")
 
 
 def change(base: float | None, tuned: float | None, form: str) -> str:
     """`base → tuned` in one cell."""
-    return f"{shown(base, form)} → {shown(tuned, form)}"
+    return f"{shown(base, form)}\u00a0→\u00a0{shown(tuned, form)}"  # in one line
 
 
 @dataclass(frozen=True)

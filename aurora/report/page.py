@@ -45,8 +45,8 @@ def _languages(found: Gathered) -> list[Block]:
         for model, side in zip(MODELS, sides, strict=True):
             chinese, mixed = side["zh_reply_rate"] or 0.0, side["mixed_rate"] or 0.0
             rows[f"{where}, {model}"] = {
-                "mixture": mixed,
                 "Chinese": chinese,
+                "mixture": mixed,
                 "another language": max(0.0, 1 - chinese - mixed)
                 if side["zh_reply_rate"] is not None
                 else 0.0,
@@ -56,7 +56,7 @@ def _languages(found: Gathered) -> list[Block]:
             change(*(side[name] for side in sides), form) for name, (_, form) in REPLY_MEASURES.items()
         ]
         cells.append((where, *measures, " → ".join(counts)))
-    picture = shares("Language of the replies", rows, ("mixture", "Chinese", "another language"))
+    picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
     header = ("replies to", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
     return [
         Heading("Language of the replies"),
