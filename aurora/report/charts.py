@@ -85,7 +85,9 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[
         parts.append(_text(left - 8, y + 15, name, "end"))
         for number, series in enumerate(names):
             wide = width * values.get(series, 0.0)
-            parts.append(f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>")
+            parts.append(
+                f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>"
+            )
             if wide > 40:
                 parts.append(_text(x + wide / 2, y + 15, f"{100 * values[series]:.0f} %", "middle"))
             x += wide
