@@ -7,7 +7,7 @@ from templates, whose every measured number comes out of metrics/ or a record of
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from aurora.core.errors import DataError
@@ -154,6 +154,24 @@ def _kind(annotation: str) -> str:
 
 def _text(value: object) -> str:
     return " ".join(str(value or "").split()).replace("|", "\\|")
+
+
+def doc_faults(root: Path, commands: Collection[str]) -> list[str]:
+    """A line, with file, line number and remedy, for each dead link and each command of aurora that does not exist."""
+    lines = []
+    for path in [root / "README.md", root / "README.zh.md", *sorted((root / DOCS).glob("*.md"))]:
+        if not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            place = f"{path.relative_to(root)} line {number}"
+            for target in re.findall(r"\]\(([^)\s]+)\)", line):
+                file = target.partition("#")[0]
+                if file and "://" not in file and not (path.parent / file).exists():
+                    lines.append(f"{place}: {target} does not exist; correct the link")
+            for name in re.findall(r"(?:^|`|&& )aurora ([a-z-]+)", line):
+                if name not in commands:
+                    lines.append(f"{place}: aurora {name} does not exist; there are {', '.join(commands)}")
+    return lines
 
 
 if __name__ == "__main__":
