@@ -1,7 +1,6 @@
 """A server of two tiny models with their own weights, on a port of this machine."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from stand_ins.serving import Serving
