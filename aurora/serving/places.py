@@ -31,13 +31,19 @@ class ModelPlace:
         return self.base or self.folder
 
 
-def project_folders() -> dict[str, Path]:
-    """The folders of base, tuned and adapter, from dvc.yaml; empty outside a project."""
+def stage_options(stage: str) -> dict[str, Path]:
+    """The paths that a stage's command names, by option: `--base data/…` as `base`; empty outside a project."""
     if not DVC_YAML.is_file():
         return {}
-    stages = read_yaml(DVC_YAML)["stages"]
-    models = {name: Path(entry["model"]) for name, entry in stages["eval"]["foreach"].items()}
-    return models | {"adapter": Path(stages["sft"]["outs"][0])}
+    command = read_yaml(DVC_YAML)["stages"][stage]["cmd"]
+    return {name: Path(value) for name, value in re.findall(r"--([a-z-]+) (\S+)", command)}
+
+
+def project_folders() -> dict[str, Path]:
+    """The folders of base, tuned and adapter, from dvc.yaml; empty outside a project."""
+    options = stage_options("merge")
+    names = {"base": "base", "tuned": "merged", "adapter": "adapter"}
+    return {name: options[option] for name, option in names.items() if option in options}
 
 
 def find_model(name: str) -> ModelPlace:

@@ -178,9 +178,8 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "dvc.yaml").write_text(
-        "stages: {eval: {foreach: {base: {model: data/raw/model/base}, tuned: {model: models/merged}}}, sft: {outs: [adapter]}}"
-    )
+    command = "python -m stages.merge --base data/raw/model/base --adapter adapter --merged models/merged"
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{merge: {{cmd: {command}}}}}")
     monkeypatch.chdir(tmp_path)
     served = ChatModel.load(find_model("adapter"), NF4, "mistral")
     answer = said(served, HELLO)
