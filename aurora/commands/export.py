@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import click
 
@@ -11,8 +12,10 @@ from aurora.core.messages import PromptName
 from aurora.core.params import read_section
 from aurora.export.contents import CARD, PROVENANCE, Contents, Inputs, adapter_contents, merged_contents
 from aurora.export.folder import fill, require_disk, require_new, write_folder, write_sums
-from aurora.export.gguf import TYPES, estimated_bytes, modelfile, require_tools, write_gguf
+from aurora.export.modelfile import modelfile
 from aurora.intake.disk import disk_error, room
+from aurora.merge.gguf import estimated_bytes, require_tools, write_gguf
+from aurora.merge.params import GgufType
 from aurora.serving.places import stage_options
 
 
@@ -72,7 +75,9 @@ def export_gguf(model: Contents, inputs: Inputs, out: Path, kind: str, dry_run: 
 @click.option("--merged", "what", flag_value="merged", default=True, help="The merged model (the default).")
 @click.option("--adapter", "what", flag_value="adapter", help="The adapter, with its base's tokeniser.")
 @click.option(
-    "--gguf", type=click.Choice(TYPES, case_sensitive=False), help="The merged model for llama.cpp."
+    "--gguf",
+    type=click.Choice(get_args(GgufType), case_sensitive=False),
+    help="The merged model for llama.cpp.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written and its sizes, and write nothing.")
 @exit_with_message

