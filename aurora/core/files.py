@@ -1,4 +1,4 @@
-"""Files written whole or not at all, in bytes that depend on their content alone."""
+"""Files that are written whole or not at all, and hashes of files."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from aurora.core.errors import DataError
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` and renames it on success; a failure leaves nothing behind.
 
-    Serves files and folders: the caller creates either at the yielded path.
+    The caller creates a file or a folder at the yielded path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
+    """Waits until the bytes of a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -48,7 +48,7 @@ def flush(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Waits until a folder with all that it holds, and its own name, are on the disk."""
+    """Waits until a folder, everything in it, and its name are on the disk."""
     for path in [*sorted(folder.rglob("*")), folder, folder.parent]:
         flush(path)
 
@@ -60,9 +60,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON with two spaces of indent and a final newline; key order is the caller's.
+    """Writes JSON with two spaces of indent and a final newline, keys in the given order.
 
-    Floats are rounded to six significant digits, so that metric files stay readable; NaN is refused.
+    Floats are rounded to six significant digits, so that metric files stay readable. Raises DataError for NaN.
     """
     try:
         text = json.dumps(rounded(value), ensure_ascii=False, indent=2, allow_nan=False)
@@ -98,7 +98,7 @@ def read_json(path: Path, producer: str) -> object:
 def read_checked(path: Path, kind: type, producer: str) -> dict:
     """Reads a JSON object whose shape is the pydantic model `kind`; `producer` as in `read_json`.
 
-    Raises DataError, with the key and its value, for one of another shape too.
+    Also raises DataError, with the key and its value, for another shape.
     """
     from pydantic import ValidationError
 
@@ -130,7 +130,7 @@ def git_blob_id(path: Path) -> str:
 
 
 def dvc_hash(path: Path) -> str:
-    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
+    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, with the suffix `.dir` for a folder."""
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
         entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]

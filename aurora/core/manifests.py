@@ -1,4 +1,4 @@
-"""The manifest that fetch writes beside the bytes of a source: what later stages know of where they are from."""
+"""The manifest that fetch writes beside the bytes of a source: where they come from, for later stages."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ KEYS = frozenset(
 
 
 class FileEntry(BaseModel):
-    """What a manifest says of a file, as far as a model's card and the hash of a base read it."""
+    """A file of a manifest, with what model cards and the hash of a base read."""
 
     path: str
     sha256: str
 
 
 class Facts(BaseModel):
-    """What a manifest says of a source, as far as a card reads it; a key may be missing."""
+    """A manifest, with what model cards read; any key may be missing."""
 
     uri: str | None = None
     revision: str | None = None
@@ -44,13 +44,13 @@ class Facts(BaseModel):
 
 
 class SizedEntry(BaseModel):
-    """What a manifest says of a file, as far as its size is told."""
+    """A file of a manifest, with its size in bytes."""
 
     bytes: int
 
 
 class Fetched(BaseModel):
-    """What a manifest says of a source, as far as clean tells of it."""
+    """A manifest, with what clean reports of a source."""
 
     source: str
     kind: str
@@ -62,7 +62,7 @@ class Fetched(BaseModel):
 
 
 class Origin(BaseModel):
-    """What clean writes of each source that it read, for cards and report."""
+    """A source as clean reports it, for model cards and the report."""
 
     source: str
     kind: str
@@ -76,7 +76,7 @@ class Origin(BaseModel):
 
 
 class Origins(BaseModel):
-    """The file in which clean writes them, by path."""
+    """The file sources.json of clean."""
 
     sources: list[Origin]
 
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def find_manifest(folder: Path) -> dict | None:
-    """What the manifest of a base says, complete or not; None for a folder that fetch did not write.
+    """The manifest of a base, complete or not; None for a folder that fetch did not write.
 
     Raises DataError for a value of a wrong type.
     """
@@ -111,18 +111,18 @@ def find_manifest(folder: Path) -> dict | None:
 
 
 def read_fetched(path: Path, producer: str) -> dict:
-    """A manifest with all that Fetched has; `producer` as in `read_json`. Raises DataError for any other."""
+    """A manifest with every key of Fetched; `producer` as in `read_json`. Raises DataError for any other."""
     return read_checked(path, Fetched, producer)
 
 
 def origin_of(folder: Path) -> dict:
-    """What is told of a fetched folder where it is no longer at hand, in the form of Origin.
+    """What later stages need to know of a fetched folder that they do not read, as an Origin.
 
     Raises DataError for a manifest that does not say it.
     """
     manifest = read_fetched(folder / MANIFEST, f"fetch@{folder.name}")
-    told = {name: manifest.get(name) for name in ("source", "kind", "uri", "revision", "licence")}
-    return told | {
+    origin = {name: manifest.get(name) for name in ("source", "kind", "uri", "revision", "licence")}
+    return origin | {
         "non_commercial": manifest.get("non_commercial", False),
         "bytes": sum(file["bytes"] for file in manifest["files"]),
         "path": folder.as_posix(),
@@ -131,7 +131,7 @@ def origin_of(folder: Path) -> dict:
 
 
 def read_origins(path: Path) -> list[dict]:
-    """What clean wrote of the sources that it read. Raises DataError if it is missing or of another form."""
+    """The sources that clean read, each as an Origin. Raises DataError if the file is missing or malformed."""
     return read_checked(path, Origins, "clean")["sources"]
 
 
@@ -142,7 +142,7 @@ def manifest_hash(folder: Path) -> str | None:
 
 
 def is_whole(manifest: object) -> bool:
-    """Whether this is all that fetch writes now, rather than a damaged manifest or one of another form."""
+    """Whether this is a complete manifest as fetch writes it now."""
     if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
         return False
     archive, files = manifest["archive"], manifest["files"]

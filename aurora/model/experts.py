@@ -202,7 +202,7 @@ class Work:
                 below = (below * weight).to(after.dtype)
             (below,) = torch.autograd.grad(after, inside, below)
             d_rows[part] = product(self.inner, *group, below, not turned, dense)
-        # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
+        # ReportInputs and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
         total: torch.Tensor | int = 0
         for places in self.back:
             total = total + d_rows.index_select(0, places)
