@@ -5,7 +5,7 @@ VENV := .venv
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
 PYTEST := $(IN_VENV) pytest -n auto
 
-.PHONY: repro experiments check test test-fast test-slow lock environment clean
+.PHONY: repro experiments check test test-fast test-slow lock docs environment clean
 .DEFAULT_GOAL := repro
 
 repro: environment
@@ -38,6 +38,9 @@ lock: environment
 	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--quiet --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
 	@$(VENV)/bin/python -m aurora.pipeline.versions
+
+docs: environment
+	@PYTHONPATH=tests $(VENV)/bin/python -m stand_ins.what_reruns
 
 environment: $(VENV)/installed
 
