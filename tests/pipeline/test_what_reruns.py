@@ -24,7 +24,7 @@ def test_the_table_of_edits_is_what_dvc_says(root: Path, tmp_path: Path):
     rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line.startswith("| ")]
     again = {edit.partition(", `")[0].strip("`"): set(stages.split(", ")) for edit, stages, _ in rows}
     costly = {"sft", "merge", "eval", "eval@base"}
-    assert {edit: again[edit] & costly for edit in OF_ONE_STAGE} == dict.fromkeys(OF_ONE_STAGE, set())
+    assert {edit: again[edit] & costly for edit in OF_ONE_STAGE} == {edit: set() for edit in OF_ONE_STAGE}
     for stage in ("sft", "merge", "eval"):
         others = {
             name for name in again if name.startswith(("aurora/", "stages/")) and name.endswith(f"/{stage}")
