@@ -31,7 +31,8 @@ check: environment
 	@$(IN_VENV) ruff format --check
 	@$(IN_VENV) ruff check
 	@$(IN_VENV) pyrefly check
-	@$(IN_VENV) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(IN_VENV) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(IN_VENV) zizmor --quiet --offline .github/workflows
 	@$(IN_VENV) aurora check
 
 lock: environment
