@@ -153,7 +153,7 @@ def _with_required(names: set[str]) -> set[str]:
 
 def _pins(lines: Iterable[str]) -> dict[str, str]:
     """Versions, without their build, by the normal names of distributions; "" where a line does not pin one version."""
-    pins = {}
+    pins: dict[str, str] = {}
     for line in lines:
         if not line.startswith("#"):
             requirement = Requirement(line)

@@ -193,7 +193,7 @@ def _loss(found: Gathered) -> list[Block]:
 def _merge(found: Gathered) -> list[Block]:
     counts = {name: value for name, value in found.merge.items() if name != "drift"}
     rows = [(name, _number(value)) for name, value in counts.items()]
-    blocks = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
+    blocks: list[Block] = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
     drift = found.merge.get("drift")
     if drift:
         pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}
