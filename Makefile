@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
-PYTEST := $(IN_VENV) pytest -n auto
+# By file, so that what a file's tests share is made once.
+PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
 
 .PHONY: repro experiments check test test-fast test-slow lock docs environment clean
 .DEFAULT_GOAL := repro

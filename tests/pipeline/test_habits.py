@@ -23,7 +23,7 @@ def planted(sft: Sft, fault: Fault | None) -> int:
 """
 WORKFLOW_FAULTS = {
     "check-jsonschema --builtin-schema vendor.github-workflows": ("runs-on: ubuntu", "run-on: ubuntu"),
-    "zizmor --offline": ("persist-credentials: false", "persist-credentials: true"),
+    "zizmor --offline": ("run: .ci/run", "run: echo ${{ github.event.pull_request.title }}"),
 }
 
 
