@@ -42,6 +42,7 @@ lock: environment
 	@$(VENV)/bin/python -m aurora.pipeline.versions
 
 docs: environment
+	@$(VENV)/bin/python -m aurora.pipeline.docs
 	@PYTHONPATH=tests $(VENV)/bin/python -m stand_ins.what_reruns
 
 environment: $(VENV)/installed

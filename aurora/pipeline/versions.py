@@ -17,8 +17,8 @@ from aurora.core.yaml_files import read_yaml
 from aurora.pipeline.rooms import PACKAGES, SOURCE_BUILDERS, reached, read_stages, script_of
 
 PYPROJECT, CONSTRAINTS = "pyproject.toml", "constraints.txt"
-# A line of versions.yaml: indent, library, version.
-TRACKED = re.compile(r"""(?m)^( *)([\w.-]+): ["']?([\w.]+)["']?(?=\s|$)""")
+# A line of versions.yaml: the library with what stands around it, the library, the version.
+TRACKED = re.compile(r"""(?m)^( *([\w.-]+): +(?:&\w+ +)?)["']?([\w.]+)["']?(?=\s|$)""")
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
 UNTRACKED = frozenset(
     {"click", "dvc", "dvc-data", "huggingface-hub", "httpx2", "pydantic", "ruamel-yaml", "scmrepo", "tqdm"}
@@ -63,7 +63,7 @@ def write_versions(root: Path) -> None:
     for file in _versions_files(root):
         text = file.read_text(encoding="utf-8")
         file.write_text(
-            TRACKED.sub(lambda found: f'{found[1]}{found[2]}: "{pins.get(found[2], found[3])}"', text),
+            TRACKED.sub(lambda found: f'{found[1]}"{pins.get(found[2], found[3])}"', text),
             encoding="utf-8",
         )
 

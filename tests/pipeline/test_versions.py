@@ -102,11 +102,11 @@ def test_versions_are_tracked_where_they_count(sound: Path, files: dict[str, str
 
 
 def test_the_lock_writes_versions_alone(sound: Path):
-    write(sound, {"aurora/hub/versions.yaml": "numpy: 0.1\n", "aurora/hub/a.py": "import numpy\n"})
+    write(sound, {"aurora/hub/versions.yaml": "numpy: &of 0.1\n", "aurora/hub/a.py": "import numpy\n"})
     write(sound, {"pyproject.toml": "[project]\ndependencies = ['numpy==2.0.1', 'other==3']\n"})
     write_versions(sound)
     assert (sound / "versions.yaml").read_text() == '# why\ndata:\n  numpy: "2.0.1" # optional\n'
-    assert (sound / "aurora/hub/versions.yaml").read_text() == 'numpy: "2.0.1"\n'
+    assert (sound / "aurora/hub/versions.yaml").read_text() == 'numpy: &of "2.0.1"\n'
     assert version_faults(sound) == [
         "constraints.txt: numpy is 1.0, but 2.0.1 in pyproject.toml; run make lock"
     ]
