@@ -53,7 +53,7 @@ def _languages(found: Gathered) -> list[Block]:
             }
         counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
         measures = [
-            change(*(side[name] for side in sides), form) for name, (_, form) in REPLY_MEASURES.items()
+            change(sides[0][name], sides[1][name], form) for name, (_, form) in REPLY_MEASURES.items()
         ]
         cells.append((where, *measures, " → ".join(counts)))
     picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
