@@ -7,8 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @contextmanager
@@ -82,20 +86,26 @@ def rounded(value: object) -> object:
     return value
 
 
-def read_json(path: Path, producer: str) -> object:
-    """Reads JSON. `producer` is the stage that writes the file, for the error message.
+def read_json(path: Path, producer: str) -> dict:
+    """Reads a JSON object. `producer` is the stage that writes the file, for the error message.
 
-    Raises DataError if the file is missing or is not JSON.
+    Raises DataError if the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro {producer}") from None
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise DataError(f"{path}: not JSON ({error}); write it again by: dvc repro -f {producer}") from None
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise DataError(
+            f"{path}: whole file: not a JSON object, found {found}; write it again by: dvc repro -f {producer}"
+        )
+    return content
 
 
-def read_checked(path: Path, kind: type, producer: str) -> dict:
+def read_checked(path: Path, kind: "type[BaseModel]", producer: str) -> dict:
     """Reads a JSON object whose shape is the pydantic model `kind`; `producer` as in `read_json`.
 
     Also raises DataError, with the key and its value, for another shape.

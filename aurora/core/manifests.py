@@ -1,6 +1,7 @@
 """The manifest that fetch writes beside the bytes of a source: where they come from, for later stages."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 from pydantic import BaseModel
 
@@ -89,7 +90,7 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     manifest = read_json(path, f"fetch@{folder.name}")
     for key in ("source", "kind", "format", "rows", "files"):
-        if not isinstance(manifest, dict) or key not in manifest:
+        if key not in manifest:
             raise DataError(
                 f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
@@ -154,7 +155,7 @@ def is_whole(manifest: object) -> bool:
     )
 
 
-def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
+def _names_a_file(entry: object, keys: tuple[str, ...]) -> TypeGuard[dict]:
     if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
         return False
     path = Path(entry["path"])

@@ -53,7 +53,7 @@ def _languages(found: ReportInputs) -> list[Block]:
             }
         counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
         measures = [
-            change(*(side[name] for side in sides), form) for name, (_, form) in REPLY_MEASURES.items()
+            change(sides[0][name], sides[1][name], form) for name, (_, form) in REPLY_MEASURES.items()
         ]
         cells.append((where, *measures, " → ".join(counts)))
     picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
@@ -193,7 +193,7 @@ def _loss(found: ReportInputs) -> list[Block]:
 def _merge(found: ReportInputs) -> list[Block]:
     counts = {name: value for name, value in found.merge.items() if name != "drift"}
     rows = [(name, _number(value)) for name, value in counts.items()]
-    blocks = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
+    blocks: list[Block] = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
     drift = found.merge.get("drift")
     if drift:
         pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aurora.adapter.record import weights_hash
+from aurora.core.declared import installed
 from aurora.core.files import dvc_hash
 from aurora.core.manifests import find_manifest
 from aurora.core.parquet import read_parquet
@@ -14,8 +15,6 @@ LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl
 
 def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization) -> dict:
     """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
-    from importlib.metadata import version
-
     libraries = (*LIBRARIES, "torchao") if sft.optim == "adamw_torch_4bit" else LIBRARIES
     manifest = find_manifest(base) or {}
     counts: dict[str, int] = {}
@@ -32,5 +31,5 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
         },
         "sft": sft.model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json"),
-        "versions": {name: version(name) for name in libraries},
+        "versions": {name: installed(name) for name in libraries},
     }
