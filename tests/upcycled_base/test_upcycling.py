@@ -285,7 +285,6 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
         ({"sha256": None}, "sha256 of the wheel and member_sha256"),
         ({"upcycle": None}, "format gguf wants upcycle and a pypi:// uri"),
         ({"format": "transformers"}, "format gguf wants upcycle"),
-        ({"dep": "aurora/hub"}, "write dep: aurora/upcycled_base"),
         ({"uri": "pypi://tiny-llama/x.gguf"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://tiny-llama@0.1"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://tiny-llama@0.1/../x"}, "write pypi://NAME@VERSION/PATH"),
@@ -298,7 +297,7 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
     ],
 )
 def test_a_source_that_is_not_pinned_or_not_whole_is_refused(change: dict, message: str):
-    given = load_params(ROOT / "profiles/smol.yaml").sources["base"].model_dump()
+    given = load_params(ROOT / "profiles/smol.yaml").downloads["base"].model_dump()
     with pytest.raises(ValueError, match=message):
         Source(**given | change)
 
@@ -306,7 +305,7 @@ def test_a_source_that_is_not_pinned_or_not_whole_is_refused(change: dict, messa
 @pytest.mark.slow
 def test_the_true_package_speaks_as_its_dense_model(tmp_path: Path):
     """The wheel of profiles/smol.yaml, wherever pip gets it from."""
-    given = load_params(ROOT / "profiles/smol.yaml").sources["base"]
+    given = load_params(ROOT / "profiles/smol.yaml").downloads["base"]
     try:
         fetch("base", given, tmp_path / "base")
     except SourceError as error:
