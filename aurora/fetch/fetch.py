@@ -13,10 +13,10 @@ from aurora.core.errors import FULL, AuroraError, ResourceError, SourceError
 from aurora.core.files import remove, replacing, write_json
 from aurora.core.locks import locked
 from aurora.core.manifests import MANIFEST
-from aurora.fetch.previous import dvc_cache, recorded, take_again
+from aurora.fetch.previous import dvc_cache, previous_manifest, reuse
 from aurora.intake.archives import unpack
 from aurora.intake.digests import Digests, Pins, copy, measure
-from aurora.intake.disk import disk_error, existing, room
+from aurora.intake.disk import disk_error, existing, free_bytes
 from aurora.sources.source import Source
 from aurora.sources.uris import non_commercial
 
@@ -35,12 +35,11 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
     sorted by path), with git_blob where that was a pin too. Bytes that the last fetch left here or in DVC's cache or
-    remote are verified against pins and record and taken again without a connection; a model that is upcycled is made
-    anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
+    remote are verified against pins and record and used again without a connection; an upcycled model is made anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
     upcycled, and ResourceError if the disk is too small.
     """
     with _keyed(f"{section}.{name}"):
-        former = None if source.address.watched else recorded(source, out)
+        former = None if source.address.watched else previous_manifest(source, out)
         _remove_leftovers(out)
         with replacing(out) as partial:
             archive, files, revision = _bring(name, source, out, partial, former)
@@ -84,8 +83,8 @@ def _bring(
         return None, _measured(partial), None
     if address.scheme == "path":
         return *_local(source, partial), None
-    # What is upcycled is made by code that may have changed since, so it is never taken again.
-    if former and not source.upcycle and take_again(former, out, partial, pins_of(source)):
+    # The code that upcycles a model may have changed since, so its output is never used again.
+    if former and not source.upcycle and reuse(former, out, partial, pins_of(source)):
         return former["archive"], former["files"], former["revision"]
     if address.scheme == "file":
         return *_local(source, partial), None
@@ -166,7 +165,7 @@ def _refuse_special(origin: Path, files: Iterator[Path]) -> None:
 
 
 def _refuse_if_full(files: Iterator[Path], partial: Path) -> None:
-    size, free = sum(path.stat().st_size for path in files), room(partial)
+    size, free = sum(path.stat().st_size for path in files), free_bytes(partial)
     if size > free:
         raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
 
@@ -248,8 +247,8 @@ def _files(folder: Path) -> list[Path]:
 def _scratch(out: Path) -> Path:
     """Where downloads grow: on the file system of `out`, so that they need no second copy and no other disk's room.
 
-    It is below the outermost folder on the way to `out` that lies there: the repository's own, or data/, if that is a
-    link or a mount. What does not lie in data/raw/KIND is in no output and no dependency.
+    It is in the outermost folder of `out` on that file system: the repository's root, or data/ if that is a link or a
+    mount. It is outside of data/raw/KIND, so that it is part of no output and no dependency.
     """
     place, target = Path(), existing(out).stat().st_dev
     for part in () if out.is_absolute() else out.parts[:-1]:
@@ -260,7 +259,7 @@ def _scratch(out: Path) -> Path:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Removes what processes that were killed have left beside `out`, where the next stages would find it."""
+    """Removes what killed processes left beside `out`, where the next stages would find it."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         owner = path.name.split(".")[-2]
         if not (owner.isdecimal() and Path("/proc", owner).exists()):
@@ -269,7 +268,7 @@ def _remove_leftovers(out: Path) -> None:
 
 @contextmanager
 def _keyed(key: str) -> Iterator[None]:
-    """Begins each error with its key in params.yaml, and says what the file system refuses, wherever that is."""
+    """Begins each error with its key in params.yaml, and turns any error of the file system into one line."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """What the last fetch of a source left: its manifest, and its bytes in DVC's cache or remote.
 
-DVC removes a stage's output before it runs the stage, be it for a comment in its code; the manifest and the bytes are
-still where dvc.lock says.
+DVC removes a stage's output before it runs the stage, even if only a comment in its code has changed; the manifest and
+the bytes are still in the place that dvc.lock names.
 """
 
 import json
@@ -20,7 +20,7 @@ from aurora.sources.source import Source
 LOCK = Path("dvc.lock")
 
 
-def recorded(source: Source, out: Path) -> dict | None:
+def previous_manifest(source: Source, out: Path) -> dict | None:
     """The manifest of the last fetch of the same URI, None if there was none, or none that is whole.
 
     With pin: record, raises SourceError if there was one and it cannot be read: nothing may pass for a first fetch.
@@ -50,8 +50,8 @@ def recorded(source: Source, out: Path) -> dict | None:
     return former if former["uri"] == uri else None
 
 
-def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
-    """Fills the new folder `folder` with the files of a manifest, each verified, and says whether that went well.
+def reuse(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
+    """Fills the new folder `folder` with the files of a manifest, each verified, and returns whether that succeeded.
 
     They are linked from `out` or from DVC's cache, or copied from its remote. If one is missing, damaged, or not
     what `pins` of the whole source want, `folder` is removed.
@@ -59,7 +59,10 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     if fits(former, pins):
         folder.mkdir(parents=True)
         alone = pins if former["archive"] is None else Pins()
-        if all(_take(out / entry["path"], folder / entry["path"], entry, alone) for entry in former["files"]):
+        if all(
+            _reuse_file(out / entry["path"], folder / entry["path"], entry, alone)
+            for entry in former["files"]
+        ):
             return True
         remove(folder)
     return False
@@ -68,7 +71,7 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
 def fits(former: dict, pins: Pins) -> bool:
     """Whether the file that was fetched is the one that the pins name, as far as its manifest, a whole one, says.
 
-    Of a git blob id it may not say anything; then an archive does not fit, since what came out of it cannot tell.
+    A manifest may lack the git blob id; then an archive does not fit, since its unpacked files cannot tell.
     """
     whole = former["archive"] or former["files"][0]
     blob = whole.get("git_blob", pins.git_blob if former["archive"] is None else None)
@@ -79,7 +82,7 @@ def fits(former: dict, pins: Pins) -> bool:
     )
 
 
-def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
+def _reuse_file(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     expected = Pins(entry["bytes"], entry["sha256"], pins.git_blob)
     try:

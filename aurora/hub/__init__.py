@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 from aurora.core.errors import AuroraError, ResourceError, SourceError, out_of_disk
 from aurora.core.files import remove
 from aurora.intake.digests import Digests, Pins, measure
-from aurora.intake.disk import disk_error, room
+from aurora.intake.disk import disk_error, free_bytes
 from aurora.sources.uris import Address
 
 # A snapshot is its root folder without pickles, remote code, and Mistral's own consolidated copy of the weights.
@@ -117,7 +117,9 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
         and (file.path == address.path if address.path else MODEL_FILE.fullmatch(file.path))
     }
     _refuse_unfit(uri, address, expected)
-    for path in folder.rglob("*.incomplete"):  # of a process that was killed: the library never goes on with them
+    for path in folder.rglob(
+        "*.incomplete"
+    ):  # of a process that was killed: the library never goes on with them
         remove(path)
     _refuse_if_full(uri, folder, expected)
     if address.path:
@@ -179,7 +181,7 @@ def _refuse_unfit(uri: str, address: Address, expected: dict[str, Pins]) -> None
 
 def _refuse_if_full(uri: str, folder: Path, expected: dict[str, Pins]) -> None:
     missing = sum(pins.bytes or 0 for name, pins in expected.items() if not (folder / name).is_file())
-    free = room(folder)
+    free = free_bytes(folder)
     if missing > free:
         raise ResourceError(
             f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again"

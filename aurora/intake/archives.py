@@ -16,7 +16,7 @@ from typing import IO
 from aurora.core.errors import AuroraError, ResourceError, SourceError
 from aurora.core.files import remove
 from aurora.intake.digests import BLOCK, Digests, Pins
-from aurora.intake.disk import disk_error, room
+from aurora.intake.disk import disk_error, free_bytes
 from aurora.sources.uris import UNPRINTABLE
 
 TOTAL_LIMIT = 8 << 30  # bytes that an archive may unpack to
@@ -100,7 +100,7 @@ def unpack(archive: Path, member: str, out: Path) -> list[dict]:
 
 
 def _unpack(archive: Path, member: str, out: Path) -> Iterator[dict]:
-    packed, free = archive.stat().st_size, room(out)
+    packed, free = archive.stat().st_size, free_bytes(out)
     names: set[str] = set()
     declared = needed = unpacked = 0
     with open(archive, "rb") as file, _members(archive, file) as members:

@@ -197,7 +197,7 @@ def test_a_pipe_a_device_or_a_link_that_ends_nowhere_is_not_waited_for(place: st
 @pytest.mark.parametrize("uri", ["rows.json", "own"])
 def test_a_disk_that_is_too_small_for_a_local_source_is_said_first(uri: str, monkeypatch: pytest.MonkeyPatch):
     write({"rows.json": ROWS, "own/rows.json": ROWS})
-    monkeypatch.setattr(fetching, "room", lambda folder: 50)
+    monkeypatch.setattr(fetching, "free_bytes", lambda folder: 50)
     with pytest.raises(ResourceError, match=r"sources\.own: 51 bytes are to be copied, 50 are free"):
         fetch("own", source(uri), Path("out"))
     assert not Path("out").exists()
@@ -628,24 +628,6 @@ def params(folder: Path, section: str, **entries: dict) -> None:
         YAML().dump(content, file)
 
 
-def test_offline_is_taken_from_the_environment(hub: LocalHub, tmp_path: Path):
-    hub.files["/rows.json"] = ROWS
-    params(tmp_path, "downloads", far={"uri": f"{hub.url}/rows.json", "sha256": sha256(ROWS)})
-    command = (*FETCH_FAR, "--out", "data/raw/instructions/far")
-    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
-    out, error = done.communicate(timeout=60)
-    assert (done.returncode, out, hub.requests) == (1, "", [])
-    assert error == (
-        f"error: downloads.far: {hub.url}/rows.json: is not here, and HF_HUB_OFFLINE forbids the network: unset it; "
-        "or, if a DVC remote has it: dvc pull data/raw/instructions/far\n"
-    )
-    assert stage(tmp_path, hub, *command).wait(60) == 0
-    seen = len(hub.requests)
-    done = stage(tmp_path, hub, *command, HF_HUB_OFFLINE="1")
-    assert done.communicate(timeout=60)[0] == "fetch far: 1 file, 51 bytes\n"
-    assert len(hub.requests) == seen
-
-
 FETCH_FAR = (sys.executable, "-m", "stages.fetch", "far", "--section", "downloads")
 ENDS = [
     signal.SIGKILL,
@@ -680,7 +662,9 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     assert "Traceback" not in error
     assert list(Path("data").iterdir()) == []
     if kind == "hub" and how == signal.SIGKILL:
-        assert list(SCRATCH.rglob("*.incomplete"))  # which the next run removes, since nothing goes on with it
+        assert list(
+            SCRATCH.rglob("*.incomplete")
+        )  # which the next run removes, since nothing goes on with it
     done = stage(tmp_path, hub, *command)
     _, error = done.communicate(timeout=120)
     assert done.returncode == 0, error

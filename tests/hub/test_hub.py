@@ -387,7 +387,7 @@ def test_offline_no_connection_is_tried(hub: LocalHub, data: Repository, monkeyp
 def test_a_disk_that_is_too_small_for_all_files_is_said_first(
     hub: LocalHub, model: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(downloads, "room", lambda folder: 300_000)
+    monkeypatch.setattr(downloads, "free_bytes", lambda folder: 300_000)
     with pytest.raises(ResourceError, match=r"400,\d\d\d bytes are to come, 300,000 are free"):
         bring(NAME)
     assert len(hub.requests) == 1

@@ -269,9 +269,9 @@ def test_a_fault_of_the_disk_is_not_blamed_on_the_archive(
 
 def test_a_disk_that_is_too_small_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a").write_bytes(archive("zip", {"other": b"1" * 9000, "data/a": b"1" * 5000}))
-    monkeypatch.setattr(archives, "room", lambda folder: 5000)
+    monkeypatch.setattr(archives, "free_bytes", lambda folder: 5000)
     unpack(tmp_path / "a", "data", tmp_path / "enough")
-    monkeypatch.setattr(archives, "room", lambda folder: 4999)
+    monkeypatch.setattr(archives, "free_bytes", lambda folder: 4999)
     with pytest.raises(ResourceError, match=r"unpacks to 5,000 bytes or more, 4,999 are free"):
         unpack(tmp_path / "a", "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -158,7 +158,7 @@ def test_a_file_of_a_package_may_be_data(tmp_path: Path, monkeypatch: pytest.Mon
         (
             {"uri": "pypi://tiny-llama@0.2/tiny_llama/tiny.gguf"},
             SourceError,
-            r"sources\.base: pip gets no wheel of tiny-llama==0\.2 \(No matching distribution found",
+            r"sources\.base: pip cannot download a wheel of tiny-llama==0\.2 \(No matching distribution found",
         ),
         (
             {"uri": "pypi://tiny-llama@0.1/tiny_llama/other.gguf"},
@@ -190,7 +190,7 @@ def test_an_index_that_cannot_be_reached_is_one_line_without_its_address(
         monkeypatch.delenv(name)
     for name, value in {"INDEX_URL": "http://user:s3cret@127.0.0.1:9/simple", "RETRIES": "0"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
-    with pytest.raises(SourceError, match="pip gets no wheel of tiny-llama==0") as caught:
+    with pytest.raises(SourceError, match="pip cannot download a wheel of tiny-llama==0") as caught:
         fetch("base", source(*package), tmp_path / "out/base")
     assert "\n" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
