@@ -13,7 +13,7 @@ from aurora.core.errors import DataError, exit_with_message
 from aurora.core.files import remove, replacing, write_json
 from aurora.core.manifests import origin_of
 from aurora.core.params import read_section
-from aurora.sources.source import Source
+from aurora.sources.source import Download, LocalSource, Source
 
 
 @click.command()
@@ -27,7 +27,10 @@ from aurora.sources.source import Source
 @exit_with_message
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     """Writes conversations.parquet, dropped.parquet, sources.json, metrics.json and report.html into OUT."""
-    sources = read_section("sources", dict[str, Source])
+    sources: dict[str, Source] = {
+        **read_section("sources", dict[str, LocalSource]),
+        **read_section("downloads", dict[str, Download]),
+    }
     params = read_section("clean", Clean)
     folders = _folders(instructions, sources, "instructions")
     searched = _folders(benchmarks, sources, "benchmark")

@@ -63,7 +63,7 @@ def shape_of(params: Params, base: Path):
     source = params.all_sources["base"]
     if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
-    if source.uri == "embedded:small_base":
+    if source.address.scheme == "embedded":
         from aurora.small_base import CONFIG
 
         config, known = MixtralConfig(**CONFIG), source.uri
@@ -95,7 +95,7 @@ def rows_of(params: Params, rows: Path) -> Rows:
     if is_current("format"):
         found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
         return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
-    counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
+    counts = {name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"}
     missing = [name for name, count in counts.items() if count is None]
     if missing:
         raise DataError(

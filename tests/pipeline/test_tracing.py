@@ -102,7 +102,7 @@ def test_a_module_that_is_installed_alone_is_not_there(project: Path):
         ),
         (
             "import socket\ntry: socket.create_connection(('192.0.2.1', 9), 0.1)\nexcept OSError: pass\n",
-            "second connects to 192.0.2.1; only fetch and fetch_hub may",
+            "second connects to 192.0.2.1; only fetch_download and fetch_hub may",
         ),
         ("open('left.txt', 'w')\n", "second writes left.txt, which dvc.yaml does not list in outs"),
         ("Path('result.txt').unlink()\n", "second does not write result.txt, which dvc.yaml lists in outs"),

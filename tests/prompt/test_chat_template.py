@@ -369,7 +369,7 @@ def test_the_true_tokeniser_gives_the_ids_of_transformers(tmp_path: Path):
     from aurora.pipeline.params import load_params
 
     root = Path(__file__).parent.parent.parent
-    given = load_params(root / "profiles/smol.yaml").sources["base"]
+    given = load_params(root / "profiles/smol.yaml").downloads["base"]
     try:
         fetch("base", given, tmp_path / "base")
     except SourceError as error:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOOK = Path(__file__).parent / "hook"
 # Left beside the outputs: what an unfinished run goes on from, keyed by all that it depends on, and curves to look at.
 SCRATCH = (".aurora", "dvclive")
-MAY_CONNECT = ("fetch", "fetch_hub")
+MAY_CONNECT = ("fetch_download", "fetch_hub")
 LAST_LINES = 5
 
 
