@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from aurora.clean.params import Clean
 
-Rounds = Sequence[tuple[str, str]]
+Rounds = Sequence[tuple[str, str]]  # prompt and answer; a Round has more behind them
 EVIDENCE = 160  # characters kept of what shows a fault
 
 
@@ -104,14 +104,14 @@ ASKS = re.compile(  # for the text that the prompt forgot, and says no more
 # A prompt that says that more will come.
 PROMISES = re.compile(r"我(?:会|将|要|想|来|给|希望|需要)|\bI(?:'ll| will| want)\b")
 WROTE_FOR_SOMEONE = re.compile(
-    r"信|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
+    r"(?<![微相自短威守置确可亲坚迷笃])信(?!息|用|任|号|念|仰|心|赖|誉|徒|条|道|奉|服|贷)|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
 )
 REFUSAL_LENGTH = 260  # characters; a longer answer apologises and then helps
 
 
 def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer that stands in for one: `<noinput>`, 无输入, punctuation alone."""
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         inner = answer.strip(EDGE).lower()
         # Marks alone are no answer, but an operator can be one.
         marks = not inner and not OPERATOR.search(answer) and not ABOUT_MARKS.search(prompt)
@@ -124,7 +124,7 @@ def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
 
 def other_model(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer in which the assistant says that it is another vendor's model."""
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         small = answer.lower()
         if not any(name in small for name in NAMED) or FICTION.search(prompt):
             continue
@@ -135,7 +135,7 @@ def other_model(rounds: Rounds, params: Clean) -> Fault | None:
 
 def refusal(rounds: Rounds, params: Clean) -> Fault | None:
     """A short answer that declines, or asks for the text that the prompt forgot."""
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         if len(answer) > REFUSAL_LENGTH:
             continue
         found = REFUSAL_OF_MACHINE.search(answer, 0, 160)

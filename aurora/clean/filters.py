@@ -19,11 +19,13 @@ from aurora.clean.answers import (
     storable,
 )
 from aurora.clean.params import Clean
+from aurora.clean.repairs import MOJIBAKE
+from aurora.core.chinese import CHINESE, chinese_characters
+from aurora.clean.template_markers import ABOUT_MARKERS, leftover
 from aurora.clean.truncation import asks_to_go_on, cut_off
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]{4,}")
+CHINESE_RUN = re.compile(f"[{CHINESE}]{{4,}}")
 KANA = re.compile("[\u3041-\u30ff]")
 FOREIGN_WORD = re.compile(
     "[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*|[\u0370-\u052f\u0590-\u06ff]+|[\u0900-\u0dff\u0e00-\u0eff]+"
@@ -62,8 +64,8 @@ LEAKED = re.compile(
 
 def lone_surrogate(rounds: Rounds, params: Clean) -> Fault | None:
     """Half of a character pair, which no UTF-8 file can hold."""
-    for index, texts in enumerate(rounds):
-        for text in texts:
+    for index, (prompt, answer, *_) in enumerate(rounds):
+        for text in (prompt, answer):
             if not text.isascii() and SURROGATE.search(text):
                 return Fault(index, "lone_surrogate", storable(text[:EVIDENCE]))
     return None
@@ -71,9 +73,7 @@ def lone_surrogate(rounds: Rounds, params: Clean) -> Fault | None:
 
 def mojibake(rounds: Rounds, params: Clean) -> Fault | None:
     """Text in a wrong encoding that could not be repaired."""
-    from aurora.clean.repairs import MOJIBAKE
-
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         if "乱码" in prompt or "编码" in prompt:
             continue
         for text in (prompt, answer):
@@ -82,9 +82,20 @@ def mojibake(rounds: Rounds, params: Clean) -> Fault | None:
     return None
 
 
+def template_markers(rounds: Rounds, params: Clean) -> Fault | None:
+    """Text with a marker of a prompt template that could neither be removed nor read as a turn."""
+    for index, (prompt, answer, *_) in enumerate(rounds):
+        found, text = leftover(prompt), prompt
+        if not found:
+            found, text = leftover(answer), answer
+        if found and not ABOUT_MARKERS.search(prompt):
+            return Fault(index, "template_markers", around(text, found))
+    return None
+
+
 def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
     """A prompt that hangs on a picture, a recording or the page behind a link."""
-    for index, (prompt, _answer) in enumerate(rounds):
+    for index, (prompt, *_) in enumerate(rounds):
         if len(prompt) > 2000:
             continue
         text = URL.sub(" ", prompt) if "http" in prompt or "www." in prompt else prompt
@@ -107,9 +118,12 @@ def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
     return None
 
 
-def truncated_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer that ends mid-text and is not gone on with; nor may the answer that would become the last."""
-    ends = [cut_off(answer, params.truncated_from) for _prompt, answer in rounds]
+def truncated_answer(rounds: Rounds, params: Clean, unmarked: bool = False) -> Fault | None:
+    """An answer that ends mid-text and is not continued; nor may the answer that would become the last.
+
+    `unmarked` as `cut_off` takes it.
+    """
+    ends = [cut_off(answer, params.truncated_from, unmarked) for _prompt, answer, *_ in rounds]
     for index, end in enumerate(ends):
         if end and not (index + 1 < len(rounds) and asks_to_go_on(rounds[index + 1][0])):
             first = index
@@ -121,7 +135,7 @@ def truncated_answer(rounds: Rounds, params: Clean) -> Fault | None:
 
 def short_answer(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer below the least length."""
-    for index, (_prompt, answer) in enumerate(rounds):
+    for index, (_prompt, answer, *_) in enumerate(rounds):
         if len(answer) < params.min_answer_characters:
             return Fault(index, "short_answer", answer[:EVIDENCE])
     return None
@@ -130,7 +144,7 @@ def short_answer(rounds: Rounds, params: Clean) -> Fault | None:
 def too_long(rounds: Rounds, params: Clean) -> Fault | None:
     """The round with which a conversation exceeds the greatest length."""
     length = 0
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         length += len(prompt) + len(answer)
         if length > params.max_characters:
             return Fault(index, "too_long", f"{length} characters")
@@ -147,12 +161,12 @@ def leaked_translation_prompt(rounds: Rounds, params: Clean) -> Fault | None:
 
 def not_chinese(rounds: Rounds, params: Clean) -> Fault | None:
     """A conversation in another language as a whole; code, and answers in the language asked for, do not count."""
-    for prompt, _answer in rounds:
-        for found in HAN_RUN.finditer(prompt):
+    for prompt, *_ in rounds:
+        for found in CHINESE_RUN.finditer(prompt):
             if not KANA.search(prompt[max(0, found.start() - 3) : found.end() + 3]):
                 return None
-    text = CODE_BLOCK.sub(" ", "\n".join(part for pair in rounds for part in pair))
-    chinese = len(HAN.findall(text))
+    text = CODE_BLOCK.sub(" ", "\n".join(part for pair in rounds for part in pair[:2]))
+    chinese = chinese_characters(text)
     foreign = len(FOREIGN_WORD.findall(text))
     if len(KANA.findall(text)) * 4 >= chinese:
         chinese = 0  # Japanese
@@ -168,7 +182,7 @@ def traditional_share(texts: Sequence[str]) -> float:
     sample = "".join(text[:200] for text in texts[:6])
     traditional = _traditional()
     found = sum(character in traditional for character in sample)
-    return found / len(HAN.findall(sample)) if found else 0.0
+    return found / chinese_characters(sample) if found else 0.0
 
 
 @cache
@@ -195,6 +209,7 @@ Rule = Callable[[Rounds, Clean], Fault | None]
 RULES: tuple[tuple[str | None, Rule], ...] = (
     (None, lone_surrogate),
     ("mojibake", mojibake),
+    ("template_markers", template_markers),
     ("placeholder_answers", placeholder_answer),
     ("leaked_translation_prompts", leaked_translation_prompt),
     ("other_models", other_model),

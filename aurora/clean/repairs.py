@@ -2,6 +2,9 @@
 
 import html
 import re
+from collections.abc import Sequence
+
+from aurora.core.chinese import chinese_characters
 
 # C0 without tab and line feed, C1, soft hyphen, zero-width, directional, BOM, interlinear, private use, noncharacters.
 INVISIBLE = re.compile(
@@ -29,10 +32,16 @@ BREAK = re.compile(
 )
 POWER = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
 TAG = re.compile(
-    r"</?(?:p|div|span|font|b|i|u|s|em|strong|small|big|center|a|img|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|sub|sup"
+    r"</?(?P<name>p|div|span|font|b|i|u|s|em|strong|small|big|center|a|img|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|sub|sup"
     r"|blockquote|section|article|figure|label|button|svg|path)(?:\s+[a-z_:@][a-z0-9_:.-]*(?:\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+)))*\s*/?>",
     re.IGNORECASE,
 )
+
+CLOSING = re.compile(r"</([a-z0-9]+)\s*>", re.IGNORECASE)
+OFTEN_OPEN = {"p", "li", "tr", "td", "th", "tbody", "thead", "center", "font", "h1", "h2", "h3", "h4", "h5", "h6"}
+ADDRESS = re.compile(r"src\s*=\s*[\"']?(?:https?:|//|data:)", re.IGNORECASE)
+ABOUT_ENTITIES = re.compile(r"html|xml|实体|转义|escape|网页|标签", re.IGNORECASE)
+SIGNS = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " ", "&amp;": "&"}
 
 MOJIBAKE = re.compile(
     "[\ufffd]|[锟]斤拷|[烫]烫烫|[屯]屯屯"
@@ -61,10 +70,36 @@ def without_html(text: str) -> str:
         if "&" in plain:
             plain = ENTITY.sub(lambda found: html.unescape(found[0]).replace("\u00a0", " "), plain)
         if "<" in plain:
-            plain = TAG.sub("", POWER.sub(r"^\1", BREAK.sub("\n", plain)))
+            plain = POWER.sub(r"^\1", BREAK.sub("\n", plain))
+            closed = {name.lower() for name in CLOSING.findall(plain)}
+            plain = TAG.sub(lambda found: "" if _is_remnant(found, closed) else found[0], plain)
         if plain == text:
             return text
         text = plain.strip()
+
+
+def _is_remnant(tag: re.Match[str], closed: set[str]) -> bool:
+    """Whether a tag marked text up. One that is never closed is what a sentence speaks of: 写 <img src="地址"> 就行."""
+    name = tag["name"].lower()
+    return (
+        tag[0].startswith("</")
+        or name in closed
+        or name in OFTEN_OPEN
+        or bool(name == "img" and ADDRESS.search(tag[0]))
+    )
+
+
+def without_entities(text: str, so_far: Sequence[str]) -> str:
+    """Code with the entities of a web page as the signs that they stand for.
+
+    A sign that the text also writes itself shows that its entity is meant; so does a conversation about HTML.
+    """
+    if "&" not in text or any(ABOUT_ENTITIES.search(other) for other in so_far):
+        return text
+    for entity, sign in SIGNS.items():
+        if entity in text and sign not in (ENTITY.sub("", text) if sign == "&" else text):
+            text = text.replace(entity, sign)
+    return text
 
 
 def reread(text: str) -> str | None:
@@ -75,7 +110,7 @@ def reread(text: str) -> str | None:
         except (KeyError, UnicodeError):
             continue
         # Six characters, since a word or two can be valid in both by chance.
-        if right != text and sum("\u4e00" <= character <= "\u9fff" for character in right) >= 6:
+        if right != text and chinese_characters(right) >= 6:
             return right
     return None
 

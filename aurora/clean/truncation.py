@@ -1,6 +1,9 @@
 """Whether an answer was cut off mid-text, told from its end."""
 
 import re
+from collections.abc import Sequence
+
+from aurora.core.chinese import CHINESE_CHARACTER, chinese_characters
 
 ENDS = "。！？!?….．~～；;:：\"'”’」』）)】》〉>]}`*|^_、-—=%％℃°$￥€©®✓✔"
 SENTENCE = re.compile(r"[。！？!?；;]")
@@ -23,7 +26,13 @@ OPTION = re.compile(r"(?:^|[\s。！？!?：:；;])\d{1,2}\s?[.、)）．]\s?\D"
 CODE = re.compile(
     r"[=;{}<>≈^]|\d\s*[-+*/×÷]\s*\d|^(?:return|print|def|for|if|else|import|var|let|const|public|int|end|pass)\b|\w\(|\)$"
 )
-HAN = re.compile("[\u3400-\u9fff]")
+# Items of one kind and no sentence: symptoms, numbers, names.
+ENUMERATION = re.compile(r"(?:^|[:：。\n])(?:[^；;。\n]{1,24}[；;]\s*){2,}[^；;。\n]{1,24}$|(?:[\w.%-]{1,16}[,，]\s?){3,}[\w.%-]{1,16}$", re.ASCII)
+WISH = re.compile(r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$")
+HABIT_FROM = 20  # characters of an answer that can tell whether a source ends its sentences with a mark
+HABIT = 0.05  # share of unmarked ends among whole short answers, from which they are a habit; models have at most 0.02
+HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
+LEAST = 20  # answers below which a source tells no habit
 DANGLING = re.compile(
     r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
 )
@@ -38,10 +47,36 @@ def asks_to_go_on(prompt: str) -> bool:
     return len(prompt) <= 40 and GO_ON.match(prompt.rstrip("。.！! ")) is not None
 
 
-def cut_off(answer: str, shortest: int) -> str | None:
+def ends_unmarked(answers: Sequence[str], shortest: int) -> bool:
+    """Whether a source has the habit to end answers without a mark, as people do, told by some of its answers.
+
+    A limit of length cuts long answers. So where short answers in whole sentences lack the last mark too, its lack
+    says nothing of this source. `shortest` as `cut_off` takes it.
+    """
+    for low, high, share in ((HABIT_FROM, shortest, HABIT), (shortest, 1 << 30, HABIT_OF_ALL)):
+        texts = [text for text in map(str.strip, answers) if low <= len(text) < high]
+        prose = [text for text in texts if _is_prose(text)]
+        if len(prose) >= LEAST:
+            return sum(text[-1] not in ENDS for text in prose) >= share * len(prose)
+    return False
+
+
+def _is_prose(text: str) -> bool:
+    """One paragraph with a mark between sentences, that ends on a Chinese character or on a mark."""
+    last = text[-1]
+    return (
+        "\n" not in text
+        and ("，" in text or "。" in text[:-1])
+        and (last in "。！？!?….；" or bool(CHINESE_CHARACTER.match(last)))
+        and not UNMARKED_END.search(text)
+    )
+
+
+def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     """The last characters of an answer that ends mid-text, else None.
 
-    `shortest` is the number of characters from which a missing end mark can tell; below it only a last line that
+    `unmarked` says that the source ends answers without a mark by habit (`ends_unmarked`): then only an end that no
+    complete text has tells. `shortest` is the number of characters from which a missing end mark can tell; below it only a last line that
     holds whole sentences and then one without its end does, and an end that no complete text has (an opened code
     block, a comma).
     """
@@ -56,6 +91,8 @@ def cut_off(answer: str, shortest: int) -> str | None:
         return end if len(text) >= 40 else None
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     line = lines[-1]
+    if unmarked:
+        return end if len(text) >= shortest and DANGLING.search(line) and SENTENCE.search(text) else None
     if BARE_MARK.match(line) and LIST_MARK.match(line + " ") and len(lines) > 3:
         return (
             end if LIST_MARK.match(lines[-2]) or len(text) >= shortest else None
@@ -66,7 +103,7 @@ def cut_off(answer: str, shortest: int) -> str | None:
         return None
     if line.isdigit() and len(lines) > 3:
         return end if LIST_MARK.match(lines[-2]) else None  # `28` behind `27. …`
-    if not ("\u4e00" <= last <= "\u9fff" or last.isalnum()):
+    if not last.isalnum():
         return None
     if len(text) < shortest and not SENTENCE.search(line):
         return None
@@ -75,9 +112,9 @@ def cut_off(answer: str, shortest: int) -> str | None:
 
 def _mid_sentence(line: str, lines: list[str]) -> bool:
     """Whether an unmarked last line is unlike the lines before it, which say how this text ends its lines."""
-    if UNMARKED_END.search(line):
+    if UNMARKED_END.search(line) or ENUMERATION.search(line) or WISH.search(line):
         return False
-    if CODE.search(line) and 3 * len(HAN.findall(line)) < len(line):
+    if CODE.search(line) and 3 * chinese_characters(line) < len(line):
         return False  # a formula or a statement has no end mark
     if len(OPTION.findall(line)) > 1:
         return False  # choices in one line, after a question
