@@ -83,10 +83,8 @@ def random_contents(seed: int) -> list[str]:
 
 
 def row(template: ChatTemplate, contents: list[str]) -> tuple[list[int], list[int]]:
-    encoded = template.turns(contents)
-    opening = [*encoded]
-    opening[::2] = template.questions(contents[::2], opening=True)
-    ids, labels, ends = template.join(encoded, opening, [len(contents) // 2])
+    encoded = [template.opening(contents[0]), *template.turns(contents)[1:]]
+    ids, labels, ends = template.join(encoded, [len(contents) // 2])
     assert ends.tolist() == [0, len(ids)]
     return ids.tolist(), labels.tolist()
 
