@@ -70,8 +70,8 @@ def without_html(text: str) -> str:
         if "&" in plain:
             plain = ENTITY.sub(lambda found: html.unescape(found[0]).replace("\u00a0", " "), plain)
         if "<" in plain:
-            plain = POWER.sub(r"^\1", BREAK.sub("\n", plain))
             closed = {name.lower() for name in CLOSING.findall(plain)}
+            plain = POWER.sub(r"^\1", BREAK.sub("\n", plain))
             plain = TAG.sub(lambda found: "" if _is_remnant(found, closed) else found[0], plain)
         if plain == text:
             return text
