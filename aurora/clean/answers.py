@@ -43,7 +43,7 @@ MARKER = re.compile(
 
 MODELS = (
     r"(?:Open\s?AI|Chat\s?GPT|GPT[-\s]?[345](?:\.5)?(?:-turbo)?|InstructGPT|Anthropic|Claude(?!\s?(?:Monet|Debussy|Shannon|·))|"
-    r"文心一言|文心|ERNIE|Bard|Gemini|LaMDA|PaLM|通义千问|通义|Qwen|讯飞星火|星火认知|Kimi|豆包|LLaMA|Vicuna|MOSS|ChatGLM|智谱|"
+    r"文心(?:一言)?+|ERNIE|Bard|Gemini|LaMDA|PaLM|通义(?:千问)?+|Qwen|讯飞星火|星火认知|Kimi|豆包|LLaMA|Vicuna|MOSS|ChatGLM|智谱|"
     r"百川|Baichuan|DeepSeek|深度求索|New\s?Bing|Copilot|Siri|小爱同学|混元|盘古大模型|悟道)"
 )
 VENDORS = (

@@ -48,7 +48,7 @@ MOJIBAKE = re.compile(
     "|[â]€[\u0080-\u00bf\u2018-\u2122œžŸš]|[Ã][\u0080-\u00bf\u2018-\u201e]"
     "|[ä-é][\u0080-\u00bf\u0152-\u2122]{2}[ä-é][\u0080-\u00bf\u0152-\u2122]{2}"
     "|[ï]¼[\u0080-\u00bfŒ]|[ã]€[\u0080-\u00bf‚]"
-    "|[锛銆][\u4e00-\u9fff\ue000-\uf8ff]|[鐨]勶|[浣]犲|[涓]€"
+    "|[锛銆](?![是的一在和有不可])[\u4e00-\u9fff\ue000-\uf8ff]|[鐨]勶|[浣]犲|[涓]€"
 )
 BYTE = {byte.decode("cp1252", "ignore") or chr(byte[0]): byte[0] for byte in (bytes([n]) for n in range(256))}
 

@@ -27,12 +27,17 @@ CODE = re.compile(
     r"[=;{}<>≈^]|\d\s*[-+*/×÷]\s*\d|^(?:return|print|def|for|if|else|import|var|let|const|public|int|end|pass)\b|\w\(|\)$"
 )
 # Items of one kind and no sentence: symptoms, numbers, names.
-ENUMERATION = re.compile(r"(?:^|[:：。\n])(?:[^；;。\n]{1,24}[；;]\s*){2,}[^；;。\n]{1,24}$|(?:[\w.%-]{1,16}[,，]\s?){3,}[\w.%-]{1,16}$", re.ASCII)
+ENUMERATION = re.compile(
+    r"(?:^|[:：。\n])(?![^\n]*(?:\d[.、]\s|[一二三]是))(?:[^；;。，\n]{1,16}[；;]\s*){2,}[^；;。，\n]{1,16}$"
+    r"|(?:[\w.%-]{1,16}[,，]\s?){3,}[\w.%-]{1,16}$",
+    re.ASCII,
+)
 WISH = re.compile(r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$")
 HABIT_FROM = 20  # characters of an answer that can tell whether a source ends its sentences with a mark
 HABIT = 0.05  # share of unmarked ends among whole short answers, from which they are a habit; models have at most 0.02
 HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
 LEAST = 20  # answers below which a source tells no habit
+CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 DANGLING = re.compile(
     r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
 )
@@ -89,7 +94,10 @@ def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     last = text[-1]
     if last in "，,、（(“《「【":
         return end if len(text) >= 40 else None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    prose = CODE_BLOCK.sub("\n", text) if "```" in text else text  # how code ends its lines says nothing of sentences
+    lines = [line.strip() for line in prose.split("\n") if line.strip()]
+    if not lines:
+        return None
     line = lines[-1]
     if unmarked:
         return end if len(text) >= shortest and DANGLING.search(line) and SENTENCE.search(text) else None
@@ -139,5 +147,5 @@ def _mid_sentence(line: str, lines: list[str]) -> bool:
         return share < 0.34
     if len(line) < 16 and not DANGLING.search(line):
         # A few characters can be a name or a result; behind nothing but whole sentences they are a beginning.
-        return share == 0 and sum(map(len, lines)) >= 300 and "：" not in line and ":" not in line
+        return share == 0 and sum(map(len, lines)) >= 200 and "：" not in line and ":" not in line
     return share < 0.34

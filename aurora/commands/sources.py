@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from aurora.clean.read_files import read_items
+from aurora.clean.read_files import data_files, read_items
 from aurora.core.errors import DataError, exit_with_message
 from aurora.core.files import git_blob_id
 from aurora.core.manifests import MANIFEST, is_whole, read_manifest
@@ -46,7 +46,7 @@ def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
 
     rows and bytes are those on disk (questions of a benchmark in all its splits), else what params.yaml expects.
     fetched is yes where the manifest is of this uri, kind, format, licence and pins and its files have their sizes; else
-    no, another uri, stale (run dvc repro) or damaged. Raises DataError if a row cannot be read.
+    no, another uri, stale (run dvc repro), damaged, or unreadable where a row cannot be read.
     """
     return [
         _row(name, source, Path(pattern.format(kind=source.kind, name=name)))
@@ -61,7 +61,10 @@ def _row(name: str, source: Source, folder: Path) -> tuple[str, ...]:
         manifest, state = _read(source, folder)
         if state == "yes":
             size = sum(file["bytes"] for file in manifest["files"])
-            count = _rows_on_disk(source, folder, manifest)
+            try:
+                count = _rows_on_disk(source, folder, manifest)
+            except DataError:  # the other sources are told all the same; clean says what is wrong
+                count, state = None, "unreadable"
     return name, source.kind, source.pinned_by, licence, _count(count), _count(size), state
 
 
@@ -98,7 +101,8 @@ def _size(path: Path) -> int | None:
 
 def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:
     if source.kind == "instructions":
-        return sum(1 for file in manifest["files"] for _ in read_items(folder / file["path"]))
+        paths = data_files([file["path"] for file in manifest["files"]], source.files)
+        return sum(1 for path in paths for _ in read_items(folder / path))
     if source.kind == "benchmark":
         from aurora.clean.contamination import read_questions  # heavy: near-duplicate search
 
