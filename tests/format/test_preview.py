@@ -165,8 +165,8 @@ def test_a_raw_folder_is_shown_as_it_will_be_trained(tmp_path: Path, monkeypatch
     text = unstyle(shown.output)
     assert text.startswith("own: question_answer, prompt in question; answer in answer\nnot read: url (2)\nkept 1 of the first 2")
     assert "  other_model 1: row 1: 我是ChatGPT。" in text
-    assert "[INST] 给出三个建议。 [/INST]多运动，多喝水。</s>" in text.replace("<s> ", "")
-    assert "\x1b[32m多运动" in shown.output
+    assert "[INST] 给出三个建议。 [/INST] 多运动，多喝水。</s>" in text
+    assert "\x1b[32m 多运动" in shown.output
     entry = YAML(typ="safe").load(text[text.index("  own:\n") :])["own"]
     entry["licence"] = "MIT"
     assert Source.model_validate(entry).format == "question_answer"
