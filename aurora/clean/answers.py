@@ -66,11 +66,13 @@ OTHER_MODEL = re.compile(
     re.IGNORECASE,
 )
 FICTION = re.compile(r"第一人称|小说|故事|剧本|科幻")
-NAMED = (  # a first look, in small letters: most answers name no one
-    "openai", "open ai", "gpt", "anthropic", "claude", "文心", "ernie", "bard", "gemini", "lamda", "palm",
-    "通义", "qwen", "星火", "kimi", "豆包", "llama", "vicuna", "moss", "chatglm", "智谱", "百川", "baichuan",
-    "deepseek", "深度求索", "bing", "copilot", "siri", "小爱同学", "混元", "盘古", "悟道", "google", "谷歌", "百度", "阿里",
-    "腾讯", "华为", "讯飞", "微软", "microsoft", "meta", "facebook", "清华", "月之暗面", "字节跳动", "苹果公司",
+NAMED = re.compile(  # a first look, in small letters: most answers name no one
+    "|".join((
+        "openai", "open ai", "gpt", "anthropic", "claude", "文心", "ernie", "bard", "gemini", "lamda", "palm",
+        "通义", "qwen", "星火", "kimi", "豆包", "llama", "vicuna", "moss", "chatglm", "智谱", "百川", "baichuan",
+        "deepseek", "深度求索", "bing", "copilot", "siri", "小爱同学", "混元", "盘古", "悟道", "google", "谷歌", "百度", "阿里",
+        "腾讯", "华为", "讯飞", "微软", "microsoft", "meta", "facebook", "清华", "月之暗面", "字节跳动", "苹果公司",
+    ))
 )  # fmt: skip
 
 ABLE = r"(?:无法|無法|不能|没有能力|沒有能力|没法|不便|不会|不可以|没有办法|不具备|沒有辦法)"
@@ -125,8 +127,7 @@ def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
 def other_model(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer in which the assistant says that it is another vendor's model."""
     for index, (prompt, answer, *_) in enumerate(rounds):
-        small = answer.lower()
-        if not any(name in small for name in NAMED) or FICTION.search(prompt):
+        if not NAMED.search(answer.lower()) or FICTION.search(prompt):
             continue
         if found := OTHER_MODEL.search(answer):
             return Fault(index, "other_model", around(answer, found))

@@ -40,19 +40,23 @@ def apply_rules(turns: Turns | Drop, params: Clean, unmarked: bool = False) -> A
     repaired = list(turns.repaired)
     messages = without_markers(turns.messages, repaired) if params.template_markers else turns.messages
     system, messages = _system_first(messages)
-    texts = _repair([message.content for message in messages], repaired, params)
+    given = [message.content for message in messages]
+    texts = _repair(given, repaired, params)
     messages = [
         Message(message.role, text, message.train, message.tool_calls)
         for message, text in zip(messages, texts, strict=True)
     ]
     rounds, fault = whole_rounds(messages, repaired, params)
     drop = None if rounds else Drop(fault.reason, fault.evidence)
+    again = texts != given or 2 * len(rounds) != len(messages)  # a repair may make room for another
     for _ in range(PASSES):
         if drop:
             break
         before = rounds
+        if again:
+            rounds = _repaired_rounds(rounds, repaired, params)
         rounds, drop = _once(rounds, fault, repaired, params, unmarked)
-        fault = None
+        fault, again = None, True
         if rounds == before:
             break
     else:
@@ -74,10 +78,6 @@ def _once(
 ) -> tuple[tuple[Round, ...], Drop | None]:
     """The rounds in front of the first fault; a Drop where none is left."""
     faults = [fault] if fault else []
-    texts = [text for each in rounds for text in each[:2]]
-    if (repairs := _repair(texts, repaired, params)) != texts:
-        pairs = zip(rounds, repairs[::2], repairs[1::2], strict=True)
-        rounds = tuple(Round(prompt, answer, *each[2:]) for each, prompt, answer in pairs)
     for switch, rule in RULES:
         if switch is None or getattr(params, switch):
             habit = (unmarked,) if rule is truncated_answer else ()
@@ -92,6 +92,17 @@ def _once(
         repaired.append(f"cut_at_{fault.reason}")
     last = max((number for number, each in enumerate(rounds) if each.train), default=len(rounds) - 1)
     return rounds[: last + 1], None  # what is masked serves those behind it
+
+
+def _repaired_rounds(rounds: tuple[Round, ...], repaired: list[str], params: Clean) -> tuple[Round, ...]:
+    given = [text for each in rounds for text in each[:2]]
+    texts = _repair(given, repaired, params)
+    if texts == given:
+        return rounds
+    return tuple(
+        Round(prompt, answer, *each[2:])
+        for each, prompt, answer in zip(rounds, texts[::2], texts[1::2], strict=True)
+    )
 
 
 def _system_first(messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:

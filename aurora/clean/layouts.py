@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from aurora.core.errors import DataError
 
@@ -53,7 +54,7 @@ class Layout:
             and not any(name in keys for name in self.without)
         )
 
-    @property
+    @cached_property
     def known(self) -> frozenset[str]:
         """All columns that are read."""
         return frozenset((*self.prompt, *self.answer, *self.turns, self.system, self.history, self.tools))

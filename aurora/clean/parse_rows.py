@@ -120,8 +120,13 @@ def _pair(row: dict, layout: Layout, repaired: list[str]) -> list[Message]:
             texts.pop()
             repaired.append("no_input_marker")
     prompt = "\n".join(text for text in texts if text.strip())
-    train = not any(name in row and _same(row[name], value) for name, value in NOT_TRAINED.items())
-    return [Message("user", prompt), Message("assistant", _text(row[answer], repaired), train)]
+    return [Message("user", prompt), Message("assistant", _text(row[answer], repaired), _is_trained(row))]
+
+
+def _is_trained(item: dict) -> bool:
+    if NOT_TRAINED.keys().isdisjoint(item):
+        return True
+    return not any(name in item and _same(item[name], value) for name, value in NOT_TRAINED.items())
 
 
 def _refuse_stray_input(row: dict, layout: Layout) -> None:
@@ -169,7 +174,7 @@ def _turn(item: object, roles: Mapping[str, str], repaired: list[str]) -> list[M
         raise Unreadable("not_an_object", str(item)[:120])
     if isinstance(item, Repeated):
         raise Unreadable("repeated_key", json.dumps(item, ensure_ascii=False, default=str)[:160])
-    train = not any(name in item and _same(item[name], value) for name, value in NOT_TRAINED.items())
+    train = _is_trained(item)
     given = next((item[key] for key in ("role", "from", "speaker") if _filled(item.get(key))), None)
     if given is None:
         for user, assistant in PAIRS:

@@ -40,8 +40,6 @@ def read_items(path: Path) -> Iterator[object]:
 
     Raises DataError with file and place if the file is damaged: no row is ever skipped.
     """
-    import pyarrow
-
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -55,7 +53,9 @@ def read_items(path: Path) -> Iterator[object]:
             yield from _text(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); convert the file or fetch it again") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__ == "pyarrow.lib"):
+            raise
         why = " ".join(str(getattr(error, "strerror", None) or error).split())  # pyarrow's own has several lines
         raise DataError(f"{path}: damaged or unreadable ({why}); fetch the source again") from None
 

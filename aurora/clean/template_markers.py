@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from aurora.core.messages import Message
 
-# A first look: most texts have none of these.
 SUSPECT = re.compile(r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]")
 EDGES = r"<\|im_end\|>|<\|im_start\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|begin_of_text\|>|<\|eot_id\|>|<\|end\|>|<eo[mahpcs]>|</?s>|<bos>|<eos>|<end_of_turn>|<\|endofturn\|>"
 END = re.compile(rf"(?:\s*(?:{EDGES}))+\s*$")
@@ -43,7 +42,7 @@ class Part(NamedTuple):
 
 def without_markers(messages: tuple[Message, ...], repaired: list[str]) -> tuple[Message, ...]:
     """Messages without the markers of a template; where these mark turns, the turns become messages."""
-    if not any(SUSPECT.search(message.content) for message in messages):
+    if not any(is_suspect(message.content) for message in messages):
         return messages
     if any(ABOUT_MARKERS.search(message.content) for message in messages if message.role == "user"
            and not SUSPECT.search(message.content)):
@@ -59,9 +58,17 @@ def without_markers(messages: tuple[Message, ...], repaired: list[str]) -> tuple
     return tuple(result)
 
 
+def is_suspect(text: str) -> bool:
+    """Whether a text can hold a marker; most have none of the signs of one."""
+    return (
+        "<" in text or "[" in text or "###" in text or "Human" in text or "Assistant" in text or "User" in text
+        or "USER" in text or "ASSISTANT" in text
+    ) and SUSPECT.search(text) is not None  # fmt: skip
+
+
 def leftover(text: str) -> re.Match[str] | None:
     """A marker that stands in a text outside code, if any."""
-    found = HARD.search(text) if SUSPECT.search(text) else None
+    found = HARD.search(text) if is_suspect(text) else None
     return found and HARD.search(CODE_SPAN.sub(lambda code: " " * len(code[0]), text))
 
 

@@ -34,7 +34,7 @@ ENUMERATION = re.compile(
 )
 WISH = re.compile(r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$")
 HABIT_FROM = 20  # characters of an answer that can tell whether a source ends its sentences with a mark
-HABIT = 0.05  # share of unmarked ends among whole short answers, from which they are a habit; models have at most 0.02
+HABIT = 0.1  # share of unmarked ends among whole short answers, from which they are a habit; models have 0.02 at most
 HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
 LEAST = 20  # answers below which a source tells no habit
 CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)

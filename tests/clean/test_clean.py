@@ -85,8 +85,8 @@ def test_a_fault_cuts_or_drops_as_the_params_say():
 def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Path):
     put_benchmarks(tmp_path / "benchmark")
     benchmarks = [tmp_path / "benchmark" / name for name in BENCHMARKS]
-    chinese = next(q for q in read_questions(benchmarks[1]) if len(q.text) > 20)
-    english = next(q for q in read_questions(benchmarks[0]) if len(q.text) > 60)
+    chinese = max(read_questions(benchmarks[1]), key=lambda question: len(question.text))
+    english = max(read_questions(benchmarks[0]), key=lambda question: len(question.text))
     rows = [
         row(f"请选出正确答案。\n{chinese.text}", "选B。"),
         row("出一道题", f"好的。{english.text.upper()}"),
