@@ -25,8 +25,8 @@ from aurora.clean import filters, repairs
 from aurora.clean.apply_rules import _repair, whole_rounds
 from aurora.clean.clean import CHUNK, clean
 from aurora.clean.contamination import Questions, read_questions
-from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
 from aurora.clean.layouts import LAYOUTS
+from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
 from aurora.clean.parse_rows import parse
 from aurora.clean.read_files import read_items
 from aurora.clean.shingles import characters
@@ -227,7 +227,12 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         "html remnants", lambda: [repairs.without_html(text) for text in texts if "<" in text or "&" in text]
     )
     repaired = [
-        [Message(message.role, text) for message, text in zip(turn.messages, _repair([m.content for m in turn.messages], [], params), strict=True)]
+        [
+            Message(message.role, text)
+            for message, text in zip(
+                turn.messages, _repair([m.content for m in turn.messages], [], params), strict=True
+            )
+        ]
         for turn in turns
     ]
     rounds = [
@@ -239,7 +244,9 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         timed(rule.__name__.replace("_", " "), lambda rule=rule: [rule(pairs, params) for pairs in rounds])
     timed(
         "traditional",
-        lambda: [filters.traditional_share([part for pair in pairs for part in pair[:2]]) for pairs in rounds],
+        lambda: [
+            filters.traditional_share([part for pair in pairs for part in pair[:2]]) for pairs in rounds
+        ],
     )
     timed("topic", lambda: [topic(*pairs[0][:2]) for pairs in rounds])
     turns = [[part for pair in pairs for part in pair[:2]] for pairs in rounds]

@@ -37,7 +37,9 @@ def main(instructions: Path, benchmarks: Path, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_dropped(out / "dropped.parquet", cleaned)
         why = [note for note in cleaned.metrics["notes"] if "no row is left" in note]
-        raise DataError(f"clean: no row is left; {'; '.join(why)}; {out / 'dropped.parquet'} has every row's reason")
+        raise DataError(
+            f"clean: no row is left; {'; '.join(why)}; {out / 'dropped.parquet'} has every row's reason"
+        )
     with replacing(out) as partial:
         partial.mkdir()
         write_tables(partial, cleaned, {name: source.repeat for name, source in sources.items()})

@@ -48,7 +48,11 @@ def account(
             sums["repeat"] = repeats[name]
         if sums["kept"] + sum(sums["dropped"].values()) != sums["read"]:
             raise DataError(f"clean: source {name}: kept and dropped do not add up to read: {sums}")
-    return {"sources": sources, "total": _sums(outcomes), "notes": [*_notes(sources), *_emptied(outcomes, sources, advised)]}
+    return {
+        "sources": sources,
+        "total": _sums(outcomes),
+        "notes": [*_notes(sources), *_emptied(outcomes, sources, advised)],
+    }
 
 
 def _sums(outcomes: list[Outcome]) -> dict:

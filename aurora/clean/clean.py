@@ -47,10 +47,14 @@ class SourceRules:
     layout: Layout
     params: Clean
     unmarked: bool  # whether its answers end without a mark by habit
-    advice: str = field(default="", compare=False)  # what would fit, where none of its first rows could be read
+    advice: str = field(
+        default="", compare=False
+    )  # what would fit, where none of its first rows could be read
 
 
-def rules_of(name: str, format_: str, items: Sequence[object], params: Clean, entry: Source | None) -> SourceRules:
+def rules_of(
+    name: str, format_: str, items: Sequence[object], params: Clean, entry: Source | None
+) -> SourceRules:
     """The rules of a source, by its entry in params.yaml and its first rows. Raises DataError as `layout_of` does."""
     columns, roles = (entry.columns, entry.roles) if entry else (None, None)
     layout = layout_of(name, format_, items, columns, roles)
@@ -71,7 +75,9 @@ def clean_chunk(rules: SourceRules, start: int, items: list) -> tuple[list[Outco
             ignored.update(
                 str(key)[:80]
                 for key, value in item.items()
-                if key not in rules.layout.known and value not in (None, "") and column(key) not in rules.layout.known
+                if key not in rules.layout.known
+                and value not in (None, "")
+                and column(key) not in rules.layout.known
             )
         rounds = 0 if isinstance(turns, Drop) else sum(message.role == "user" for message in turns.messages)
         found = apply_rules(turns, rules.params, rules.unmarked)
@@ -85,7 +91,17 @@ def clean_chunk(rules: SourceRules, start: int, items: list) -> tuple[list[Outco
             kept = Conversation(rules.source, position, found.rounds, found.system, found.tools)
         named, id_ = (topic(*found.rounds[0][:2]), kept.id) if kept else ("", "")
         outcomes.append(
-            Outcome(rules.source, position, rounds, kept, found.repaired, drop, id_, traditional and bool(kept), named)
+            Outcome(
+                rules.source,
+                position,
+                rounds,
+                kept,
+                found.repaired,
+                drop,
+                id_,
+                traditional and bool(kept),
+                named,
+            )
         )
     return outcomes, ignored
 
@@ -192,7 +208,9 @@ def _taken(outcomes: list[Outcome], source: str, take: int | float) -> list[Outc
     def order(outcome: Outcome) -> str:
         return hashlib.sha256(f"take {outcome.id}".encode()).hexdigest()
 
-    kept = sorted((outcome for outcome in outcomes if outcome.source == source and not outcome.drop), key=order)
+    kept = sorted(
+        (outcome for outcome in outcomes if outcome.source == source and not outcome.drop), key=order
+    )
     if isinstance(take, int):
         gone = kept[take:]
     else:

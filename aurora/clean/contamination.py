@@ -15,10 +15,15 @@ from aurora.core.errors import DataError
 from aurora.core.manifests import read_manifest
 
 CHINESE, LATIN = 8, 32  # characters of an n-gram; 32 Latin letters are five to seven words
-ALONE = {True: 20, False: 60}  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
+ALONE = {
+    True: 20,
+    False: 60,
+}  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
 WITH_OPTIONS = {True: 16, False: 48}  # the same of a stem and its options
 # A short stem that is a question or a sentence to complete, and no term: it has a word that no term has.
-ASKS = re.compile(r"[?？，,=“”‘’]|_+[^\s_]*[^\W_]|[的是为于在有由被应将与和会以用称属指出可不从对其向及把使占哪何么几要能让给到得需]|\S+ \S+ \S+ \S+")
+ASKS = re.compile(
+    r"[?？，,=“”‘’]|_+[^\s_]*[^\W_]|[的是为于在有由被应将与和会以用称属指出可不从对其向及把使占哪何么几要能让给到得需]|\S+ \S+ \S+ \S+"
+)
 SPLITS = ("dev", "val", "test")
 BITS = 24  # a first look in a table of 2^24 flags spares most of the binary searches
 

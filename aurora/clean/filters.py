@@ -20,9 +20,9 @@ from aurora.clean.answers import (
 )
 from aurora.clean.params import Clean
 from aurora.clean.repairs import MOJIBAKE
-from aurora.core.chinese import CHINESE, chinese_characters
 from aurora.clean.template_markers import ABOUT_MARKERS, leftover
 from aurora.clean.truncation import asks_to_go_on, cut_off
+from aurora.core.chinese import CHINESE, chinese_characters
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 CHINESE_RUN = re.compile(f"[{CHINESE}]{{4,}}")

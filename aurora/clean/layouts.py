@@ -7,7 +7,13 @@ from functools import cached_property
 
 from aurora.core.errors import DataError
 
-TURN_LISTS = ("messages", "conversation", "conversations", "dialog", "dialogue")  # columns that hold a list of turns
+TURN_LISTS = (
+    "messages",
+    "conversation",
+    "conversations",
+    "dialog",
+    "dialogue",
+)  # columns that hold a list of turns
 SPELLINGS = {  # met in published files -> Alpaca column
     "指示": "instruction", "指令": "instruction", "说明": "instruction", "输入": "input", "输出": "output",
 }  # fmt: skip

@@ -56,7 +56,9 @@ def read_items(path: Path) -> Iterator[object]:
     except Exception as error:
         if not (isinstance(error, OSError) or type(error).__module__ == "pyarrow.lib"):
             raise
-        why = " ".join(str(getattr(error, "strerror", None) or error).split())  # pyarrow's own has several lines
+        why = " ".join(
+            str(getattr(error, "strerror", None) or error).split()
+        )  # pyarrow's own has several lines
         raise DataError(f"{path}: damaged or unreadable ({why}); fetch the source again") from None
 
 
@@ -140,9 +142,7 @@ def _json_line(path: Path, number: int, line: bytes) -> object:
     try:
         return DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} line {number} byte {error.start}: {_not_utf8(error, line)}"
-        ) from None
+        raise DataError(f"{path} line {number} byte {error.start}: {_not_utf8(error, line)}") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} line {number} column {error.pos + 1}: not JSON ({error.msg}); "
@@ -238,7 +238,9 @@ def _table(path: Path, header: bytes, file: io.BufferedIOBase, delimiter: str) -
             elif row:
                 yield Drop("wrong_number_of_cells", f"{len(row)} instead of {len(names)}: {str(row)[:160]}")
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: not {path.suffix[1:].upper()} ({error}); correct the file") from None
+        raise DataError(
+            f"{path} line {reader.line_num}: not {path.suffix[1:].upper()} ({error}); correct the file"
+        ) from None
 
 
 def _parquet(path: Path) -> Iterator[object]:

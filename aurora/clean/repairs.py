@@ -38,7 +38,23 @@ TAG = re.compile(
 )
 
 CLOSING = re.compile(r"</([a-z0-9]+)\s*>", re.IGNORECASE)
-OFTEN_OPEN = {"p", "li", "tr", "td", "th", "tbody", "thead", "center", "font", "h1", "h2", "h3", "h4", "h5", "h6"}
+OFTEN_OPEN = {
+    "p",
+    "li",
+    "tr",
+    "td",
+    "th",
+    "tbody",
+    "thead",
+    "center",
+    "font",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+}
 ADDRESS = re.compile(r"src\s*=\s*[\"']?(?:https?:|//|data:)", re.IGNORECASE)
 ABOUT_ENTITIES = re.compile(r"html|xml|实体|转义|escape|网页|标签", re.IGNORECASE)
 SIGNS = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " ", "&amp;": "&"}

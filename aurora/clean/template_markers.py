@@ -1,11 +1,14 @@
 """Markers of prompt templates that a data set left in its texts: removed, or read as the turns that they mark."""
 
+import itertools
 import re
 from typing import NamedTuple
 
 from aurora.core.messages import Message
 
-SUSPECT = re.compile(r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]")
+SUSPECT = re.compile(
+    r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]"
+)
 EDGES = r"<\|im_end\|>|<\|im_start\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|begin_of_text\|>|<\|eot_id\|>|<\|end\|>|<eo[mahpcs]>|</?s>|<bos>|<eos>|<end_of_turn>|<\|endofturn\|>"
 END = re.compile(rf"(?:\s*(?:{EDGES}))+\s*$")
 START = re.compile(r"^\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*)+")
@@ -15,7 +18,9 @@ BOT = (
     r"|\[\|AI\|\]\s*[:：]?|\[/INST\]"
 )
 USER_LINE = r"(?:###\s*)?(?:Human|USER|User)\s?[:：]|###\s*(?:Instruction|Question|指令|问题|用户|Human|User)\s*[:：]?"
-BOT_LINE = r"(?:###\s*)?(?:Assistant|ASSISTANT)\s?[:：]|###\s*(?:Response|Answer|回答|回复|输出|Assistant)\s*[:：]?"
+BOT_LINE = (
+    r"(?:###\s*)?(?:Assistant|ASSISTANT)\s?[:：]|###\s*(?:Response|Answer|回答|回复|输出|Assistant)\s*[:：]?"
+)
 MARKER = re.compile(
     rf"(?:{EDGES}|\s)*(?:(?P<user>{USER}|(?:^|(?<=\n))[ \t]*(?:{USER_LINE}))"
     rf"|(?P<assistant>{BOT}|(?:^|(?<=\n))[ \t]*(?:{BOT_LINE})))\s*"
@@ -23,11 +28,14 @@ MARKER = re.compile(
 INPUT = re.compile(r"\s*\n###\s*(?:Input|输入)\s*[:：]?\s*")
 SYSTEM = re.compile(r"<\|im_start\|>\s*system\b\s*|<\|system\|>\s*")
 LLAMA_SYSTEM = re.compile(r"<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
-PREAMBLE = re.compile(r"^(?:Below is an? |以下是(?:一[个条]|描述)|下面是(?:一[个条]|描述))[^\n]*$", re.IGNORECASE)
+PREAMBLE = re.compile(
+    r"^(?:Below is an? |以下是(?:一[个条]|描述)|下面是(?:一[个条]|描述))[^\n]*$", re.IGNORECASE
+)
 HARD = re.compile(rf"{EDGES}|{USER}|{BOT}|(?:^|\n)###\s*(?:Instruction|Response)\s*[:：]")
 # A conversation about templates, or a dialogue that was asked for, speaks of markers and means them.
 ABOUT_MARKERS = re.compile(
-    r"模板|标记|标签|特殊符号|分词|token|template|prompt|提示词|微调|fine-?tun|html|xml|删除线|代码|编程|markdown", re.IGNORECASE
+    r"模板|标记|标签|特殊符号|分词|token|template|prompt|提示词|微调|fine-?tun|html|xml|删除线|代码|编程|markdown",
+    re.IGNORECASE,
 )
 DIALOGUE = re.compile(r"对话|對話|剧本|台词|脚本|聊天|访谈|采访|dialog|conversation|script", re.IGNORECASE)
 CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -44,8 +52,11 @@ def without_markers(messages: tuple[Message, ...], repaired: list[str]) -> tuple
     """Messages without the markers of a template; where these mark turns, the turns become messages."""
     if not any(is_suspect(message.content) for message in messages):
         return messages
-    if any(ABOUT_MARKERS.search(message.content) for message in messages if message.role == "user"
-           and not SUSPECT.search(message.content)):
+    if any(
+        ABOUT_MARKERS.search(message.content)
+        for message in messages
+        if message.role == "user" and not SUSPECT.search(message.content)
+    ):
         return messages
     result: list[Message] = []
     for number, message in enumerate(messages):
@@ -88,7 +99,7 @@ def _split(message: Message, after: str | None) -> list[Message]:
     while len(parts) > 1 and not parts[-1].text:
         parts.pop()  # a marker behind which nothing came
     given = [part.role for part in parts]
-    alternating = all(left != right for left, right in zip(given, given[1:], strict=False))
+    alternating = all(left != right for left, right in itertools.pairwise(given))
     if not alternating or (message.role == "user" and given[-1:] != ["user"]):
         parts = [Part(message.role, text)]  # not certain
     if parts == [Part(message.role, message.content)]:

@@ -32,7 +32,9 @@ ENUMERATION = re.compile(
     r"|(?:[\w.%-]{1,16}[,，]\s?){3,}[\w.%-]{1,16}$",
     re.ASCII,
 )
-WISH = re.compile(r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$")
+WISH = re.compile(
+    r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$"
+)
 HABIT_FROM = 20  # characters of an answer that can tell whether a source ends its sentences with a mark
 HABIT = 0.1  # share of unmarked ends among whole short answers, from which they are a habit; models have 0.02 at most
 HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
@@ -94,7 +96,9 @@ def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     last = text[-1]
     if last in "，,、（(“《「【":
         return end if len(text) >= 40 else None
-    prose = CODE_BLOCK.sub("\n", text) if "```" in text else text  # how code ends its lines says nothing of sentences
+    prose = (
+        CODE_BLOCK.sub("\n", text) if "```" in text else text
+    )  # how code ends its lines says nothing of sentences
     lines = [line.strip() for line in prose.split("\n") if line.strip()]
     if not lines:
         return None

@@ -62,7 +62,9 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
         inside = sorted(file for file in path.rglob("*") if file.is_file())
         files = [path / name for name in data_files(file.relative_to(path).as_posix() for file in inside)]
     items = list(islice(chain.from_iterable(map(read_items, files)), LOOKED_AT))
-    name = "".join(sign if sign.isalnum() and sign.isascii() else "_" for sign in path.name.split(".")[0].lower())
+    name = "".join(
+        sign if sign.isalnum() and sign.isascii() else "_" for sign in path.name.split(".")[0].lower()
+    )
     name = name.strip("_") or "own"
     params = read_section("clean", Clean)
     rules = rules_of(name, format_, items, params, None)
@@ -75,17 +77,23 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     told = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
     click.echo(f"{path}: {layout.name}, {told}")
     if ignored:
-        click.echo(f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}")
+        click.echo(
+            f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}"
+        )
     if rules.unmarked:
         click.echo("answers end without a mark by habit; truncated_answers looks for certain signs alone")
-    click.echo(f"kept {len(kept):,} of the first {len(items):,} rows; duplicates and benchmark questions are looked for by clean")
+    click.echo(
+        f"kept {len(kept):,} of the first {len(items):,} rows; duplicates and benchmark questions are looked for by clean"
+    )
     _echo_reasons(outcomes)
     if not kept:
         raise DataError(f"{path}: no row is left; {advice(items, layout)}")
     click.echo()
     _echo_rows(kept[:3], tokenizer)
     click.echo("# for sources in params.yaml; write the licence")
-    click.echo(f"  {name}:\n    kind: instructions\n    uri: {path}\n    dep: {path}\n    format: {layout.name}\n    licence:")
+    click.echo(
+        f"  {name}:\n    kind: instructions\n    uri: {path}\n    dep: {path}\n    format: {layout.name}\n    licence:"
+    )
 
 
 def _echo_reasons(outcomes: list) -> None:
@@ -132,5 +140,3 @@ def _echo_rows(kept: list, tokenizer: Path) -> None:
     processor = vocabulary(tokenizer, params.prompt == "chat_template")
     for row in (row for table in found for row in table.to_pylist()):
         click.echo(terminal_row(processor, row))
-
-

@@ -35,7 +35,9 @@ class Turns(NamedTuple):
     systems: dict[int, str]  # system prompt by conversation
     shortened: dict[int, str]  # text of the prompts that were truncated, by turn
     learnt: dict[int, numpy.ndarray]  # of answers with tool calls, by turn: which of its tokens are trained
-    limits: dict[int, int]  # rounds in front of the first tool call, by conversation whose calls have no exact tokens
+    limits: dict[
+        int, int
+    ]  # rounds in front of the first tool call, by conversation whose calls have no exact tokens
 
 
 class Formatted(NamedTuple):
@@ -201,7 +203,9 @@ class Formatter:
             for turn in users:
                 room = capacity - per_round - len(encoded[turn + 1])
                 if alone(turn) > capacity and (
-                    shorter := self.prompt_format.shorten(turns.contents[turn].as_py(), room, turns.systems.get(index, ""))
+                    shorter := self.prompt_format.shorten(
+                        turns.contents[turn].as_py(), room, turns.systems.get(index, "")
+                    )
                 ):
                     # It fills a row of its own, and so is never read behind another round.
                     turns.shortened[turn], opening[turn] = shorter
@@ -271,7 +275,9 @@ class Formatter:
                     expected += count(turns.opening[row["turn"]]) - self.prompt_format.opening_control
             expected += sum(count(turns.encoded[turn]) for turn in chosen if turn in turns.learnt)
         if (found := count(ids)) != expected:
-            raise ModelError(f"{place}: {found} control tokens where {expected} were placed; the text forged some")
+            raise ModelError(
+                f"{place}: {found} control tokens where {expected} were placed; the text forged some"
+            )
 
     def _check(
         self,
@@ -337,6 +343,7 @@ def first_round(turns: Turns, rows: numpy.ndarray) -> tuple[pyarrow.StringArray,
         first.tolist(), rows["conversation"].tolist(), turns.contents.take(first).to_pylist(), strict=True
     )
     whole = [
-        with_system(turns.systems.get(row, ""), turns.shortened.get(turn, prompt)) for turn, row, prompt in prompts
+        with_system(turns.systems.get(row, ""), turns.shortened.get(turn, prompt))
+        for turn, row, prompt in prompts
     ]
     return pyarrow.array(whole, pyarrow.string()), turns.contents.take(first + 1)

@@ -89,7 +89,10 @@ def in_order(pool: ThreadPoolExecutor, function: Callable, arguments: Iterable[t
 def check_result(tally: Tally, params: Format, place: Path) -> None:
     """Raises an error if a round was lost uncounted, and if there is nothing to train on or nothing held out."""
     total = tally.total()
-    lost = sum(total[f"rounds_dropped_{reason}"] for reason in ("too_long", "rest", "near_held_out", "untrained", "tool_calls"))
+    lost = sum(
+        total[f"rounds_dropped_{reason}"]
+        for reason in ("too_long", "rest", "near_held_out", "untrained", "tool_calls")
+    )
     if total["rounds_kept"] + lost != total["rounds"]:
         raise AssertionError(f"{total['rounds_kept']} + {lost} of {total['rounds']} rounds are accounted for")
     if not total["conversations"]:

@@ -56,7 +56,9 @@ def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
                 )
             for name, kind in OPTIONAL.items():
                 if name in schema.names and not schema.field(name).type.equals(kind):
-                    raise DataError(f"{path}: column {name} is {schema.field(name).type}, not {kind}; run dvc repro clean")
+                    raise DataError(
+                        f"{path}: column {name} is {schema.field(name).type}, not {kind}; run dvc repro clean"
+                    )
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); write it again by: dvc repro -f clean") from None
@@ -89,7 +91,12 @@ def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.R
     """Batches of conversations, each with the number of its first row; raises as `conversations_file` does."""
     first = 0
     with conversations_file(path) as file:
-        columns = ["id", "source", "messages", *(name for name in OPTIONAL if name in file.schema_arrow.names)]
+        columns = [
+            "id",
+            "source",
+            "messages",
+            *(name for name in OPTIONAL if name in file.schema_arrow.names),
+        ]
         for batch in file.iter_batches(size, columns=columns):
             yield first, batch
             first += len(batch)

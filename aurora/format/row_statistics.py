@@ -19,7 +19,11 @@ LENGTH_BINS = 16  # bars of the length histogram, from 0 to max_length
 PACKED_TOGETHER = 1000  # rows that TRL packs at a time: the batch of datasets.Dataset.map
 MAIN_BLOCK = re.compile("[\u4e00-\u9fff]")  # the Chinese characters whose first byte in UTF-8 is E4 to E9
 UTF8_BYTES_PER_CHINESE_CHARACTER = 3
-SELDOM = ("rounds_dropped_untrained", "rounds_dropped_tool_calls", "system_prompts")  # told where there are some
+SELDOM = (
+    "rounds_dropped_untrained",
+    "rounds_dropped_tool_calls",
+    "system_prompts",
+)  # told where there are some
 
 COUNTED = (
     "conversations",
@@ -217,9 +221,7 @@ class ChineseCost:
 
     def __init__(self, processor: "SentencePieceProcessor") -> None:
         pieces = all_pieces(processor)
-        held = numpy.array(
-            [0 if piece.isascii() else len(MAIN_BLOCK.findall(piece)) for piece in pieces]
-        )
+        held = numpy.array([0 if piece.isascii() else len(MAIN_BLOCK.findall(piece)) for piece in pieces])
         first_byte = [f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)]
         spelled = numpy.zeros(len(pieces), dtype=numpy.int64)
         spelled[[pieces.index(piece) for piece in first_byte]] = 1

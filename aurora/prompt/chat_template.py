@@ -30,7 +30,16 @@ PROBE = ("你好，what is 2+2?", "It is 4；是四。", "再问 one more", "Fin
 
 
 SYSTEM_MARK = "systemmark"
-TOOL_PROBE = [{"type": "function", "function": {"name": "toolmark", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+TOOL_PROBE = [
+    {
+        "type": "function",
+        "function": {
+            "name": "toolmark",
+            "description": "d",
+            "parameters": {"type": "object", "properties": {}},
+        },
+    }
+]
 CALL_PROBE = [
     {"role": "user", "content": "q"},
     {
@@ -298,7 +307,11 @@ class ChatTemplate:
         questions = [openings[0], *self.questions([prompt for prompt, *_ in rounds[1:]])]
         encoded = [ids for pair in zip(questions, (ids for ids, _ in answers), strict=True) for ids in pair]
         whole = self._whole_ids(self._render(turns, False, functions))
-        return ToolRounds(openings, answers) if self.join(encoded, [len(rounds)])[0].tolist() == whole.tolist() else None
+        return (
+            ToolRounds(openings, answers)
+            if self.join(encoded, [len(rounds)])[0].tolist() == whole.tolist()
+            else None
+        )
 
     def join(
         self, encoded: Sequence[numpy.ndarray], rounds: Sequence[int], trained: Sequence[bool] | None = None

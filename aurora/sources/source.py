@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from aurora.core.params import Count, Section, Seed
 from aurora.sources.uris import parse, shown
 
-
 INSTRUCTION_FORMATS = (
     "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "query_response", "question_answer", "input_target",
     "input_output",
@@ -178,7 +177,9 @@ class Source(Section):
             raise ValueError(f"format '{self.format}' is not one of kind {self.kind}: {', '.join(formats)}")
         given = [name for name in OF_INSTRUCTIONS if getattr(self, name) is not None]
         if self.kind != "instructions" and (given or self.repeat > 1):
-            raise ValueError(f"{(given or ['repeat'])[0]} is of instructions, and this is a {self.kind}; remove it")
+            raise ValueError(
+                f"{(given or ['repeat'])[0]} is of instructions, and this is a {self.kind}; remove it"
+            )
         columns = self.columns or {"messages": ""}
         if "messages" not in columns and not {"prompt", "answer"} <= columns.keys():
             raise ValueError("columns needs messages, or prompt and answer")

@@ -73,7 +73,9 @@ def test_a_short_question_counts_as_a_whole_prompt():
 
 def test_a_term_is_no_question():
     stem = "传染性单核细胞增多症____"
-    index = Questions([Question("ceval/x:0", stem, ("由EB病毒引起", "由流感病毒引起", "由细菌引起", "由真菌引起"))], 0.8)
+    index = Questions(
+        [Question("ceval/x:0", stem, ("由EB病毒引起", "由流感病毒引起", "由细菌引起", "由真菌引起"))], 0.8
+    )
     turns = [["传染性单核细胞增多症有哪些症状？", "发热、咽痛。"], ["传染性单核细胞增多症", "是一种疾病。"]]
     assert index.find(turns) == [None, None]
     options = "A. 由EB病毒引起 B. 由流感病毒引起 C. 由细菌引起 D. 由真菌引起"

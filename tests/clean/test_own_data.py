@@ -69,7 +69,11 @@ def test_a_further_column_is_not_the_missing_input(tmp_path: Path, column: str):
 
 
 def test_a_source_without_input_ignores_other_columns_and_one_with_it_misses_it():
-    bare = {"instruction": "给出三个建议。", "output": ANSWER, "text": "Below is an instruction that describes."}
+    bare = {
+        "instruction": "给出三个建议。",
+        "output": ANSWER,
+        "text": "Below is an instruction that describes.",
+    }
     assert rounds(bare, "alpaca")
     layout = layout_of("own", "alpaca", [row("问", "答"), bare])
     assert parse(bare, layout).reason == "stray_key"
@@ -80,7 +84,10 @@ def test_a_source_without_input_ignores_other_columns_and_one_with_it_misses_it(
 
 @pytest.mark.parametrize("instruction", ["", None, "  "])
 def test_the_prompt_is_what_is_there(instruction: object):
-    assert rounds({"instruction": instruction, "input": "讲个故事", "output": ANSWER}, "alpaca")[0][0] == "讲个故事"
+    assert (
+        rounds({"instruction": instruction, "input": "讲个故事", "output": ANSWER}, "alpaca")[0][0]
+        == "讲个故事"
+    )
 
 
 # 3. System prompts
@@ -127,7 +134,8 @@ def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"loss": False}, {"train": False}, {"loss_weight": 0.0}, {"mask": True}, {"weight": 0.0}]
+    "mark",
+    [{"weight": 0}, {"loss": False}, {"train": False}, {"loss_weight": 0.0}, {"mask": True}, {"weight": 0.0}],
 )
 def test_a_marked_answer_stays_as_context(mark: dict):
     turns = messages(("user", "一"), ("assistant", "坏的。"), ("user", "二"), ("assistant", "好的。"))
@@ -392,7 +400,9 @@ def test_history_stands_in_front():
 
 def test_a_detection_never_guesses_between_two():
     item = {"prompt": "问", "completion": "答", "question": "问", "answer": "答"}
-    with pytest.raises(DataError, match="sources.own.format: auto finds prompt_completion and question_answer in rows"):
+    with pytest.raises(
+        DataError, match="sources.own.format: auto finds prompt_completion and question_answer in rows"
+    ):
         layout_of("own", "auto", [item])
     with pytest.raises(DataError, match=r"auto finds no layout in rows with keys q, a; map them by columns"):
         layout_of("own", "auto", [{"q": "问", "a": "答"}])
@@ -403,7 +413,9 @@ def test_columns_and_roles_of_a_source(tmp_path: Path):
     found = cleaned(tmp_path / "a", rows, columns={"prompt": "Q", "input": "ctx", "answer": "A"})
     assert found.kept[0][0].rounds[0].prompt == "你好\n朋友"
     rows = [{"talk": [{"role": "医生", "content": ANSWER}, {"role": "患者", "content": "你好"}, {"role": "医生", "content": ANSWER}]}]  # fmt: skip
-    found = cleaned(tmp_path / "b", rows, columns={"messages": "talk"}, roles={"医生": "assistant", "患者": "user"})
+    found = cleaned(
+        tmp_path / "b", rows, columns={"messages": "talk"}, roles={"医生": "assistant", "患者": "user"}
+    )
     assert found.kept[0][0].rounds[0][:2] == ("你好", ANSWER)
 
 
@@ -430,7 +442,10 @@ def test_repeat_is_a_column_and_counted(tmp_path: Path):
 
 
 def test_rules_of_one_source(tmp_path: Path):
-    rows = [row("你是谁", "我是ChatGPT。"), row("How are you doing today my friend?", "I am doing very well, thank you.")]
+    rows = [
+        row("你是谁", "我是ChatGPT。"),
+        row("How are you doing today my friend?", "I am doing very well, thank you."),
+    ]
     found = cleaned(tmp_path, rows, clean={"other_models": False, "min_chinese_share": 0.0})
     assert len(found.kept) == 2
     with pytest.raises(ParamsError, match="params.yaml: sources.own.clean.other_model: unknown key"):
@@ -439,7 +454,9 @@ def test_rules_of_one_source(tmp_path: Path):
         overridden(CLEAN, {"near_duplicates": None}, "own")
 
 
-def test_the_stage_writes_why_each_row_went_where_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_stage_writes_why_each_row_went_where_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     raw = tmp_path / "raw"
     put(raw / "instructions", "own", [row("问", "")])
     for name in ("mmlu", "ceval", "cmmlu"):

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from aurora.clean.apply_rules import apply_rules
-from aurora.clean.layouts import LAYOUTS, layout_of
+from aurora.clean.layouts import LAYOUTS
 from aurora.clean.parse_rows import Drop, parse
 from aurora.clean.read_files import read_items
 from aurora.core.errors import DataError

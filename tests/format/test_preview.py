@@ -163,7 +163,9 @@ def test_a_raw_folder_is_shown_as_it_will_be_trained(tmp_path: Path, monkeypatch
     shown = CliRunner().invoke(preview, ["own", "--tokenizer", "base"], color=True)
     assert shown.exit_code == 0, shown.output
     text = unstyle(shown.output)
-    assert text.startswith("own: question_answer, prompt in question; answer in answer\nnot read: url (2)\nkept 1 of the first 2")
+    assert text.startswith(
+        "own: question_answer, prompt in question; answer in answer\nnot read: url (2)\nkept 1 of the first 2"
+    )
     assert "  other_model 1: row 1: 我是ChatGPT。" in text
     assert "[INST] 给出三个建议。 [/INST] 多运动，多喝水。</s>" in text
     assert "\x1b[32m 多运动" in shown.output

@@ -50,7 +50,9 @@ def write(
     more: dict[str, tuple[pyarrow.DataType, dict]] | None = None,
 ) -> Path:
     """`more`: further columns, each with its type and its values by content id."""
-    rows = sorted(((identity(messages), source, messages) for source, messages in rows), key=lambda row: row[:2])
+    rows = sorted(
+        ((identity(messages), source, messages) for source, messages in rows), key=lambda row: row[:2]
+    )
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     talks = [[{"role": turn.role, "content": turn.content} for turn in messages] for _, _, messages in rows]
     columns = {

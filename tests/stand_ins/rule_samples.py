@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ def judged() -> dict[str, list[Judged]]:
     samples = read_yaml(SAMPLES)
     result = {name: list(by_text(name, samples[name])) for name in BY_TEXT}
     english = lines("english.txt")
-    for prompt, answer in zip(english, english[1:], strict=False):
+    for prompt, answer in pairwise(english):
         fault = filters.not_chinese([(prompt, answer)], CLEAN)
         result["not_chinese"].append(Judged("English", True, fault is not None, prompt))
     result["truncated_answer"] = list(truncated(samples))
@@ -158,12 +158,20 @@ def contaminated() -> Iterator[Judged]:
         for benchmark in ("mmlu", "ceval", "cmmlu"):
             folder = Path(name) / benchmark
             shutil.copytree(ROOT / "samples" / benchmark, folder)
-            manifest = {"source": benchmark, "kind": "benchmark", "format": benchmark, "rows": None, "files": []}
+            manifest = {
+                "source": benchmark,
+                "kind": "benchmark",
+                "format": benchmark,
+                "rows": None,
+                "files": [],
+            }
             (folder / "manifest.json").write_text(json.dumps(manifest))
             questions += read_questions(folder)
     terms = ["传染性单核细胞增多症", "系统性红斑狼疮", "慢性阻塞性肺疾病", "原发性醛固酮增多症", "急性化脓性阑尾炎", "中华人民共和国民法典", "不当得利返还请求权", "边际消费倾向递减规律", "肾病综合征", "特发性血小板减少性紫癜", "妊娠期高血压疾病", "化脓性骨髓炎"]  # fmt: skip
     for number, term in enumerate(terms):
-        options = tuple(f"{term[:2]}{text}{number}" for text in ("由病毒引起", "由细菌引起", "与遗传有关", "原因不明"))
+        options = tuple(
+            f"{term[:2]}{text}{number}" for text in ("由病毒引起", "由细菌引起", "与遗传有关", "原因不明")
+        )
         questions += [Question(f"own/test:{number}", f"{term}____", options)]
     index = Questions(questions, CLEAN.contamination)
 
@@ -172,16 +180,38 @@ def contaminated() -> Iterator[Judged]:
             yield Judged(kind, label, hit is not None, text[0][:60])
 
     def options(question: Question, sign: str) -> str:
-        return "\n".join(f"{letter}{sign}{text}" for letter, text in zip("ABCD", question.options, strict=True))
+        return "\n".join(
+            f"{letter}{sign}{text}" for letter, text in zip("ABCD", question.options, strict=True)
+        )
 
     yield from found("with options", True, [[f"{q.text}\n{options(q, '. ')}", "选A。"] for q in questions])
-    yield from found("within a text", True, [[f"请做这道题：{q.text}（  ）\n{options(q, '、')}\n答案是什么？", "B"] for q in questions])
-    ends = ["有哪些症状？", "是怎么引起的？", "应该怎么治疗？", "和普通疾病有什么区别？", "的定义是什么？", "怎么预防？", ""]
-    yield from found("on the same term", False, [[f"{term}{end}", f"{term}是一个专业术语。"] for term in terms for end in ends])
+    yield from found(
+        "within a text",
+        True,
+        [[f"请做这道题：{q.text}（  ）\n{options(q, '、')}\n答案是什么？", "B"] for q in questions],
+    )
+    ends = [
+        "有哪些症状？",
+        "是怎么引起的？",
+        "应该怎么治疗？",
+        "和普通疾病有什么区别？",
+        "的定义是什么？",
+        "怎么预防？",
+        "",
+    ]
+    yield from found(
+        "on the same term",
+        False,
+        [[f"{term}{end}", f"{term}是一个专业术语。"] for term in terms for end in ends],
+    )
     stems = [q.text.strip("_。.？? ") for q in questions if not q.place.startswith("mmlu")]
     heads = [text[: len(text) // 2] for text in stems]
-    yield from found("half a question", False, [[f"{head}？请简单说明。", "说明如下。"] for head in heads if len(head) > 3])
+    yield from found(
+        "half a question", False, [[f"{head}？请简单说明。", "说明如下。"] for head in heads if len(head) > 3]
+    )
     chinese = lines("chinese.txt")
-    yield from found("another subject", False, [[text, other] for text, other in zip(chinese[:150], chinese[150:300], strict=True)])
-
-
+    yield from found(
+        "another subject",
+        False,
+        [[text, other] for text, other in zip(chinese[:150], chinese[150:300], strict=True)],
+    )
