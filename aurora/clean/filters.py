@@ -22,10 +22,10 @@ from aurora.clean.params import Clean
 from aurora.clean.repairs import MOJIBAKE
 from aurora.clean.template_markers import ABOUT_MARKERS, leftover
 from aurora.clean.truncation import asks_to_go_on, cut_off
-from aurora.core.chinese import CHINESE, chinese_characters
+from aurora.core.chinese import CHINESE_RANGES, chinese_characters
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-CHINESE_RUN = re.compile(f"[{CHINESE}]{{4,}}")
+CHINESE_RUN = re.compile(f"[{CHINESE_RANGES}]{{4,}}")
 KANA = re.compile("[\u3041-\u30ff]")
 FOREIGN_WORD = re.compile(
     "[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*|[\u0370-\u052f\u0590-\u06ff]+|[\u0900-\u0dff\u0e00-\u0eff]+"

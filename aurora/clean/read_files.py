@@ -94,8 +94,8 @@ def _text(path: Path) -> Iterator[object]:
             if second is None:
                 yield from _unwrapped(_json_line(path, number, first))
             else:
-                for number, line in chain([(number, first), second], lines):
-                    yield _json_line(path, number, line)
+                for place, line in chain([(number, first), second], lines):
+                    yield _json_line(path, place, line)
         else:
             raise DataError(
                 f"{path}: no JSON, JSON lines, CSV, TSV, Parquet or Arrow: begins with {first[:20]!r}; name a table "

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from aurora.core.chinese import chinese_characters
 
@@ -88,7 +89,7 @@ def without_html(text: str) -> str:
         if "<" in plain:
             closed = {name.lower() for name in CLOSING.findall(plain)}
             plain = POWER.sub(r"^\1", BREAK.sub("\n", plain))
-            plain = TAG.sub(lambda found: "" if _is_remnant(found, closed) else found[0], plain)
+            plain = TAG.sub(partial(_tag, closed), plain)
         if plain == text:
             return text
         text = plain.strip()
@@ -101,8 +102,9 @@ def _is_remnant(tag: re.Match[str], closed: set[str]) -> bool:
         tag[0].startswith("</")
         or name in closed
         or name in OFTEN_OPEN
-        or bool(name == "img" and ADDRESS.search(tag[0]))
+        or (name == "img" and ADDRESS.search(tag[0]))
     )
+    return "" if is_markup else tag[0]
 
 
 def without_entities(text: str, so_far: Sequence[str]) -> str:

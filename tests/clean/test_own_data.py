@@ -401,7 +401,7 @@ def test_history_stands_in_front():
 def test_a_detection_never_guesses_between_two():
     item = {"prompt": "问", "completion": "答", "question": "问", "answer": "答"}
     with pytest.raises(
-        DataError, match="sources.own.format: auto finds prompt_completion and question_answer in rows"
+        DataError, match=r"sources.own.format: auto finds prompt_completion and question_answer in rows"
     ):
         layout_of("own", "auto", [item])
     with pytest.raises(DataError, match=r"auto finds no layout in rows with keys q, a; map them by columns"):
@@ -448,9 +448,9 @@ def test_rules_of_one_source(tmp_path: Path):
     ]
     found = cleaned(tmp_path, rows, clean={"other_models": False, "min_chinese_share": 0.0})
     assert len(found.kept) == 2
-    with pytest.raises(ParamsError, match="params.yaml: sources.own.clean.other_model: unknown key"):
+    with pytest.raises(ParamsError, match=r"params.yaml: sources.own.clean.other_model: unknown key"):
         overridden(CLEAN, {"other_model": False}, "own")
-    with pytest.raises(ParamsError, match="compares the rows of all sources; set clean.near_duplicates"):
+    with pytest.raises(ParamsError, match=r"compares the rows of all sources; set clean.near_duplicates"):
         overridden(CLEAN, {"near_duplicates": None}, "own")
 
 
