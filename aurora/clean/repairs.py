@@ -95,10 +95,10 @@ def without_html(text: str) -> str:
         text = plain.strip()
 
 
-def _is_remnant(tag: re.Match[str], closed: set[str]) -> bool:
-    """Whether a tag marked text up. One that is never closed is what a sentence speaks of: 写 <img src="地址"> 就行."""
+def _tag(closed: set[str], tag: re.Match[str]) -> str:
+    """Nothing for a tag that marked text up; one that is never closed is the subject: 写 <img src="地址"> 就行。"""
     name = tag["name"].lower()
-    return (
+    is_markup = (
         tag[0].startswith("</")
         or name in closed
         or name in OFTEN_OPEN
