@@ -1,4 +1,4 @@
-"""What became of every row, and the sums that must add up."""
+"""The outcome of every row, and sums that must add up."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ PAPER = {"alpaca_data_zh_51k": (51461, 0), "alpaca_gpt4_data_zh": (48818, 0), "s
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one row."""
+    """The outcome of one row."""
 
     source: str
     position: int  # 0-based row of the source file

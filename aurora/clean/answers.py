@@ -1,4 +1,4 @@
-"""Rules about what an answer is: a placeholder, a refusal, or the voice of another vendor's model.
+"""Rules for answers: placeholders, refusals, and answers in the name of another vendor's model.
 
 Each says with a Fault at which round a conversation stops being fit, or None; see aurora/clean/filters.py.
 """
@@ -14,7 +14,7 @@ EVIDENCE = 160  # characters kept of what shows a fault
 
 
 class Fault(NamedTuple):
-    """Round at which a conversation stops being fit, and why."""
+    """The first faulty round of a conversation, and the reason."""
 
     index: int  # 0-based round
     reason: str
@@ -112,7 +112,7 @@ REFUSAL_LENGTH = 260  # characters; a longer answer apologises and then helps
 
 
 def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer that stands in for one: `<noinput>`, 无输入, punctuation alone."""
+    """A placeholder instead of an answer: `<noinput>`, 无输入, only punctuation."""
     for index, (prompt, answer, *_) in enumerate(rounds):
         inner = answer.strip(EDGE).lower()
         # Marks alone are no answer, but an operator can be one.

@@ -1,4 +1,4 @@
-"""One conversation under all rules that look at it alone: what is repaired, what is cut, why it goes."""
+"""Applies all rules to one conversation: repairs it, cuts it at the first faulty round, or drops it with a reason."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from aurora.clean.template_markers import without_markers
 from aurora.core.messages import Message, Round
 
 SCRIPTS = re.compile("繁[体體]|[简簡][体體]|正[体體]字")  # a conversation about the scripts themselves
-PASSES = 12  # a repair may lay another fault open; no real row needs more than three
+PASSES = 12  # a repair can reveal another fault; no real row needs more than three
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What the rules make of one row: its rounds, or the reason for which it goes."""
+    """Result of the rules for one row: its rounds, or the reason why it is dropped."""
 
     rounds: tuple[Round, ...]
     system: str = ""
@@ -30,7 +30,7 @@ class Applied:
 
 
 def apply_rules(turns: Turns | Drop, params: Clean, unmarked: bool = False) -> Applied:
-    """The row after all rules that look at one row alone.
+    """Applies every rule that needs only this row.
 
     `unmarked` as `aurora.clean.truncation.cut_off` takes it. Repeats until nothing changes, so that applying the
     rules to the result changes nothing.

@@ -26,7 +26,7 @@ from aurora.core.manifests import read_manifest
 from aurora.core.messages import Conversation
 from aurora.sources.source import Source
 
-CHUNK = 2000  # rows given to a process at a time; the first of a source tell its layout and habits
+CHUNK = 2000  # rows given to a process at a time; the first of a source show its layout and habits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class SourceRules:
-    """How the rows of one source are read and judged."""
+    """How the rows of one source are read, and the rules for them."""
 
     source: str
     layout: Layout
@@ -156,7 +156,7 @@ def clean(
     params: Clean,
     sources: Mapping[str, Source] | None = None,
 ) -> Cleaned:
-    """Reads, judges and compares all rows of the sources `folders` (name -> folder, in order of preference).
+    """Reads all rows, applies the rules and removes duplicates, of the sources `folders` (name -> folder, in order of preference).
 
     `sources` are the entries of params.yaml, by name; a source without one is read as its manifest says.
     Raises DataError for a file that cannot be read, and if the account does not add up.

@@ -1,4 +1,4 @@
-"""A page to look at what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
+"""A page that shows what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

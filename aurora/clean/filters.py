@@ -1,4 +1,4 @@
-"""Rules of clean: each a pure function of a conversation's rounds that says where it is at fault, and why.
+"""Rules of clean: pure functions that find the first faulty round of a conversation, and the reason.
 
 A round is (prompt, answer). A rule returns Fault(index of the first faulty round, reason, evidence) or None; what
 is repaired instead is in aurora/clean/repairs.py. Each has its switch in `clean` of params.yaml.
@@ -94,7 +94,7 @@ def template_markers(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
-    """A prompt that hangs on a picture, a recording or the page behind a link."""
+    """A prompt that needs a picture, a recording or a web page that is not there."""
     for index, (prompt, *_) in enumerate(rounds):
         if len(prompt) > 2000:
             continue
@@ -134,7 +134,7 @@ def truncated_answer(rounds: Rounds, params: Clean, unmarked: bool = False) -> F
 
 
 def short_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer below the least length."""
+    """An answer shorter than min_answer_characters."""
     for index, (_prompt, answer, *_) in enumerate(rounds):
         if len(answer) < params.min_answer_characters:
             return Fault(index, "short_answer", answer[:EVIDENCE])
@@ -142,7 +142,7 @@ def short_answer(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def too_long(rounds: Rounds, params: Clean) -> Fault | None:
-    """The round with which a conversation exceeds the greatest length."""
+    """The round at which a conversation exceeds max_characters."""
     length = 0
     for index, (prompt, answer, *_) in enumerate(rounds):
         length += len(prompt) + len(answer)
@@ -152,7 +152,7 @@ def too_long(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def leaked_translation_prompt(rounds: Rounds, params: Clean) -> Fault | None:
-    """A first prompt that told a translator to translate the conversation, in place of its true first prompt."""
+    """A first prompt that is an instruction to the translator of the data set, not the user's."""
     prompt = rounds[0][0]
     if len(prompt) <= 90 and "翻" in prompt and LEAKED.match(prompt):
         return Fault(0, "leaked_translation_prompt", prompt)
@@ -160,7 +160,7 @@ def leaked_translation_prompt(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def not_chinese(rounds: Rounds, params: Clean) -> Fault | None:
-    """A conversation in another language as a whole; code, and answers in the language asked for, do not count."""
+    """A conversation that is not in Chinese; code, and answers in a language that was asked for, do not count."""
     for prompt, *_ in rounds:
         for found in CHINESE_RUN.finditer(prompt):
             if not KANA.search(prompt[max(0, found.start() - 3) : found.end() + 3]):

@@ -35,15 +35,15 @@ class Clean(Section):
     """Answers such as `<noinput>` or 无输入 are faulty; the same as Alpaca input counts as no input."""
     truncated_answers: bool
     """Answers cut off mid-text are faulty, unless the next prompt asks to continue. A source whose short answers lack
-    end marks has that habit, and there a missing mark says nothing."""
+    end marks does so by habit, and a missing mark is no fault there."""
     truncated_from: Annotated[int, Field(ge=1)]
     """Characters from which an answer without an end mark can count as cut off; almost all cuts lie beyond 300."""
     other_models: bool
     """Answers that present themselves as another vendor's model are faulty."""
     refusals: bool
-    """Answers that refuse, or only ask for the text that the prompt forgot, are faulty."""
+    """Answers that refuse, or only ask for text that the prompt does not have, are faulty."""
     leaked_translation_prompts: bool
-    """A conversation whose first prompt is the order to the translator of the data set is dropped."""
+    """A conversation whose first prompt is an instruction to the translator of the data set is dropped."""
     unreachable_prompts: bool
     """Prompts that need a picture, a recording or the page behind a link are faulty."""
     min_chinese_share: Share
@@ -56,9 +56,9 @@ class Clean(Section):
     exact_duplicates: bool
     """Of conversations with equal messages the first stays: sources in the order of params.yaml, then position."""
     near_duplicates: Annotated[float, Field(gt=0.5, le=1)] | None
-    """Jaccard similarity of character 5-grams from which the later conversation goes; null is off."""
+    """Jaccard similarity of character 5-grams from which the later conversation is dropped; null is off."""
     contamination: Annotated[float, Field(gt=0.5, le=1)] | None
-    """Share of a benchmark question's n-grams (8 Chinese or 32 other characters) that a row must hold to go; null is off."""
+    """Share of a benchmark question's n-grams (8 Chinese or 32 other characters) from which a row is dropped; null is off."""
     traditional: Literal["keep", "convert", "drop"]
     """Conversations in traditional characters are counted and kept, converted by OpenCC, or dropped."""
 

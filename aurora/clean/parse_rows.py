@@ -1,4 +1,4 @@
-"""Rows of instruction data, as messages or as the reason why a row has none."""
+"""Turns rows of instruction data into messages, or into the reason why a row is dropped."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ NOT_TRAINED = {
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a row goes: a reason that is counted, and what of the row shows it."""
+    """Why a row is dropped: a reason that is counted, and the evidence in the row."""
 
     reason: str
     evidence: str

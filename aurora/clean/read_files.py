@@ -104,7 +104,7 @@ def _text(path: Path) -> Iterator[object]:
 
 
 def _lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their 1-based numbers; joined files have a BOM within."""
+    """Lines that are not blank, with their 1-based numbers; joined files have a BOM in the middle."""
     for number, line in enumerate(file, start=1):
         if line.startswith(BOM):
             line = line.removeprefix(BOM)
@@ -159,7 +159,7 @@ def _not_utf8(error: UnicodeDecodeError, content: bytes) -> str:
 
 
 def _values(path: Path, content: bytes) -> Iterator[object]:
-    """The rows of a JSON list, or objects one behind the other, over as many lines as they like."""
+    """The rows of a JSON list, or objects one behind the other, each on any number of lines."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Repairs of text that are certain: what no reader sees, what a web page left, what a wrong encoding did."""
+"""Safe repairs of text: invisible characters, HTML remnants, and text read in a wrong encoding."""
 
 import html
 import re

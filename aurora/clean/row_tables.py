@@ -52,7 +52,7 @@ def write_tables(folder: Path, cleaned: Cleaned, repeats: Mapping[str, int] | No
 
 
 def write_dropped(path: Path, cleaned: Cleaned) -> None:
-    """Writes the rows that went, sorted by source and position, each with reason and evidence."""
+    """Writes the dropped rows, sorted by source and position, each with reason and evidence."""
     import pyarrow
 
     dropped = sorted(cleaned.dropped, key=lambda outcome: (outcome.source, outcome.position))

@@ -1,4 +1,4 @@
-"""Whether an answer was cut off mid-text, told from its end."""
+"""Finds answers that were cut off mid-text, by how they end."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SIGNATURE = re.compile(
     re.IGNORECASE,
 )
 # A link, an address, hash tags, who said it, a heading: complete without an end mark.
-SENTENCES_FROM = 40  # characters from which a broken last sentence behind whole ones tells
+SENTENCES_FROM = 40  # characters from which a broken last sentence behind whole ones counts
 UNMARKED_END = re.compile(
     r"https?://\S+$|\S+@\S+$|[#＃][^\s#，。]{1,30}$|[\"”』》」]\s*(?:-|—|–)+\s*[^\s，。][^，。]{0,24}$|^#"
 )
@@ -35,10 +35,10 @@ ENUMERATION = re.compile(
 WISH = re.compile(
     r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$"
 )
-HABIT_FROM = 20  # characters of an answer that can tell whether a source ends its sentences with a mark
+HABIT_FROM = 20  # characters of an answer that can show whether a source ends its sentences with a mark
 HABIT = 0.1  # share of unmarked ends among whole short answers, from which they are a habit; models have 0.02 at most
 HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
-LEAST = 20  # answers below which a source tells no habit
+LEAST = 20  # answers that a source needs to show a habit
 CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 DANGLING = re.compile(
     r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
@@ -55,7 +55,7 @@ def asks_to_go_on(prompt: str) -> bool:
 
 
 def ends_unmarked(answers: Sequence[str], shortest: int) -> bool:
-    """Whether a source has the habit to end answers without a mark, as people do, told by some of its answers.
+    """Whether a source ends complete answers without a mark by habit, as people often do; `answers` are some of its.
 
     A limit of length cuts long answers. So where short answers in whole sentences lack the last mark too, its lack
     says nothing of this source. `shortest` as `cut_off` takes it.

@@ -41,7 +41,7 @@ class Turns(NamedTuple):
 
 
 class Formatted(NamedTuple):
-    """What becomes of one batch of C conversations from S sources."""
+    """Result for one batch of C conversations from S sources."""
 
     train: pyarrow.Table
     held_out: pyarrow.Table
@@ -328,7 +328,7 @@ def trained_counts(turns: Turns, tokens: numpy.ndarray, first: int = 0) -> numpy
 
 
 def repeated(rows: pyarrow.Table, times: numpy.ndarray) -> pyarrow.Table:
-    """Each row so many times, #2, #3 … behind the id of a repetition."""
+    """The rows, each repeated `times` times; the ids of repetitions end on #2, #3 …"""
     places = numpy.repeat(numpy.arange(len(rows)), times)
     number = numpy.arange(len(places)) - numpy.repeat(numpy.cumsum(times) - times, times)
     ids = zip(rows["id"].take(places).to_pylist(), number.tolist(), strict=True)

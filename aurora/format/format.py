@@ -26,7 +26,7 @@ def format_rows(
     """Writes train.parquet, held_out.parquet, lengths.csv and metrics.json into `out`; returns the metrics.
 
     `tokenizer` is the base's folder, or its tokenizer.model for Mistral's prompt. The files do not depend on `threads` (all cores by default).
-    Raises DataError, ModelError or ParamsError, in one line, for what a user can mend.
+    Raises DataError, ModelError or ParamsError, in one line, for what a user can correct.
     """
     from tqdm import tqdm
 
@@ -62,7 +62,7 @@ def format_rows(
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Spares Python's collector the walks: each batch makes and drops thousands of arrays, and no cycle."""
+    """Turns Python's garbage collector off: each batch makes thousands of arrays and no cycle."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The formats of a prompt, each with all that the format stage asks of it: Mistral's, and the base's chat template."""
+"""The prompt formats: Mistral's own, and the base's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ Encoded = list[numpy.ndarray]  # token ids (int32) of each turn
 
 
 class PromptFormat(Protocol):
-    """What the format stage asks of a prompt format."""
+    """What a prompt format does for the format stage."""
 
     checks_every_row: bool
-    """Whether `check` wants every row, or a sample."""
+    """Whether `check` needs every row, or a sample."""
     fixed_tokens: tuple[int, int]
     """Tokens of a row beside its turns, and beside them of each of its rounds."""
     opening_control: int

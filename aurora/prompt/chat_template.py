@@ -1,8 +1,8 @@
 """Conversations in the base's own Hugging Face chat template, as token ids with exact assistant spans.
 
-A template is a program, and says nowhere which part of its text is an answer. So it is asked: conversations of marks are
-rendered, and what stands between the marks are its fixed parts. A template that treats one round otherwise than the
-next, or whose text of fewer turns is no beginning of that of more, is refused; and every row is rendered once more with
+A template does not say which part of its text is an answer. So conversations of marks are rendered, and the text between
+the marks gives the fixed parts. A template that renders one round differently from the next, or fewer turns differently
+from the beginning of more, is refused; and every row is rendered once more with
 its own contents, which must give the parts and the contents and nothing else. Content is encoded with special tokens
 switched off, so that it never becomes one.
 """
