@@ -82,10 +82,9 @@ def _is_prose(text: str) -> bool:
 def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     """The last characters of an answer that ends mid-text, else None.
 
-    `unmarked` says that the source ends answers without a mark by habit (`ends_unmarked`): then only an end that no
-    complete text has tells. `shortest` is the number of characters from which a missing end mark can tell; below it only a last line that
-    holds whole sentences and then one without its end does, and an end that no complete text has (an opened code
-    block, a comma).
+    `shortest`: characters from which a missing end mark counts. Shorter answers are cut off only where whole sentences
+    are followed by one without its end, or where no complete text ends so (an open code block, a comma).
+    `unmarked`: the source leaves out end marks by habit (`ends_unmarked`), so that only the latter count.
     """
     text = answer.rstrip()
     if not text:

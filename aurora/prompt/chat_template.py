@@ -149,12 +149,12 @@ class ChatTemplate:
         first, between, after = found[:3]
         parts = Parts(first, between, after, text)
         if found[3::2] != [between] * 2 or found[4] != after:
-            raise self._refuse("treats one round otherwise than the next")
+            raise self._refuse("renders one round differently from the next")
         for count in range(1, len(MARKS)):
             if self.render(MARKS[:count]) != parts.text(MARKS[:count]):
-                raise self._refuse(f"writes {count} turns otherwise than the beginning of more")
+                raise self._refuse(f"writes {count} turns differently from the beginning of more")
         if not after.startswith(text):
-            raise self._refuse("ends a conversation otherwise than a turn")
+            raise self._refuse("ends a conversation differently from a turn")
         return parts
 
     @cached_property
