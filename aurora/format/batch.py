@@ -151,7 +151,7 @@ class Formatter:
         counts["tokens_dropped"] = totals * left_out
         counts["rounds_kept"] = rounds * ~left_out
         counts["trained_tokens"] = numpy.add.reduceat(trained_counts(turns, tokens), starts // 2) * ~left_out
-        counts["system_prompts"] = [row in turns.systems for row in range(len(rounds))]
+        counts["system_prompts"][list(turns.systems)] = 1
         fits = totals <= capacity
         fits[list(turns.limits)] = False
         whole = numpy.flatnonzero(~left_out & fits)
@@ -233,11 +233,13 @@ class Formatter:
         """The rows as `PromptFormat.join` has them; raises ModelError if text became a control token."""
         count = 2 * rows["rounds"]
         starts = numpy.cumsum(count) - count  # turns of the rows before
-        chosen = (numpy.repeat(rows["turn"] - starts, count) + numpy.arange(count.sum())).tolist()
+        places = numpy.repeat(rows["turn"] - starts, count) + numpy.arange(count.sum())
+        chosen = places.tolist()
         encoded = [turns.encoded[turn] for turn in chosen]
-        for place in starts.tolist():
-            encoded[place] = turns.opening[chosen[place]]
-        trained = turns.trained[[turn // 2 for turn in chosen[::2]]]
+        if turns.opening is not turns.encoded:
+            for place in starts.tolist():
+                encoded[place] = turns.opening[chosen[place]]
+        trained = turns.trained[places[::2] // 2]
         ids, labels, ends = self.prompt_format.join(encoded, rows["rounds"], trained)
         if turns.learnt:
             labels = self._without_results(turns, chosen, encoded, labels, ends, rows)
