@@ -117,6 +117,18 @@ def test_a_broken_run_goes_on_to_the_same_bytes(case: Path, whole, monkeypatch, 
     assert not checkpoints(case)
 
 
+def test_a_training_whose_outputs_are_lost_by_dvc_is_not_run_again(case: Path, whole, monkeypatch):
+    """DVC may be killed, or its disk fill up, after the stage has ended and before dvc.lock names the adapter."""
+    monkeypatch.setenv("DVC_STAGE", "sft")
+    train_here(case)
+    assert len(checkpoints(case)) == 1 and not list(case.glob(".aurora/sft/*/datasets"))
+    for folder in ("models", "out"):
+        shutil.rmtree(case / folder)
+    break_at(monkeypatch, 0)  # a step of training would fail
+    train_here(case)
+    assert outcome(case) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "adamw_torch_4bit"])
 def test_every_optimiser_s_state_comes_back(case: Path, monkeypatch, optim: str):
