@@ -135,7 +135,7 @@ def remote(repo: "Repo") -> Iterator[Finding]:
         yield Finding(
             "dvc remote",
             f"{shown} takes no file: {said}",
-            "look at its address and your rights (README, Share and compare)",
+            "look at its address and your rights (docs/sharing.md)",
             fault=True,
         )
     else:
