@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,15 +19,25 @@ HASHED_ALWAYS = (
 )  # bytes of an input that every stage reads twice, a second or two; larger ones: aurora verify
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What one record of dvc.lock says of an output."""
+
+    stage: str
+    hash: str  # DVC's: MD5, with `.dir` behind a folder's
+    size: int  # bytes
+
+
 @cache
-def recorded_outs() -> dict[Path, tuple[str, str, int]]:
-    """Outputs that dvc.lock records: by their path the stage, the hash that DVC gave them, and their bytes."""
+def recorded_outs() -> dict[Path, tuple[Recorded, ...]]:
+    """Outputs that dvc.lock records, by their path; two stages may have one, such as fetch and fetch_hub of a source."""
     stages = (read_yaml(LOCK).get("stages") or {}) if LOCK.is_file() else {}
-    return {
-        Path(out["path"]): (stage, out.get("md5", ""), out.get("size", 0))
-        for stage, record in stages.items()
-        for out in record.get("outs") or ()
-    }
+    found: dict[Path, tuple[Recorded, ...]] = {}
+    for stage, record in stages.items():
+        for out in record.get("outs") or ():
+            entry = Recorded(stage, out.get("md5", ""), out.get("size", 0))
+            found[Path(out["path"])] = (*found.get(Path(out["path"]), ()), entry)
+    return found
 
 
 def require_recorded_inputs(stage: str) -> None:
@@ -35,17 +46,17 @@ def require_recorded_inputs(stage: str) -> None:
     DVC takes a file of the same size and time for the same, so that a flipped bit would go into all that follows.
     """
     deps = _deps(stage)
-    for path, (maker, hashed, size) in recorded_outs().items():
-        if size <= HASHED_ALWAYS and any(_overlap(path, dep) for dep in deps) and path.exists():
-            require_recorded(path, dvc_hash(path), maker, hashed)
+    for path, records in recorded_outs().items():
+        small = max(record.size for record in records) <= HASHED_ALWAYS
+        if small and any(_overlap(path, dep) for dep in deps) and path.exists():
+            require_recorded(path, dvc_hash(path))
 
 
-def require_recorded(path: Path, found: str, maker: str = "", hashed: str = "") -> None:
-    """Raises DataError where dvc.lock records another hash for `path` than the one that was `found`."""
-    if "DVC_STAGE" not in os.environ:
-        return
-    maker, hashed = (maker, hashed) if hashed else recorded_outs().get(path, ("", "", 0))[:2]
-    if hashed and found != hashed:
+def require_recorded(path: Path, found: str) -> None:
+    """Raises DataError where dvc.lock records `path`, but not with the hash that was `found`."""
+    records = recorded_outs().get(path, ()) if "DVC_STAGE" in os.environ else ()
+    if records and found not in {record.hash for record in records}:
+        maker = records[-1].stage
         raise DataError(
             f"{path}: has other bytes than dvc.lock records for {maker} (a flipped bit, or an edit); `aurora verify` names"
             f" the file and the remedy; after an edit that is meant: dvc commit {maker}"
@@ -74,7 +85,12 @@ def remove_recorded() -> None:
             stage, outs = content["stage"], content["outs"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of another process, or damaged: `aurora doctor` names the scratch
-        recorded = {path: hashed for path, (maker, hashed, _) in recorded_outs().items() if maker == stage}
+        recorded = {
+            path: record.hash
+            for path, records in recorded_outs().items()
+            for record in records
+            if record.stage == stage
+        }
         if outs:
             named = all(recorded.get(Path(path)) == hashed for path, hashed in outs.items())
         else:
@@ -95,7 +111,7 @@ def require_cache(needed: int = 0) -> None:
 
     `needed` is the bytes to be written. Where DVC does not run the stage, nothing is asked.
     """
-    if "DVC_STAGE" not in os.environ:
+    if "DVC_STAGE" not in os.environ or not Path(".dvc").is_dir():  # by hand, or in the sandbox of a trace
         return
     folder = cache_folder()
     try:

@@ -72,6 +72,20 @@ def test_a_flipped_bit_of_an_input_is_found_that_dvc_takes_for_whole(project: Pa
         recorded.require_recorded(Path("made"), dvc_hash(path.parent))
 
 
+def test_an_output_that_another_profile_s_stage_recorded_is_whole_too(project: Path):
+    """Records of stages that dvc.yaml has no more stay in dvc.lock, also of the path that another stage writes now."""
+    lock = Path("dvc.lock")
+    old = (
+        "  older:\n    cmd: x\n    outs:\n    - path: made\n      hash: md5\n      md5: "
+        + "0" * 31
+        + "a.dir\n      size: 1\n"
+    )
+    lock.write_text(lock.read_text().rstrip("\n") + "\n" + old)
+    recorded.recorded_outs.cache_clear()
+    assert len(recorded.recorded_outs()[Path("made")]) == 2
+    recorded.require_recorded_inputs("second@one")
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["with outputs", "by the work tree"])
 def test_scratch_stays_until_the_lock_names_the_outputs(project: Path, monkeypatch, named: bool):
     monkeypatch.setenv("DVC_STAGE", "first")
