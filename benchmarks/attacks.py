@@ -66,6 +66,12 @@ CASES = (
     ),
     Case("scratch of finished work", "kept until dvc.lock names it", "core/test_recorded", "scratch_stays"),
     Case("variables that shape bytes", "set", "core/test_environment", "shapes_bytes_is_set"),
+    Case(
+        "nine variables at once, a real training",
+        "the same bytes",
+        "sft/test_checkpoints",
+        "environment_shapes",
+    ),
     Case("variables of another recipe", "removed and named", "core/test_environment", "changes_a_recipe"),
     Case("variables read before Python", "refused", "core/test_environment", "had_its_effect"),
     Case("a launcher of another recipe", "refused", "core/test_environment", "launcher"),

@@ -14,7 +14,7 @@ from aurora.pipeline.rooms import faults
 from aurora.pipeline.versions import shadowing, version_faults
 
 VERDICTS = {
-    "namespaces": "in namespaces of their own: no other file, network, user, host name or process was there",
+    "namespaces": "in namespaces of their own: no other file, network (but for fetch), user, host name or process was there",
     "landlock": "under Landlock, as this kernel lets nobody have namespaces: no other file could be opened; that one is"
     " there, its time, and the host name were visible",
     "none": "without a sandbox, since this kernel offers none: what Python opened was watched, reads through C and"
