@@ -190,8 +190,8 @@ PLANTED = {
     "the number of an input's inode": "found = os.stat('made/copy.txt').st_ino",
     "an answer of this machine": "import urllib.request\n"
     + READ.format("urllib.request.urlopen('http://127.0.0.1:{port}', timeout=5).read()"),
-    "an answer by a socket's file": "import socket\n"
-    + READ.format("socket.socket(socket.AF_UNIX).connect('/tmp/planted-{id}.sock')"),
+    "a socket's file": "import socket\ntry: socket.socket(socket.AF_UNIX).connect('/tmp/planted-{id}.sock')"
+    "\nexcept ConnectionRefusedError: found = 'there'\nexcept OSError: found = 'absent'",
     "the host name": "found = os.uname().nodename",
     "the host name in a file": READ.format("open('/etc/hostname').read()"),
     "the number of processors": "found = os.cpu_count()",
