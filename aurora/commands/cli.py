@@ -12,9 +12,11 @@ COMMANDS = {
     "compare": "Compare two evaluations question by question.",
     "doctor": "Check this installation and machine.",
     "inspect": "Count parameters and bytes of a model folder.",
+    "merge": "Go on where git merge stopped at dvc.lock.",
     "plan": "Predict steps, memory, disk and hours of a training.",
     "preview": "Show rows as they are trained.",
     "sources": "List every source with pin, licence, rows and bytes.",
+    "verify": "Read every output and object that dvc.lock records.",
     "why": "Say why a stage would run now.",
 }
 

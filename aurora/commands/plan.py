@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from aurora.commands.doctor import link_type
+from aurora.commands.findings import link_type
 from aurora.core.errors import DataError, ModelError, exit_with_message
 from aurora.core.parquet import read_parquet
 from aurora.eval.held_out import SLICE
@@ -19,7 +19,9 @@ from aurora.model.folder import meta_model
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
+from aurora.pipeline.lock_file import require_no_conflict
 from aurora.pipeline.params import Params, load_params
+from aurora.pipeline.reasons import cache_error
 from aurora.sft.footprint import inference_memory
 from aurora.sft.params import Sft
 from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
@@ -50,6 +52,8 @@ def is_current(target: str) -> bool:
             return not repo.status(targets=[target], with_deps=True)
     except DvcException:
         return False
+    except OSError as error:
+        raise cache_error(error) from None
 
 
 def shape_of(params: Params, base: Path):
@@ -138,6 +142,8 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
             )
     except DvcException:
         kind = "copy"
+    except OSError as error:
+        raise cache_error(error) from None
     left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
     return left
 
@@ -197,6 +203,7 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
 @exit_with_message
 def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
     """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    require_no_conflict()
     params, paths = load_params(), stage_paths()
     skeleton, where = shape_of(params, paths["base"])
     arrival = arrival_of(params, skeleton, paths["base"])

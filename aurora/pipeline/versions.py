@@ -100,6 +100,17 @@ def _pyproject(root: Path) -> dict[str, str]:
     return _pins([*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())])
 
 
+def shadowing(root: Path) -> list[str]:
+    """One line for each module in the root that has a library's name: stages ignore it, other programs would take it."""
+    known = {*sys.stdlib_module_names, *_distributions()} - set(PACKAGES)
+    files = [*root.glob("*.py"), *(path.parent for path in root.glob("*/__init__.py"))]
+    return [
+        f"{path.relative_to(root)}: has the name of a library, which it would replace; rename it"
+        for path in sorted(files)
+        if path.stem in known
+    ]
+
+
 def _compared(place: str, files: list[Path], declared: set[str]) -> list[str]:
     libraries = {name: file for file in files for name in _libraries(file)}
     wanted = libraries.keys() - UNTRACKED

@@ -1,7 +1,6 @@
 """The paper's QLoRA recipe: TRL's SFTTrainer on the quantised base, with nothing left to a silent default."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from aurora.adapter.config import CONFIG, read_adapter_config
 from aurora.adapter.record import RECORD
 from aurora.core.errors import DataError, ModelError, ParamsError
 from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
+from aurora.core.recorded import keep_until_recorded, require_cache
 from aurora.model.allocator import keep_heap
 from aurora.model.folder import read_config
 from aurora.model.machine import kernels, machine
@@ -26,8 +26,8 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
 
     Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
-    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; it is
-    removed once all is written. Raises AuroraError for a base, rows, target or machine with which it cannot be
+    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; the last one
+    stays until dvc.lock names the outputs. Raises AuroraError for a base, rows, target or machine with which it cannot be
     done, and for a loss that is not finite.
     """
     import torch
@@ -66,7 +66,9 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     write_outcome(out, metrics, curve(trainer.state.log_history))
     for folder in (adapter, out):  # on the disk before the last checkpoint goes
         flush_folder(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch / "datasets")
+    checkpoints.prune(1)
+    keep_until_recorded(scratch, (adapter, out))
     line = (
         f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
         f" -> {metrics['held_out_loss_last']:.3f}"
@@ -213,6 +215,7 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
                 f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
             )
     planned = plan(sft, quantization, base, measured["train"])
+    require_cache(4 * planned.trainable)
     vocabulary = read_config(base).get("vocab_size")
     for found in measured.values():
         if vocabulary is not None and found.greatest >= vocabulary:
