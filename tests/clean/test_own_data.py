@@ -465,7 +465,7 @@ def test_the_stage_writes_why_each_row_went_where_none_is_left(
         put_benchmarks(raw / "benchmark") if name == "mmlu" else None
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     start, end = text.index("  alpaca_data_zh_51k:"), text.index("  mmlu:")
-    entry = "  own:\n    kind: instructions\n    uri: own.json\n    dep: own.json\n    format: alpaca\n    licence: MIT\n"
+    entry = "  own:\n    kind: instructions\n    uri: own.json\n    format: alpaca\n    licence: MIT\n"
     (tmp_path / "params.yaml").write_text(text[:start] + entry + text[end:], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["--instructions", "raw/instructions", "--benchmarks", "raw/benchmark", "--out", "clean"])  # fmt: skip
