@@ -22,7 +22,7 @@ def drift(
 ) -> dict:
     """Differences of logits to the adapter on the base, as `quantization` holds it in training.
 
-    `adapter_itself` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
+    `adapter_effect` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
     (bfloat16, a layer at a time) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time,
     and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no
     row to compare on.
@@ -35,7 +35,7 @@ def drift(
     model = PeftModel.from_pretrained(load_model(base, quantization), adapter).eval()
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
-        result = {"adapter_itself": compare(wanted, logits(model, samples, "base"))}
+        result = {"adapter_effect": compare(wanted, logits(model, samples, "base"))}
     del model
     release()
     for bits in settings.merged_bits:
@@ -136,20 +136,20 @@ def compare(wanted: list["torch.Tensor"], found: Iterable["torch.Tensor"]) -> di
 
     Raises ModelError where a logit of either is not finite.
     """
-    greatest, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
+    max_abs, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
     for reference, other in zip(wanted, found, strict=True):
         difference = (reference - other).abs()
         if not difference.isfinite().all():
             which = "the adapter on the base" if not reference.isfinite().all() else "the model beside it"
             raise ModelError(f"drift: a logit of {which} is not finite; train again with a lower rate")
-        greatest = max(greatest, difference.max().item())
+        max_abs = max(max_abs, difference.max().item())
         total += difference.double().sum().item()
         p, q = (tensor.double().log_softmax(dim=-1) for tensor in (reference, other))
         divergence += (p.exp() * (p - q)).sum().item()
         agreed += (reference.argmax(dim=-1) == other.argmax(dim=-1)).sum().item()
         count, places = count + difference.numel(), places + len(reference)
     return {
-        "greatest": greatest,
+        "max_abs": max_abs,
         "mean": total / count,
         "kl_divergence": divergence / places,
         "top1_agreement": agreed / places,

@@ -40,7 +40,7 @@ class Rows:
     longest: int  # tokens of the longest row
     most_trained: int  # labels of the row that has most
     source: str  # where the numbers are from
-    greatest: int = 0  # token id; 0 where the rows are not there yet
+    largest_id: int = 0  # token id; 0 where the rows are not there yet
     packed: int | None = None  # rows that TRL packs them into, where that was counted
 
 
@@ -121,7 +121,7 @@ def measure_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    rows = tokens = longest = most = greatest = 0
+    rows = tokens = longest = most = largest_id = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for name in ("input_ids", "labels"):
@@ -136,7 +136,7 @@ def measure_rows(path: Path) -> Rows:
                 starts = numpy.cumsum(lengths) - lengths
                 rows, tokens = rows + len(lengths), tokens + int(lengths.sum())
                 longest = max(longest, int(lengths.max(initial=0)))
-                greatest = max(greatest, int(numpy.asarray(batch["input_ids"].flatten()).max(initial=0)))
+                largest_id = max(largest_id, int(numpy.asarray(batch["input_ids"].flatten()).max(initial=0)))
                 most = max(most, int(numpy.add.reduceat(trained, starts).max(initial=0)))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro format") from None
@@ -148,7 +148,7 @@ def measure_rows(path: Path) -> Rows:
         raise DataError(
             f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json"
         )
-    return Rows(rows, tokens, longest, most, path.as_posix(), greatest)
+    return Rows(rows, tokens, longest, most, path.as_posix(), largest_id)
 
 
 def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:

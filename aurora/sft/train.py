@@ -215,9 +215,9 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
     planned = plan(sft, quantization, base, measured["train"])
     vocabulary = read_config(base).get("vocab_size")
     for found in measured.values():
-        if vocabulary is not None and found.greatest >= vocabulary:
+        if vocabulary is not None and found.largest_id >= vocabulary:
             raise DataError(
-                f"{found.source}: token {found.greatest} stands in a row, but the base knows {vocabulary}: tokeniser and"
+                f"{found.source}: token {found.largest_id} stands in a row, but the base knows {vocabulary}: tokeniser and"
                 f" weights of {base} are not of one model; fetch them from one, or enlarge its embeddings"
             )
     if memory:

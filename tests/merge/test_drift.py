@@ -88,7 +88,7 @@ def test_the_measures_are_torch_s_own():
         reduction="batchmean",
     )
     assert result["kl_divergence"] == pytest.approx(kl.item(), rel=1e-5)
-    assert result["greatest"] == pytest.approx((wanted - found).abs().max().item())
+    assert result["max_abs"] == pytest.approx((wanted - found).abs().max().item())
     assert result["mean"] == pytest.approx((wanted - found).abs().mean().item(), rel=1e-5)
     assert result["top1_agreement"] == (wanted.argmax(-1) == found.argmax(-1)).float().mean().item()
     assert compare(list(wanted), iter(wanted))["top1_agreement"] == 1
@@ -107,12 +107,12 @@ def test_drift_is_what_peft_and_stock_transformers_find(folders):
             differences.append((wanted - merged(ids).logits[0, places].float()).abs())
             effects.append((wanted - base(ids).logits[0, places]).abs())
     assert (found["rows"], found["positions"]) == (2, 10)
-    for name, values, tolerance in (("adapter_itself", effects, 1e-4), ("merged_16_bits", differences, 0.1)):
+    for name, values, tolerance in (("adapter_effect", effects, 1e-4), ("merged_16_bits", differences, 0.1)):
         expected = torch.cat(values)
         # bfloat16 sums in another order move single logits by a unit in the last place.
-        assert found[name]["greatest"] == pytest.approx(expected.max().item(), rel=tolerance)
+        assert found[name]["max_abs"] == pytest.approx(expected.max().item(), rel=tolerance)
         assert found[name]["mean"] == pytest.approx(expected.mean().item(), rel=tolerance)
-    assert found["merged_16_bits"]["kl_divergence"] < 0.1 * found["adapter_itself"]["kl_divergence"]
+    assert found["merged_16_bits"]["kl_divergence"] < 0.1 * found["adapter_effect"]["kl_divergence"]
 
 
 def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders, tmp_path: Path):
@@ -125,9 +125,9 @@ def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders
     merge(folders["base"], tmp_path / "adapter", tmp_path / "merged")
     places = folders | {name: tmp_path / name for name in ("adapter", "merged")}
     found = measure(places, SETTINGS, NF4)
-    nothing = {"greatest": 0, "mean": 0, "kl_divergence": 0, "top1_agreement": 1}
-    assert found["adapter_itself"] == found["merged_4_bits"] == nothing
-    assert found["merged_16_bits"]["greatest"] > 0  # the base in 4 bits is not the base in 16
+    nothing = {"max_abs": 0, "mean": 0, "kl_divergence": 0, "top1_agreement": 1}
+    assert found["adapter_effect"] == found["merged_4_bits"] == nothing
+    assert found["merged_16_bits"]["max_abs"] > 0  # the base in 4 bits is not the base in 16
 
 
 @pytest.mark.parametrize("tied", [False, True])
