@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from aurora.adapter.config import ending, read_adapter_config
 from aurora.core.errors import ModelError
-from aurora.merge.shards import FLOATS, Place, read_places, read_tensor
+from aurora.merge.shards import FLOATS, read_tensor
+from aurora.model.folder import TensorInfo, read_tensor_infos
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def read_deltas(adapter: Path) -> dict[str, Delta]:
         plain = PLAIN.get(field, (None, False, [], {}, ""))
         if field not in READ | NEUTRAL and value not in plain:
             raise ModelError(f"{adapter}: {field}={value} cannot be merged; train without it")
-    places = read_places(path, REMEDY)
+    places = read_tensor_infos(path, REMEDY)
     deltas = {}
     for module, parts in _pairs(adapter, places).items():
         a, b = places[parts["A"]], places[parts["B"]]
@@ -87,7 +88,7 @@ def read_deltas(adapter: Path) -> dict[str, Delta]:
     return deltas
 
 
-def _pairs(adapter: Path, places: dict[str, Place]) -> dict[str, dict[str, str]]:
+def _pairs(adapter: Path, places: dict[str, TensorInfo]) -> dict[str, dict[str, str]]:
     """Names of A and B of each module."""
     pairs: dict[str, dict[str, str]] = {}
     for name in places:
@@ -106,7 +107,7 @@ def _pairs(adapter: Path, places: dict[str, Place]) -> dict[str, dict[str, str]]
     return pairs
 
 
-def _reader(path: Path, place: Place) -> Callable[[], "torch.Tensor"]:
+def _reader(path: Path, place: TensorInfo) -> Callable[[], "torch.Tensor"]:
     def read():
         with path.open("rb", 0) as file:
             return read_tensor(file, place).float()

@@ -22,8 +22,15 @@ from aurora.core.manifests import MANIFEST
 from aurora.merge.copy_bytes import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
 from aurora.merge.deltas import Delta, read_deltas
 from aurora.merge.resumable import discarding, resuming, whole
-from aurora.merge.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
-from aurora.model.folder import INDEX, METHOD, read_config, refuse_foreign_quantization
+from aurora.merge.shards import FLOATS, as_bytes, read_tensor
+from aurora.model.folder import (
+    INDEX,
+    METHOD,
+    TensorInfo,
+    read_config,
+    read_shards,
+    refuse_foreign_quantization,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +126,7 @@ def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
             )
 
 
-def _mergeable(base: Path) -> dict[str, dict[str, Place]]:
+def _mergeable(base: Path) -> dict[str, dict[str, TensorInfo]]:
     if (base / "config.json").is_file():
         config = read_config(base)
         refuse_foreign_quantization(base, config)
@@ -129,7 +136,7 @@ def _mergeable(base: Path) -> dict[str, dict[str, Place]]:
 
 
 def _check_fit(
-    base: Path, adapter: Path, shards: dict[str, dict[str, Place]], deltas: dict[str, Delta]
+    base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], deltas: dict[str, Delta]
 ) -> None:
     places = {name: place for shard in shards.values() for name, place in shard.items()}
     for name, delta in deltas.items():
@@ -146,7 +153,7 @@ def _check_fit(
             )
 
 
-def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]]) -> list:
+def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]]) -> list:
     """All that the merged bytes depend on, as JSON: what an interrupted run may be finished by."""
     import torch
 
@@ -180,7 +187,7 @@ def _take_companions(base: Path, scratch: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> float:
+def _take(source: Path, target: Path, places: dict[str, TensorInfo], work: Work) -> float:
     """Brings one shard to `target`; returns the largest absolute element of its deltas."""
     size = source.stat().st_size
     adapted = {name: place for name, place in places.items() if name in work.deltas}
@@ -205,7 +212,7 @@ def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> f
     return 0.0
 
 
-def _merge_shard(source: Path, target: Path, adapted: dict[str, Place], work: Work) -> float:
+def _merge_shard(source: Path, target: Path, adapted: dict[str, TensorInfo], work: Work) -> float:
     largest, size = 0.0, source.stat().st_size
     shared = reflink(source, target)
     work.reflinked += shared

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import ModelError
-from aurora.merge.shards import Place, read_shards, read_tensor
-from aurora.model.folder import meta_model, read_config
+from aurora.merge.shards import read_tensor
+from aurora.model.folder import TensorInfo, meta_model, read_config, read_shards
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def _logits(
     return model(inputs_embeds=hidden, logits_to_keep=keep, use_cache=False).logits[0].float().cpu()
 
 
-def _read(places: dict[str, tuple[Path, Place]]) -> dict[str, "torch.Tensor"]:
+def _read(places: dict[str, tuple[Path, TensorInfo]]) -> dict[str, "torch.Tensor"]:
     tensors = {}
     for name, (path, place) in places.items():
         with path.open("rb", 0) as file:

@@ -228,9 +228,7 @@ class ExpertDispatch:
             weight, above = sorted_weights[part], self.gather(gradient, part)
             dense = dequantized(self.up, group[0], self.up.dtype, hidden.device)
             given = self.gather(hidden, part)
-            inside = adapted(
-                product(self.up, *group, given, transposed, dense), self.up_lora, group, given
-            )
+            inside = adapted(product(self.up, *group, given, transposed, dense), self.up_lora, group, given)
             inside = self.biased(inside, _up_name(module), part).detach().requires_grad_()
             with torch.enable_grad():
                 after = self.gated(inside)
@@ -274,9 +272,7 @@ def _up_name(module: nn.Module) -> str:
     return "gate_up_proj" if module.has_gate else "up_proj"
 
 
-def adapted(
-    result: torch.Tensor, lora: ExpertLora | None, group: list, rows: torch.Tensor
-) -> torch.Tensor:
+def adapted(result: torch.Tensor, lora: ExpertLora | None, group: list, rows: torch.Tensor) -> torch.Tensor:
     """`result` plus what the LoRA makes of `rows`; `group` is (experts, ends)."""
     return result if lora is None else result + lora.product(*group, rows)
 

@@ -104,7 +104,9 @@ def faults(root: Path) -> list[str]:
         if script := script_of(entry):
             files[stage] = reached(script, root)
             code[stage] = {
-                dep for dep in entry.get("deps") or () if dep.startswith(tuple(f"{name}/" for name in PACKAGES))
+                dep
+                for dep in entry.get("deps") or ()
+                if dep.startswith(tuple(f"{name}/" for name in PACKAGES))
             }
     lines = [line for stage in files for line in _of_stage(root, stage, code[stage], files[stage])]
     lines += _of_files(root, code, files)

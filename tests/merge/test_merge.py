@@ -26,8 +26,7 @@ from aurora.merge import merge as merging
 from aurora.merge.copy_bytes import ways_to_share
 from aurora.merge.deltas import read_deltas
 from aurora.merge.merge import merge
-from aurora.merge.shards import read_places, read_shards
-from aurora.model.folder import BITS, read_headers
+from aurora.model.folder import BITS, read_headers, read_shards, read_tensor_infos
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = SHAPE | {
@@ -888,13 +887,13 @@ def test_every_dtype_of_safetensors_is_known_by_its_size(tmp_path: Path, name: s
         if size == BITS[name]:
             with safe_open(path, "np") as file:
                 assert list(file.keys()) == ["a"]
-            assert read_places(path)["a"].dtype == name
+            assert read_tensor_infos(path)["a"].dtype == name
             assert read_headers(tmp_path)["a"].bytes == size
         else:
             with pytest.raises(SafetensorError):
                 safe_open(path, "np").__enter__()
             with pytest.raises(ModelError, match="truncated or damaged"):
-                read_places(path)
+                read_tensor_infos(path)
 
 
 def test_dtypes_are_those_that_safetensors_names(tmp_path: Path):
@@ -903,7 +902,7 @@ def test_dtypes_are_those_that_safetensors_names(tmp_path: Path):
         safe_open(path, "np").__enter__()
     assert set(re.findall(r"`(\w+)`", str(caught.value).partition("expected")[2])) == set(BITS)
     with pytest.raises(ModelError, match=r"a has the dtype \?, which safetensors does not know"):
-        read_places(path)
+        read_tensor_infos(path)
 
 
 GOOD = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
@@ -942,7 +941,11 @@ def test_a_header_that_safetensors_refuses_is_refused_in_one_line(tmp_path: Path
     path = with_header(tmp_path / "model.safetensors", header, 12)
     with pytest.raises(SafetensorError):
         safe_open(path, "np").__enter__()
-    for read in (lambda: read_places(path), lambda: read_headers(tmp_path), lambda: read_shards(tmp_path)):
+    for read in (
+        lambda: read_tensor_infos(path),
+        lambda: read_headers(tmp_path),
+        lambda: read_shards(tmp_path),
+    ):
         with pytest.raises(ModelError, match="damaged") as caught:
             read()
         assert "\n" not in str(caught.value)

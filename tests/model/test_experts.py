@@ -192,7 +192,10 @@ def test_groups_slabs_and_fused_kernels_do_not_change_a_product(transposed, dtyp
     rows = torch.randn(17, 64 if transposed else 128).to(dtype)
     pieces = zip(experts, [0, *ends], ends, strict=False)
     expected = torch.cat(
-        [rows[a:b].float() @ (packed.dense(e).T if transposed else packed.dense(e)).float() for e, a, b in pieces]
+        [
+            rows[a:b].float() @ (packed.dense(e).T if transposed else packed.dense(e)).float()
+            for e, a, b in pieces
+        ]
     )
     close = 1e-6 if dtype == torch.float32 else 2**-8
     found = [product_of_few(packed, experts, ends, rows, transposed)]

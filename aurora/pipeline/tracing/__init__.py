@@ -97,7 +97,9 @@ def _stale(repo: "Repo") -> set["PipelineStage"]:
 def _furnish(stage: "PipelineStage", place: Path, root: Path, pool: Path) -> None:
     from ruamel.yaml import YAML
 
-    shutil.copyfile(root / DVC_YAML, place / DVC_YAML)  # says what the stage declares, and is watched by DVC itself
+    shutil.copyfile(
+        root / DVC_YAML, place / DVC_YAML
+    )  # says what the stage declares, and is watched by DVC itself
     for dep in stage.deps:
         if dep in stage.params:
             content: dict = {}
