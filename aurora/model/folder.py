@@ -16,6 +16,8 @@ BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
 BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
 PACKABLE = ("F32", "F16", "BF16")
+# Names in layer_types of a config: layers that attend, the first two to all tokens before.
+ATTENTION_LAYERS = ("full_attention", "attention", "sliding_attention", "chunked_attention")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
 LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
@@ -370,6 +372,22 @@ def _verify_experts(
         state = "one too many" if expert in have else "missing"
         place = f"{target} <- {pattern.strip('.').replace('*', str(expert))}"
         raise ModelError(f"{folder}: {place} is {state}; config.json asks for {experts} experts; {REMEDY}")
+
+
+def is_recurrent(config) -> bool:
+    """Whether some layers carry a state from token to token (Mamba, linear attention), which knows no mask."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    return any(kind not in ATTENTION_LAYERS for kind in kinds)
+
+
+def has_plain_attention(config) -> bool:
+    """Whether every layer sees all tokens before, so that a mask of any shape and any batching are one."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    windows = getattr(text, "sliding_window", None) is not None and not kinds
+    chunks = getattr(text, "attention_chunk_size", None) is not None and not kinds
+    return not (windows or chunks) and all(kind in ("full_attention", "attention") for kind in kinds)
 
 
 def quantised_linears(model) -> set[str]:
