@@ -25,6 +25,7 @@ class Target:
     scale: float  # of B A
     experts: int | None  # of a fused parameter; None for a matrix
     is_parameter: bool  # by PEFT's target_parameters
+    transposed: bool = False  # a fused parameter whose matrices lie (inputs, outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,10 @@ def find_targets(skeleton: "PreTrainedModel", config: "LoraConfig", place: str) 
         if isinstance(module, ParamWrapper):
             name = f"{name}.{module.parameter_name}"
             experts = module.num_experts if module._param_ndim == 3 else None
-            found.append(Target(name, path, r, scale, experts, is_parameter=True))
+            transposed = experts is not None and not module._did_swap_in_out_features
+            found.append(Target(name, path, r, scale, experts, True, transposed))
         else:
-            found.append(Target(name, path, r, scale, None, is_parameter=False))
+            found.append(Target(name, path, r, scale, None, False))
     _require_matches(skeleton, found, asked, place)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return Targets(model.peft_config["default"], found, trainable, trained)
