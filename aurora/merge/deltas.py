@@ -207,10 +207,11 @@ def _check_pair(adapter: Path, module: str, a: TensorInfo, b: TensorInfo, rank: 
 
 
 def adapter_keys(adapter: Path) -> set[str]:
-    """The names in an adapter's file of all that has an A and a B, as PEFT puts them in front of `.lora_A`."""
+    """The names in an adapter's file of all that has an A and a B, and of modules that were trained whole."""
     config = read_adapter_config(adapter)
     infos = read_tensor_infos(adapter / WEIGHTS, REMEDY)
-    return set(_pairs(adapter, infos, config.get("modules_to_save") or ())[0])
+    pairs, whole = _pairs(adapter, infos, config.get("modules_to_save") or ())
+    return {*pairs, *(name.rpartition(".")[0] for name in whole)}
 
 
 def _pairs(

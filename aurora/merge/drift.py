@@ -70,15 +70,16 @@ def _require_same_places(adapter: Path, skeleton: "PreTrainedModel") -> None:
     wanted = adapter_keys(adapter)
     try:
         config = LoraConfig.from_pretrained(adapter)
-        found = find_targets(skeleton, config, str(adapter)).found
+        targets = find_targets(skeleton, config, str(adapter))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ModelError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(
             f"{adapter}: PEFT does not load it ({reason}); train again, or set merge.drift: null"
         ) from None
-    there = {target.key.removeprefix(PREFIX) for target in found}
+    there = {target.key.removeprefix(PREFIX) for target in targets.found} | set(targets.trained_modules)
     for name in sorted(wanted ^ there):
-        where = "target_modules of adapter_config.json but no" if name in there else "no target_modules but a"
+        listed = "target_modules or modules_to_save of adapter_config.json but no"
+        where = listed if name in there else "no target_modules but a"
         raise ModelError(f"{adapter}: {name} has {where} tensor; train again: dvc repro -f sft")
 
 

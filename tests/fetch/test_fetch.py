@@ -712,9 +712,7 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     content = os.urandom(8 << 20)
     hub.files["/rows.json"] = content
     hub.faults["/rows.json"] = [Fault(stalls=60)]
-    params(
-        tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(content)}
-    )
+    params(tmp_path, far={"uri": f"{hub.url}/rows.json", "dep": "aurora/hub", "sha256": sha256(content)})
     command = (sys.executable, "-m", "stages.fetch", "far", "--out", "data/far")
     running = stage(tmp_path, hub, *command, HF_TOKEN=TOKEN)
     part = None

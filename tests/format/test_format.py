@@ -29,6 +29,8 @@ from aurora.prompt.tokenizer import sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 PROCESSOR = sentencepiece_processor(MODEL_FILE)
+
+
 def first_round(ids: list[int], labels: list[int]) -> dict[str, str]:
     """First prompt and its answer, read off the tokens of a row."""
     start = next(index for index, label in enumerate(labels) if label != -100)

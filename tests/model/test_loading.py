@@ -553,7 +553,7 @@ def test_experts_that_nf4_cannot_hold_are_told_with_the_remedy(tmp_path, monkeyp
 
 def test_experts_outside_the_interface_are_refused_in_4_bits_alone(tmp_path):
     folder = write_base(tmp_path, "llama4_text")
-    with pytest.raises(ModelError, match="outside transformers' experts interface.*quantization.bits: 16"):
+    with pytest.raises(ModelError, match=r"outside transformers' experts interface.*quantization\.bits: 16"):
         load_model(folder, NF4, device="cpu")
     load_model(folder, DENSE, device="cpu")
 

@@ -78,7 +78,9 @@ def test_a_sound_pipeline_has_no_fault_and_the_bytes_of_its_lock(project: Path, 
 def test_a_module_that_is_installed_alone_is_not_there(project: Path):
     Path("aurora").mkdir()
     Path("aurora/__init__.py").touch()
-    Path("dvc.yaml").write_text(DVC_YAML.replace("stages/second.py", "stages/second.py, aurora/__init__.py", 1))
+    Path("dvc.yaml").write_text(
+        DVC_YAML.replace("stages/second.py", "stages/second.py, aurora/__init__.py", 1)
+    )
     with pytest.raises(DataError, match=r"second fails .*No module named 'aurora\.lifetime'"):
         traced("import aurora.core.lifetime\n")
 
