@@ -39,6 +39,7 @@ class LoraPackedExperts(nn.Module, LoraLayer):
         self.r[ADAPTER], self.scaling[ADAPTER] = target.r, target.scale
         self.lora_alpha[ADAPTER] = target.scale * target.r
         self.lora_dropout[ADAPTER] = nn.Identity()
+        self.lora_bias[ADAPTER] = self.use_rslora[ADAPTER] = self.use_dora[ADAPTER] = False
         device = base_layer.codes.device
         self.lora_A[ADAPTER] = nn.Linear(self.in_features, width, bias=False, device=device)
         self.lora_B[ADAPTER] = nn.Linear(width, self.out_features, bias=False, device=device)

@@ -10,6 +10,7 @@ from aurora.core.errors import ModelError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
@@ -76,10 +77,21 @@ def find_targets(skeleton: "PreTrainedModel", config: "LoraConfig", place: str) 
             transposed = experts is not None and not module._did_swap_in_out_features
             found.append(Target(name, path, r, scale, experts, True, transposed))
         else:
+            _require_plain(module.get_base_layer(), name, place)
             found.append(Target(name, path, r, scale, None, False))
     _require_matches(skeleton, found, asked, place)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return Targets(model.peft_config["default"], found, trainable, trained)
+
+
+def _require_plain(layer: "Module", name: str, place: str) -> None:
+    from torch import nn
+
+    if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
+        raise ModelError(
+            f"{place}: target_modules: {name} is a {type(layer).__name__}, which gives more than a product, and PEFT has no"
+            " adapter for that; name the linear layers instead"
+        )
 
 
 def _reason(error: Exception, skeleton: "PreTrainedModel") -> str:
