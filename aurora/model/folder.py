@@ -390,16 +390,24 @@ def has_plain_attention(config) -> bool:
     return not (windows or chunks) and all(kind in ("full_attention", "attention") for kind in kinds)
 
 
+def unquantised(model) -> list[str]:
+    """Names of modules that 4 bits leave as they are: the head, and mixers that read the weights of their layers."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    mixers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "A_log")}
+    return [*get_keys_to_not_convert(model), *sorted(mixers & {"mamba", "mixer"})]
+
+
 def quantised_linears(model) -> set[str]:
     """Names of the weights that become bitsandbytes' Linear4bit."""
     from torch import nn
-    from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = get_keys_to_not_convert(model)
+    kept = unquantised(model)
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
+        if type(module) is nn.Linear
+        and not any(name == key or name.endswith(f".{key}") or f".{key}." in name for key in kept)
     }
 
 

@@ -13,6 +13,7 @@ from aurora.model.folder import (
     quantised_linears,
     read_config,
     refuse_foreign_quantization,
+    unquantised,
     verify,
     verify_packed,
 )
@@ -71,8 +72,11 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
     config = skeleton.config
     if packed:
         config.quantization_config["compute_dtype"] = quantization.compute_dtype
+        config.quantization_config["skip_modules"] = unquantised(skeleton)
     elif quantization.bits == 4:
-        options["quantization_config"] = PackingConfig(quantization.double_quant, quantization.compute_dtype)
+        options["quantization_config"] = PackingConfig(
+            quantization.double_quant, quantization.compute_dtype, unquantised(skeleton)
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -48,12 +48,19 @@ SHARD = "2GB"  # what saving copies at a time
 class PackingConfig(BitsAndBytesConfig):
     """bitsandbytes' NF4 with the three settings that a packed checkpoint records."""
 
-    def __init__(self, double_quant: bool = True, compute_dtype: str = "bfloat16", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        double_quant: bool = True,
+        compute_dtype: str = "bfloat16",
+        skip_modules: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=double_quant,
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=skip_modules,
         )
         self.quant_method = METHOD
 
