@@ -1,4 +1,4 @@
-"""merge: the adapter added to the base, as a standard Hugging Face folder, and what that changes."""
+"""merge: the adapter added to the base, as a standard Hugging Face folder, and the drift."""
 
 from pathlib import Path
 

@@ -9,6 +9,8 @@ import pytest
 from stand_ins.hub_server import LocalHub, certificate
 
 ROOT = Path(__file__).parent.parent
+# Small models gain nothing from threads, and tests run on every core at once; torch reads this where it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in its background with SIGINT ignored, and so would run what a test wants to interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -66,7 +66,7 @@ def checkout_pins() -> list[str]:
     """Requirements of the checkout's pyproject.toml, or of the installation where this folder has none."""
     file = Path("pyproject.toml")
     if not file.is_file():
-        return requires("aurora")
+        return requires("aurora") or []
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         extras = project.get("optional-dependencies", {})

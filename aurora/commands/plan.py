@@ -104,7 +104,7 @@ def rows_of(params: Params, rows: Path) -> Rows:
         raise DataError(
             f"{rows}: not up to date, and sources.{missing[0]} states no number of rows to estimate from: dvc repro format"
         )
-    count = ceil(sum(counts.values()) * (1 - params.format.held_out))
+    count = ceil(sum(count or 0 for count in counts.values()) * (1 - params.format.held_out))
     length = params.format.max_length
     note = f"estimate: rows of params.yaml, {TOKENS_A_ROW} tokens each; dvc repro format counts them"
     return Rows(count, count * min(TOKENS_A_ROW, length), length, length, note)

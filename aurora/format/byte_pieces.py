@@ -43,7 +43,7 @@ class BytePieces:
             if index in self.control and held:
                 yield raw.decode(errors="replace"), held, False
                 raw, held = b"", []
-            raw, held = raw + self.bytes[index], [*held, int(index)]
+            raw, held = raw + self.bytes[index], [*held, index]
             try:
                 text = raw.decode()
             except UnicodeDecodeError:

@@ -1,7 +1,6 @@
 """Rows as a person sees them: every token, the trained ones coloured, in the terminal or on an HTML page."""
 
 from collections.abc import Iterator, Sequence
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aurora.core.files import write_text
+from aurora.core.page import render
 from aurora.core.parquet import read_parquet
 from aurora.format.byte_pieces import BytePieces
 from aurora.prompt.mistral import IGNORED
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
 PAGE_ROWS = 4  # rows of each source on the page
 PAGE_TOKENS = 1200  # tokens shown of a row
-STYLE = """\
-body { font: 15px/1.7 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
-h2 { font-size: 1rem; margin: 2rem 0 .4rem; font-weight: 600 }
-h2 small, .note { color: #666; font-weight: 400 }
-p.row { border: 1px solid #ddd; border-radius: 4px; padding: .6rem .8rem; margin: 0; overflow-wrap: anywhere;
-  white-space: pre-wrap }
-i { font-style: normal; color: #667; border-bottom: 1px dotted #ccd }
-b { font-weight: 400; background: #d4f0d4; border-bottom: 1px dotted #494 }
-i.control { color: #a33; font-weight: 700 }
-b.control { color: #060; font-weight: 700; background: #a5dfa5 }"""
+TEMPLATE = Path(__file__).with_name("preview.html")
 
 
 def vocabulary(tokenizer: Path, template: bool | None = None) -> "SentencePieceProcessor | BytePieces":
@@ -123,19 +114,15 @@ def counted(row: dict) -> str:
     return f"{len(row['input_ids']):,} tokens, {trained:,} trained"
 
 
-def html_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> str:
-    """One row for the page; a token's id shows when the pointer rests on it."""
-    parts = []
-    position = 0
+def shown_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> dict:
+    """One row for the page: its head, its runs of tokens, and how many tokens are left out."""
+    runs, position = [], 0
     for text, ids, control in tokens(processor, row["input_ids"][:PAGE_TOKENS]):
-        tag = "i" if row["labels"][position] == IGNORED else "b"
+        trained = row["labels"][position] != IGNORED
         position += len(ids)
-        kind = ' class="control"' if control else ""
-        parts.append(f'<{tag}{kind} title="{" ".join(map(str, ids))}">{escape(printable(text))}</{tag}>')
-    rest = len(row["input_ids"]) - PAGE_TOKENS
-    more = f' <span class="note">… {rest:,} more tokens</span>' if rest > 0 else ""
-    head = f"<h2>{escape(row['source'])} <small>{row['id']} · {counted(row)}</small></h2>"
-    return f'{head}\n<p class="row">{"".join(parts)}{more}</p>\n'
+        runs.append({"text": printable(text), "ids": ids, "control": control, "trained": trained})
+    rest = max(0, len(row["input_ids"]) - PAGE_TOKENS)
+    return {"source": row["source"], "id": row["id"], "counted": counted(row), "runs": runs, "rest": rest}
 
 
 def write_page(rows: Path, tokenizer: Path, page: Path, template: bool | None = None) -> None:
@@ -147,14 +134,8 @@ def write_page(rows: Path, tokenizer: Path, page: Path, template: bool | None = 
 
     processor = vocabulary(tokenizer, template)
     table = read_parquet(rows / "train.parquet", "format")
-    body = []
+    shown = []
     for source in sorted(table["source"].unique().to_pylist()):
         chosen = table.filter(pyarrow.compute.equal(table["source"], source)).slice(0, PAGE_ROWS)
-        body += [html_row(processor, row) for row in chosen.to_pylist()]
-    write_text(
-        page,
-        '<!doctype html>\n<html lang="zh">\n<meta charset="utf-8">\n<title>Rows of the format stage</title>\n'
-        f"<style>\n{STYLE}\n</style>\n<h1>What the model sees</h1>\n"
-        f'<p class="note">Training rows, {PAGE_ROWS} of each source at most. <b>Green</b>: trained. '
-        "<i>Plain</i>: context. Bold: control tokens.</p>\n" + "".join(body) + "</html>\n",
-    )
+        shown += [shown_row(processor, row) for row in chosen.to_pylist()]
+    write_text(page, render(TEMPLATE, title="What the model sees", rows=shown, most=PAGE_ROWS))

@@ -25,7 +25,7 @@ def disk_error(place: str, error: OSError) -> AuroraError:
     file = f": {str(error.filename)[-200:]}" if error.filename else ""
     if error.errno in FULL:
         return ResourceError(f"{place}{file}: {reason}; free disk and run again")
-    remedy = REMEDIES.get(error.errno, "correct it and run again")
+    remedy = REMEDIES.get(error.errno or 0, "correct it and run again")
     return SourceError(f"{place}{file}: {reason}; {remedy}")
 
 

@@ -63,7 +63,9 @@ def imported(path: Path, root: Path) -> set[Path]:
         ):
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
             names = [
-                argument.value for argument in given if isinstance(getattr(argument, "value", None), str)
+                argument.value
+                for argument in given
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
             ]
         else:
             continue

@@ -1,13 +1,12 @@
-"""A page as a list of blocks, written as Markdown or as one HTML file without scripts or outside links."""
+"""A page as a list of blocks, written as Markdown or as HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
 
-STYLE = """body{font:15px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border-bottom:1px solid #ddd;padding:.2rem .7rem;
-text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}h2{margin-top:2.2rem}
-svg{max-width:100%;height:auto}"""
+from aurora.core.page import render
+
+TEMPLATE = Path(__file__).with_name("blocks.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +18,27 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
-class Paragraph:
-    """Plain text."""
+class Link:
+    """A file of the repository, by its path from the root, within a paragraph."""
 
-    text: str
+    path: str
+
+
+class Paragraph:
+    """Plain text, with links in it."""
+
+    def __init__(self, *parts: str | Link) -> None:
+        self.parts = parts
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells of plain text; columns in `numbers` are set to the right."""
+    """Cells of plain text; columns in `numbers` are set to the right, rows in `strong` stand out."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: frozenset[int] = frozenset()
+    strong: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +68,32 @@ def markdown(blocks: Sequence[Block], pictures: str) -> str:
         match block:
             case Heading(text, level):
                 parts.append(f"{'#' * level} {escaped(text)}")
-            case Paragraph(text):
-                parts.append(escaped(text))
+            case Paragraph():
+                parts.append("".join(map(_inline, block.parts)))
             case Picture(file, _, text):
                 parts.append(f"![{escaped(text)}]({pictures}/{file})")
-            case Table(header, rows, numbers):
-                rule = ["---:" if index in numbers else "---" for index in range(len(header))]
-                lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
-                lines.insert(1, rule)
-                parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            case Table():
+                parts.append("\n".join(_rows(block)))
     return "\n\n".join(parts) + "\n"
 
 
-def html(blocks: Sequence[Block], title: str) -> str:
-    """The page as HTML, pictures within."""
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"]
-    parts.append(f"<style>{STYLE}</style>")
-    for block in blocks:
-        match block:
-            case Heading(text, level):
-                parts.append(f"<h{level}>{escape(text)}</h{level}>")
-            case Paragraph(text):
-                parts.append(f"<p>{escape(text)}</p>")
-            case Picture(_, svg, _):
-                parts.append(svg.strip())
-            case Table(header, rows, numbers):
-                lines = [_cells(header, "th", numbers), *(_cells(row, "td", numbers) for row in rows)]
-                parts.append("<table>" + "\n".join(lines) + "</table>")
-    return "\n".join(parts) + "\n"
+def _inline(part: str | Link) -> str:
+    if isinstance(part, Link):
+        return f"[{escaped(part.path)}]({part.path})"
+    edges = " " * part.startswith(" "), " " * part.endswith(" ")
+    return f"{edges[0]}{escaped(part)}{edges[1]}"
 
 
-def _cells(row: Sequence[str], tag: str, numbers: frozenset[int]) -> str:
-    cells = (
-        f"<{tag}{' class=n' if index in numbers else ''}>{escape(cell)}" for index, cell in enumerate(row)
-    )
-    return "<tr>" + "".join(cells)
+def _rows(table: Table) -> list[str]:
+    lines = [table.header, *table.rows]
+    cells = [[escaped(cell) for cell in line] for line in lines]
+    for index in table.strong:
+        cells[index + 1] = [f"**{cell}**" if cell else "" for cell in cells[index + 1]]
+    cells.insert(1, ["---:" if index in table.numbers else "---" for index in range(len(table.header))])
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def html(blocks: Sequence[Block], title: str, root: str) -> str:
+    """The page as HTML, pictures within; `root` leads from its folder to the root of the repository, with a slash."""
+    shown = [{"kind": type(block).__name__, "block": block} for block in blocks]
+    return render(TEMPLATE, title=title, blocks=shown, root=root)

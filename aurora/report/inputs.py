@@ -1,4 +1,4 @@
-"""Everything that the report tells, as the stages wrote it."""
+"""What the report reads, as the stages wrote it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,16 +6,26 @@ from dataclasses import dataclass, field
 MODELS = ("base", "tuned")
 NAMES = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}
 SPLITS = {"ceval": "val", "mmlu": "test", "cmmlu": "test"}
-REPLY_MEASURES = ("zh_reply_rate", "mixed_rate", "repetition", "mean_length")
+REPLY_MEASURES = {  # of results.json: in words, and the format of a value
+    "zh_reply_rate": ("in Chinese", ".0%"),
+    "mixed_rate": ("in a mixture", ".0%"),
+    "repetition": ("repeated 4-grams", ".0%"),
+    "mean_length": ("characters", ".0f"),
+}
 
 
 def shown(value: float | None, form: str) -> str:
     """A measure as text by a format such as `.2f`; "-" for one that nothing was left to measure on."""
-    return "-" if value is None else format(value, form)
+    return "-" if value is None else format(value, form).replace("%", "\u00a0%")
+
+
+def change(base: float | None, tuned: float | None, form: str) -> str:
+    """`base → tuned` in one cell."""
+    return f"{shown(base, form)}\u00a0→\u00a0{shown(tuned, form)}"  # in one line
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ReportInputs:
     """`paper` alone is quoted; all else was measured by the stages of one run."""
 
     paper: dict

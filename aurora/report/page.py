@@ -1,25 +1,29 @@
-"""REPORT.md as blocks: the paper's tables and figures, quoted, beside what the stages of this run measured."""
+"""REPORT.md as blocks: the paper's tables and figures, quoted, beside the measurements of this run."""
 
 from collections.abc import Mapping
 
-from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
-from aurora.report.charts import bars, lines
-from aurora.report.inputs import MODELS, REPLY_MEASURES, Gathered, shown
-from aurora.report.scores import all_models, categories, outcome, protocol, subjects
+from aurora.report.blocks import Block, Heading, Link, Paragraph, Picture, Table
+from aurora.report.charts import bars, lines, shares
+from aurora.report.inputs import MODELS, REPLY_MEASURES, ReportInputs, change
+from aurora.report.scores import all_models, benchmarks, categories, findings, protocol, subjects
 
 GIB = 2**30
 
 
-def report_blocks(found: Gathered) -> list[Block]:
+def report_blocks(found: ReportInputs) -> list[Block]:
     """The whole page."""
     source = found.paper["source"]
     return [
         Heading("Report", 1),
+        Paragraph(findings(found)),
         Paragraph(
-            f"Written by the report stage. Quoted numbers are those of {source} and its repository "
-            "(aurora/report/paper.yaml); all others were measured by the stages of this run."
+            f"Numbers marked as quoted are those of {source} and its repository, listed in ",
+            Link("aurora/report/paper.yaml"),
+            "; the stages of this run measured all others.",
         ),
-        *outcome(found),
+        *_languages(found),
+        *_loss(found),
+        *benchmarks(found),
         *_first_replies(found),
         *_kinds(found),
         *_rounds(found),
@@ -29,13 +33,45 @@ def report_blocks(found: Gathered) -> list[Block]:
         *subjects(found),
         *protocol(found),
         *_memory(found),
-        *_loss(found),
         *_merge(found),
         *_inputs(found),
     ]
 
 
-def _first_replies(found: Gathered) -> list[Block]:
+def _languages(found: ReportInputs) -> list[Block]:
+    rows, cells = {}, []
+    for where, key in (("held-out prompts", None), ("fixed prompts", "prompts")):
+        sides = [found.results[model] if key is None else found.results[model][key] for model in MODELS]
+        for model, side in zip(MODELS, sides, strict=True):
+            chinese, mixed = side["zh_reply_rate"] or 0.0, side["mixed_rate"] or 0.0
+            rows[f"{where}, {model}"] = {
+                "Chinese": chinese,
+                "mixture": mixed,
+                "another language": max(0.0, 1 - chinese - mixed)
+                if side["zh_reply_rate"] is not None
+                else 0.0,
+            }
+        counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
+        measures = [
+            change(sides[0][name], sides[1][name], form) for name, (_, form) in REPLY_MEASURES.items()
+        ]
+        cells.append((where, *measures, " → ".join(counts)))
+    picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
+    header = ("replies to", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
+    return [
+        Heading("Language of the replies"),
+        Picture("languages.svg", picture, "Language of the replies, base and tuned"),
+        Table(header, cells),
+        Paragraph(
+            "Base → tuned, greedy replies. Replies of digits, signs or code alone have no language; the shares are of the "
+            "others. All replies stand in ",
+            Link("metrics/replies.md"),
+            ".",
+        ),
+    ]
+
+
+def _first_replies(found: ReportInputs) -> list[Block]:
     base, tuned = (found.prompts[model] for model in MODELS)
     kind = base[0]["kind"]
     rows = [
@@ -46,38 +82,39 @@ def _first_replies(found: Gathered) -> list[Block]:
     return [
         Heading("Table 1: first replies"),
         Paragraph(
-            "In the paper the base answers these prompts in English or in a mixture, and the tuned model in Chinese. "
-            "metrics/replies.md has all replies of this run, to the fixed prompts and to held-out ones."
+            "In the paper the base answers these prompts in English or in a mixture, and the tuned model in Chinese. Measured:"
         ),
-        Table(("prompt", "base, measured", "tuned, measured"), rows),
+        Table(("prompt", "base", "tuned"), rows),
     ]
 
 
-def _kinds(found: Gathered) -> list[Block]:
+def _kinds(found: ReportInputs) -> list[Block]:
     base, tuned = (found.results[model]["prompts"]["kinds"] for model in MODELS)
     rows = [
         (
-            kind,
+            kind.replace("_", " "),
             str(score["n"]),
-            *(str(side[kind]["no_language"]) for side in (base, tuned)),
-            *(shown(side[kind][name], ".2f") for name in REPLY_MEASURES[:3] for side in (base, tuned)),
-            *(shown(side[kind]["mean_length"], ".0f") for side in (base, tuned)),
+            *(
+                change(base[kind][name], tuned[kind][name], form)
+                for name, (_, form) in REPLY_MEASURES.items()
+            ),
+            f"{base[kind]['no_language']} → {tuned[kind]['no_language']}",
         )
         for kind, score in base.items()
     ]
-    measures = ("no_language", *REPLY_MEASURES)
-    header = ("kind", "n", *(f"{name} {model}" for name in measures for model in MODELS))
+    header = ("kind", "prompts", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
     return [
-        Heading("Replies by kind"),
+        Heading("Replies by kind of prompt"),
         Paragraph(
-            "Greedy replies to samples/prompts.yaml, the kinds of the paper's appendix. zh_reply_rate and mixed_rate are "
-            "shares of the n - no_language replies that have words of a language; - where there is none."
+            "Base → tuned, on the prompts of ",
+            Link("samples/prompts.yaml"),
+            ", whose kinds are those of the paper's appendix; - where no reply has a language.",
         ),
-        Table(header, rows, frozenset(range(1, len(header)))),
+        Table(header, rows, frozenset({1})),
     ]
 
 
-def _rounds(found: Gathered) -> list[Block]:
+def _rounds(found: ReportInputs) -> list[Block]:
     quoted = {row["name"]: row for row in found.paper["table_2"]}
     total = {
         key: sum(row[key] for row in found.paper["table_2"]) for key in ("single_round", "multiple_rounds")
@@ -100,7 +137,7 @@ def _rounds(found: Gathered) -> list[Block]:
     ]
 
 
-def _topics(found: Gathered) -> list[Block]:
+def _topics(found: ReportInputs) -> list[Block]:
     paper = found.paper["figure_1"]
     topics = dict(sorted(found.clean["topics"].items(), key=lambda item: (-item[1], item[0])))
     return [
@@ -113,7 +150,7 @@ def _topics(found: Gathered) -> list[Block]:
     ]
 
 
-def _memory(found: Gathered) -> list[Block]:
+def _memory(found: ReportInputs) -> list[Block]:
     paper, memory = found.paper["table_4"], found.results["tuned"]["memory"]
     rows = [
         (
@@ -139,19 +176,24 @@ def _memory(found: Gathered) -> list[Block]:
     ]
 
 
-def _loss(found: Gathered) -> list[Block]:
+def _loss(found: ReportInputs) -> list[Block]:
     series = {
         name: [(float(row["step"]), float(row[key])) for row in found.curve if row.get(key)]
         for name, key in (("training", "loss"), ("held out", "held_out_loss"))
     }
-    picture = lines("Loss of the tune", series, "optimiser step", "nats a token")
-    return [Heading("Loss curve"), Picture("loss.svg", picture, "Training and held-out loss by step")]
+    picture = lines("Loss of the tune", series, "optimiser step", "nats per token")
+    base, tuned = (found.results[model]["loss"] for model in MODELS)
+    return [
+        Heading("Loss"),
+        Picture("loss.svg", picture, "Training and held-out loss by step"),
+        Paragraph(f"Mean loss per answer token of the held-out rows: {change(base, tuned, '.4f')} nats."),
+    ]
 
 
-def _merge(found: Gathered) -> list[Block]:
+def _merge(found: ReportInputs) -> list[Block]:
     counts = {name: value for name, value in found.merge.items() if name != "drift"}
     rows = [(name, _number(value)) for name, value in counts.items()]
-    blocks = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
+    blocks: list[Block] = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
     drift = found.merge.get("drift")
     if drift:
         pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}
@@ -181,7 +223,7 @@ def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _inputs(found: Gathered) -> list[Block]:
+def _inputs(found: ReportInputs) -> list[Block]:
     rows = [
         (source["path"], source["uri"], source["licence"], f"{source['bytes']:,}", source["dvc_hash"])
         for source in found.inputs

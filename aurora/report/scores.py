@@ -1,58 +1,96 @@
-"""The part of the report about answers: base against tuned, the paper's models, categories, subjects, protocol."""
+"""Scores in the report: base against tuned, the paper's models, categories, subjects, protocol."""
 
 from collections.abc import Mapping
 
 from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
-from aurora.report.charts import dots
-from aurora.report.comparison import Difference, compare_questions
-from aurora.report.inputs import MODELS, NAMES, REPLY_MEASURES, SPLITS, Gathered, shown
+from aurora.report.charts import Interval, intervals
+from aurora.report.comparison import Difference, clopper_pearson, compare_questions
+from aurora.report.inputs import MODELS, NAMES, SPLITS, ReportInputs, change, shown
 
 CHANCE = 0.25  # four choices
 
 
-def outcome(found: Gathered) -> list[Block]:
-    """Base against tuned: loss, replies, benchmarks with intervals."""
+def findings(found: ReportInputs) -> str:
+    """Two sentences that say what came of the run."""
     base, tuned = (found.results[model] for model in MODELS)
-    rows = [["held-out loss, nats a token", f"{base['loss']:.4f}", f"{tuned['loss']:.4f}", ""]]
-    for where, sides, count in (
-        ("held-out prompts", (base, tuned), "replies"),
-        ("fixed prompts", (base["prompts"], tuned["prompts"]), "n"),
-    ):
-        for name in REPLY_MEASURES:
-            rows.append([f"{name}, {where}", *(shown(side[name], ".4g") for side in sides), ""])
-        counts = [f"{side['no_language']} of {side[count]}" for side in sides]
-        rows.append([f"no_language, {where}", *counts, ""])
-    for item in _differences(found):
-        scores = [_score(side[item.name]) for side in (base, tuned)]
-        chance = "within chance" if item.by_chance else "beyond chance"
-        change = f"{100 * (item.after - item.before):+.2f} ({100 * item.low:+.1f} to {100 * item.high:+.1f}), {chance}"
-        rows.append([f"{NAMES[item.name]}, accuracy in %", *scores, change])
+    replies = " to ".join(shown(side["zh_reply_rate"], ".0%") for side in (base, tuned))
+    beyond = [item for item in _differences(found) if not item.by_chance]
+    if beyond:
+        scores = ", ".join(
+            f"{NAMES[item.name]} by {100 * (item.after - item.before):+.1f} points" for item in beyond
+        )
+        scores = f"Beyond chance, accuracy changes on {scores}"
+    else:
+        scores = "No difference in accuracy on the benchmarks is beyond chance"
+    counts = ", ".join(f"{tuned[name]['n']:,} of {NAMES[name]}" for name in NAMES if name in tuned)
+    return (
+        f"The tune takes the share of replies in Chinese from {replies} on held-out prompts, and the held-out loss from "
+        f"{base['loss']:.3f} to {tuned['loss']:.3f} nats per token. {scores} ({counts} questions)."
+    )
+
+
+def benchmarks(found: ReportInputs) -> list[Block]:
+    """Base against tuned on the same questions, with intervals."""
+    base, tuned = (found.results[model] for model in MODELS)
+    rows = [
+        (
+            NAMES[item.name],
+            f"{item.count:,}",
+            change(100 * item.before, 100 * item.after, ".2f"),
+            f"{100 * (item.after - item.before):+.2f} ({100 * item.low:+.1f} to {100 * item.high:+.1f})",
+            f"{item.gained} gained, {item.lost} lost",
+            "within chance" if item.by_chance else "beyond chance",
+        )
+        for item in _differences(found)
+    ]
+    picture = intervals(
+        "Accuracy with 95 % intervals",
+        {
+            NAMES[name]: {model: _interval(found.results[model][name]) for model in MODELS}
+            for name in NAMES
+            if name in base and name in tuned
+        },
+        MODELS,
+        "accuracy",
+        CHANCE,
+    )
+    header = (
+        "benchmark",
+        "questions",
+        "base → tuned, %",
+        "difference, points (95 % interval)",
+        "answers",
+        "",
+    )
     return [
-        Heading("Base and tuned"),
-        Table(("measure", "base", "tuned", "tuned - base (95 % interval)"), rows, frozenset({1, 2})),
+        Heading("Benchmarks"),
+        Picture("accuracy.svg", picture, "Accuracy of base and tuned on the benchmarks, with chance"),
+        Table(header, rows, frozenset({1})),
         Paragraph(
-            "Intervals are McNemar's, exact, on the same questions: one that holds zero may be chance. "
-            f"{_too_long(found)} mean_length is in characters. no_language counts replies of digits, signs or code alone: "
-            "zh_reply_rate and mixed_rate are shares of the others."
+            "Intervals of differences are exact (McNemar), on the same questions; one that holds zero may be chance. "
+            f"{_too_long(found)}"
         ),
     ]
 
 
-def _differences(found: Gathered) -> list[Difference]:
+def _interval(score: Mapping) -> Interval:
+    reach = 1.96 * score["stderr"]
+    return Interval(score["acc"], score["acc"] - reach, score["acc"] + reach)
+
+
+def _differences(found: ReportInputs) -> list[Difference]:
     by_name = {
         item.name: item for item in compare_questions(*(found.questions[model] for model in MODELS))[0]
     }
     return [by_name[name] for name in NAMES if name in by_name]
 
 
-def _too_long(found: Gathered) -> str:
+def _too_long(found: ReportInputs) -> str:
     counts = " and ".join(f"{found.results[model]['too_long']:,} ({model})" for model in MODELS)
-    return (
-        f"Prompts longer than the context, cut at their beginning and listed in questions.parquet: {counts}."
-    )
+    return f"Prompts longer than the context, cut at their beginning: {counts}."
 
 
-def all_models(found: Gathered) -> list[Block]:
+def all_models(found: ReportInputs) -> list[Block]:
     """The paper's Table 3 with the two models of this run."""
     rows = [[row["model"], *(f"{row[name]:g}" for name in NAMES), "quoted"] for row in found.paper["table_3"]]
     ours = [
@@ -67,7 +105,9 @@ def all_models(found: Gathered) -> list[Block]:
         asked.append(f"{NAMES[name]} {count:,} questions{limit}, {task['num_fewshot']} shots")
     return [
         Heading("Table 3: all models"),
-        Table(("model", *NAMES.values(), "source"), ours + rows, frozenset({1, 2, 3})),
+        Table(
+            ("model", *NAMES.values(), "source"), ours + rows, frozenset({1, 2, 3}), strong=frozenset({0, 1})
+        ),
         Paragraph(
             f"Accuracy in %, ours ± one standard error. Ours: {'; '.join(asked)}. Quoted: 5 shots; see Protocol for "
             "what keeps the two from being the same measurement."
@@ -75,33 +115,40 @@ def all_models(found: Gathered) -> list[Block]:
     ]
 
 
-def categories(found: Gathered) -> list[Block]:
+def categories(found: ReportInputs) -> list[Block]:
     """MMLU and CMMLU by category."""
     quoted, (base, tuned) = found.paper["categories"], (found.results[m]["categories"] for m in MODELS)
     rows = []
     for name in sorted(quoted.keys() | tuned.keys()):
         paper = f"{quoted[name]:g}" if name in quoted else "-"
         count = f"{tuned[name]['n']:,}" if name in tuned else "-"
-        rows.append((name, paper, _score(base.get(name)), _score(tuned.get(name)), count))
-    header = ("category", f"{found.paper['our_name']} (quoted)", "base", "tuned", "n")
+        rows.append((_words(name), paper, _score(base.get(name)), _score(tuned.get(name)), count))
+    header = ("category", f"{found.paper['our_name']} (quoted)", "base", "tuned", "questions")
     return [Heading("MMLU and CMMLU by category"), Table(header, rows, frozenset({1, 2, 3, 4}))]
 
 
-def subjects(found: Gathered) -> list[Block]:
+def subjects(found: ReportInputs) -> list[Block]:
     """Accuracy of both models by subject."""
     scores = {model: found.results[model]["subjects"] for model in MODELS}
     rows = {
-        name: {model: scores[model][name]["acc"] for model in MODELS if name in scores[model]}
+        name.replace("_", " "): {
+            model: _binomial(scores[model][name]) for model in MODELS if name in scores[model]
+        }
         for name in sorted(scores["tuned"])
     }
-    picture = dots("Accuracy by subject; the line is chance", rows, MODELS, "accuracy", CHANCE)
+    picture = intervals("Accuracy by subject, 95 % intervals", rows, MODELS, "accuracy", CHANCE)
     return [
         Heading("Accuracy by subject"),
         Picture("subjects.svg", picture, "Accuracy by subject, base and tuned"),
     ]
 
 
-def protocol(found: Gathered) -> list[Block]:
+def _binomial(score: Mapping) -> Interval:
+    right = round(score["acc"] * score["n"])
+    return Interval(score["acc"], *clopper_pearson(right, score["n"]))
+
+
+def protocol(found: ReportInputs) -> list[Block]:
     """What differs between the two evaluations."""
     paper, ours = found.paper["protocol"], found.results["tuned"]["protocol"]
     tasks = ours["tasks"]
@@ -130,3 +177,9 @@ def protocol(found: Gathered) -> list[Block]:
 
 def _score(score: Mapping | None) -> str:
     return f"{100 * score['acc']:.2f} ± {100 * score['stderr']:.2f}" if score else "-"
+
+
+def _words(name: str) -> str:
+    # mmlu_social_sciences -> MMLU, social sciences
+    benchmark, _, category = name.partition("_")
+    return f"{NAMES.get(benchmark, benchmark)}, {category.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""The small files that git tracks, gathered from the outputs of the stages before."""
+"""The small files that git tracks: metrics, tables of plots, pictures, replies, model cards and REPORT.md."""
 
 import csv
 import io
@@ -14,17 +14,17 @@ from aurora.core.yaml_files import read_yaml
 from aurora.report.adapter_card import adapter_card
 from aurora.report.blocks import Picture, escaped, html, markdown
 from aurora.report.comparison import read_questions
-from aurora.report.inputs import MODELS, NAMES, Gathered
+from aurora.report.inputs import MODELS, NAMES, ReportInputs
 from aurora.report.model_card import merged_card, with_scores
 from aurora.report.page import report_blocks
 
 PAPER = Path(__file__).with_name("paper.yaml")
-APART = ("categories", "subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
+APART = ("categories", "subjects", "protocol")  # of results.json, which metrics/eval.json leaves out
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where the stages before left what the report tells."""
+    """Where the earlier stages left what the report reads."""
 
     clean: Path  # metrics.json
     format: Path  # metrics.json
@@ -38,7 +38,7 @@ class Outputs:
 
 
 def evaluation(results: dict[str, dict]) -> dict:
-    """metrics/eval.json: for each model what eval measured, without those by category, subject and kind of prompt."""
+    """metrics/eval.json: what eval measured on each model, without scores by category, subject and kind of prompt."""
     found = {
         model: {name: value for name, value in results[model].items() if name not in APART}
         for model in MODELS
@@ -48,12 +48,27 @@ def evaluation(results: dict[str, dict]) -> dict:
     return found
 
 
+def loss_table(curve: list[dict]) -> str:
+    """CSV step,rows,loss: training and held-out loss, each at the steps where it was measured."""
+    columns = (("training", "loss"), ("held out", "held_out_loss"))
+    return _csv(
+        ("step", "rows", "loss"),
+        [(row["step"], name, row[key]) for name, key in columns for row in curve if row.get(key)],
+    )
+
+
+def training_table(curve: list[dict]) -> str:
+    """CSV step,learning_rate,grad_norm at the logged steps of training."""
+    columns = ("step", "learning_rate", "grad_norm")
+    return _csv(columns, [tuple(row[name] for name in columns) for row in curve if row.get("grad_norm")])
+
+
 def accuracy_table(results: dict[str, dict]) -> str:
-    """CSV benchmark,model,acc,stderr,n; `benchmark` names the model too, for one bar each."""
+    """CSV benchmark,model,acc,stderr,n."""
     return _csv(
         ("benchmark", "model", "acc", "stderr", "n"),
         [
-            (f"{name} {model}", model, *_score(results[model][name]))
+            (NAMES[name], model, *_score(results[model][name]))
             for name in NAMES
             for model in MODELS
             if name in results[model]
@@ -74,15 +89,20 @@ def category_table(results: dict[str, dict]) -> str:
 
 
 def subject_table(results: dict[str, dict]) -> str:
-    """CSV subject,model,acc,n over all subjects of all benchmarks; `subject` is prefixed by its benchmark."""
+    """CSV subject,model,acc,stderr,n over all subjects of all benchmarks; `subject` is prefixed by its benchmark."""
     return _csv(
-        ("subject", "model", "acc", "n"),
+        ("subject", "model", "acc", "stderr", "n"),
         [
-            (subject, model, f"{score['acc']:.4f}", score["n"])
+            (subject, model, f"{score['acc']:.4f}", f"{binomial_error(score):.4f}", score["n"])
             for model in MODELS
             for subject, score in sorted(results[model]["subjects"].items())
         ],
     )
+
+
+def binomial_error(score: dict) -> float:
+    """Standard error of an accuracy, as lm-eval has it: the sample's, with n - 1."""
+    return (score["acc"] * (1 - score["acc"]) / max(1, score["n"] - 1)) ** 0.5
 
 
 def _score(score: dict) -> tuple[str, str, int]:
@@ -145,7 +165,7 @@ def read_rows(folders: dict[str, Path], name: str, keys: tuple[str, ...]) -> dic
 
 
 def read_results(folders: dict[str, Path]) -> dict[str, dict]:
-    """results.json of both models. Raises DataError if one lacks a part that the report tells."""
+    """results.json of both models. Raises DataError if one lacks a part that the report needs."""
     results = {}
     for model in MODELS:
         path = folders[model] / "results.json"
@@ -166,7 +186,7 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
 
 
 def read_inputs(outputs: Outputs) -> list[dict]:
-    """Path, URI, licence, bytes and DVC hash of what was fetched; a model, which may have 90 GB, by its manifest."""
+    """Path, URI, licence, bytes and DVC hash of each fetched source; a model, which may have 90 GB, by its manifest."""
     manifest = read_fetched(outputs.base_manifest, FETCH_BASE)
     model = {
         "path": outputs.base_manifest.as_posix(),
@@ -179,7 +199,7 @@ def read_inputs(outputs: Outputs) -> list[dict]:
 
 
 def read_hashes(outputs: Outputs) -> dict[str, str]:
-    """The hash by which DVC knows each output of a stage that is told of, by its path."""
+    """The DVC hash of each output that the report reads, by its path."""
     paths = [
         outputs.sft,
         *outputs.models.values(),
@@ -216,7 +236,7 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "eval": evaluation(results),
     }
     blocks = report_blocks(
-        Gathered(
+        ReportInputs(
             paper=read_paper(),
             clean=metrics["clean"],
             sft=metrics["sft"],
@@ -231,7 +251,9 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     )
     for name, content in metrics.items():
         write_json(out / f"{name}.json", content)
-    write_text(out / "loss.csv", curve_text)
+    curve = list(csv.DictReader(io.StringIO(curve_text)))
+    write_text(out / "loss.csv", loss_table(curve))
+    write_text(out / "training.csv", training_table(curve))
     write_text(out / "lengths.csv", outputs.lengths.read_text(encoding="utf-8"))
     write_text(out / "accuracy.csv", accuracy_table(results))
     write_text(out / "categories.csv", category_table(results))
@@ -246,5 +268,5 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             if isinstance(block, Picture):
                 write_text(folder / block.file, block.svg)
     write_text(report, markdown(blocks, f"{out.name}/pictures"))
-    write_text(page, html(blocks, "Report"))
+    write_text(page, html(blocks, "Report", "../" * (len(page.parts) - 1)))
     return metrics["eval"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from aurora.adapter.record import read_record, weights_hash
+from aurora.core.declared import installed
 from aurora.core.files import dvc_hash
 from aurora.core.manifests import find_manifest
 from aurora.core.parquet import read_parquet
@@ -23,8 +24,6 @@ def started_from(sft: Sft) -> dict | None:
 
 def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization) -> dict:
     """What training.json in the adapter folder holds: base, rows, recipe and versions; no time, no machine."""
-    from importlib.metadata import version
-
     libraries = (*LIBRARIES, "torchao") if sft.optim == "adamw_torch_4bit" else LIBRARIES
     manifest = find_manifest(base) or {}
     counts: dict[str, int] = {}
@@ -42,5 +41,5 @@ def training_record(base: Path, rows: Path, sft: Sft, quantization: Quantization
         },
         "sft": sft.model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json"),
-        "versions": {name: version(name) for name in libraries},
+        "versions": {name: installed(name) for name in libraries},
     }

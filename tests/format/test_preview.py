@@ -9,12 +9,14 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from stand_ins.format_case import PARAMS, many, talk, write
 
 from aurora.commands.preview import preview
+from aurora.core.page import render
 from aurora.format.format import format_rows
 from aurora.format.preview import (
     PAGE_ROWS,
+    TEMPLATE,
     characters,
-    html_row,
     printable,
+    shown_row,
     terminal_row,
     tokens,
     write_page,
@@ -98,9 +100,8 @@ def test_content_cannot_steer_the_terminal():
 
 def test_the_page_marks_what_is_trained():
     page = Page()
-    page.feed(
-        html_row(PROCESSOR, row_of("<script>alert(1)</script> & 龘", "answer </s> <b>", "再问", "再答"))
-    )
+    row = shown_row(PROCESSOR, row_of("<script>alert(1)</script> & 龘", "answer </s> <b>", "再问", "再答"))
+    page.feed(render(TEMPLATE, title="Rows", rows=[row], most=1))
     (row,) = page.rows
     assert row["b"] == " answer </s> <b></s> 再答</s>"
     assert row["i"] == "<s> [INST] <script>alert(1)</script> & 龘 [/INST] [INST] 再问 [/INST]"

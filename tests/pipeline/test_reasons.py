@@ -15,7 +15,7 @@ stages:
   first:
     cmd: mkdir -p made && cp -r given made/copy
     deps: [given]
-    params: [first, {versions.yaml: [click]}]
+    params: [first, {versions.yaml: [shell]}]
     outs: [made]
   second:
     cmd: cp made/copy/a.txt result.txt
@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"given/{name}.txt").write_text(name)
     (folder / "params.yaml").write_text("first: {rate: 1e-4, inner: {deep: x}}\nother: 1\n")
     (folder / "dvc.yaml").write_text(DVC_YAML)
-    (folder / "versions.yaml").write_text(f"click: '{version('click')}'\n")
+    (folder / "versions.yaml").write_text(f"shell:\n  click: '{version('click')}'\n")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     dvc = str(Path(sys.executable).with_name("dvc"))
     subprocess.run([dvc, "init", "--quiet"], cwd=folder, check=True)
@@ -182,14 +182,14 @@ def test_outside_the_root_of_a_repository(project: Path, tmp_path: Path, monkeyp
 def test_a_version_is_said_and_that_the_stage_would_stop(project: Path, monkeypatch: pytest.MonkeyPatch):
     file, found = project / "versions.yaml", version("click")
     text = file.read_text()
-    file.write_text("click: '1.0'\n")
+    file.write_text("shell:\n  click: '1.0'\n")
     try:
         lines = why(project, monkeypatch, "first")
     finally:
         file.write_text(text)
     assert lines == [
         "first would run:",
-        f"  versions.yaml: click from {found} to 1.0",
+        f"  versions.yaml: shell.click from {found} to 1.0",
         f"  but would stop: click {found} is installed, and versions.yaml tracks 1.0",
     ]
 

@@ -1,4 +1,4 @@
-"""dvc.yaml says all: each stage lists every module it imports, no other, and every path and parameter it reads."""
+"""dvc.yaml says all: each stage lists the rooms that it reaches, no other, and every path and parameter it reads."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from aurora.pipeline.params import Params, load_params
-from aurora.pipeline.rooms import SOURCE_BUILDERS, faults, imported
-from aurora.pipeline.versions import version_faults
+from aurora.pipeline.rooms import SOURCE_BUILDERS, faults, imported, room_of
 
 ROOT = Path(__file__).parent.parent.parent
 DVC_YAML = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -25,71 +24,135 @@ def test_every_imported_module_is_declared_and_no_other():
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A repository of one stage that imports aurora/one.py, which imports aurora/two.py, late."""
+    """A repository of two stages: both import the room one, which imports two, late; work alone imports three."""
     for name, text in {
         "stages/__init__.py": "",
+        "stages/work.py": "from aurora.one.run import run\nfrom aurora.three import x\n",
+        "stages/rest.py": "from aurora.one.run import run\n",
         "aurora/__init__.py": "",
-        "stages/work.py": "from aurora.one import run\n",
-        "aurora/one.py": "def run():\n    import aurora.two\n",
-        "aurora/two.py": "",
-        "aurora/three.py": "",
+        "aurora/one/__init__.py": "",
+        "aurora/one/run.py": "def run():\n    import aurora.two.deep\n",
+        "aurora/two/__init__.py": "",
+        "aurora/two/deep.py": "",
+        "aurora/three/__init__.py": "",
+        "aurora/three/x.py": "",
+        "aurora/four/__init__.py": "",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
     return tmp_path
+
+
+SHARED = ["stages/__init__.py", "aurora/__init__.py", "aurora/one", "aurora/two"]
+
+
+def said(small: Path, left_out: str | None = None, added: str | None = None) -> list[str]:
+    """Faults of the repository where dvc.yaml lists other deps for work."""
+    deps = [dep for dep in ["stages/work.py", *SHARED, "aurora/three", added] if dep and dep != left_out]
+    stages = {
+        "work": {"cmd": "python -m stages.work", "deps": deps},
+        "rest": {"cmd": "python -m stages.rest", "deps": ["stages/rest.py", *SHARED]},
+    }
+    (small / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    return faults(small)
 
 
 @pytest.mark.parametrize(
     ("left_out", "added", "message"),
     [
-        (None, None, None),
-        ("aurora/two.py", None, "work: aurora/two.py is missing, imported by aurora/one.py; add it to deps"),
-        ("stages/__init__.py", None, "work: stages/__init__.py is missing, imported by python -m; add it"),
+        ("aurora/two", None, "work: aurora/two is missing, imported by aurora/one/run.py; add it to deps"),
         (
+            "stages/__init__.py",
             None,
-            "aurora/three.py",
-            "work: aurora/three.py is listed, but nothing there imports it; take it out",
+            "work: stages/__init__.py is missing, imported by stages/work.py; add it",
         ),
+        (None, "aurora/four", "work: aurora/four is listed, but nothing there imports it; take it out"),
+        (None, "aurora/two/deep.py", "work: aurora/two/deep.py is part of a room; list aurora/two"),
     ],
 )
-def test_a_wrong_list_of_modules_is_said(small: Path, left_out: str, added: str, message: str):
-    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
-    deps = [dep for dep in [*deps, added] if dep and dep != left_out]
-    (small / "dvc.yaml").write_text(
-        json.dumps({"stages": {"work": {"cmd": "python -m stages.work", "deps": deps}}})
-    )
-    found = faults(small)
-    assert len(found) == (message is not None)
-    assert not found or message in found[0]
+def test_a_wrong_list_of_rooms_is_said(small: Path, left_out: str, added: str, message: str):
+    assert said(small) == []
+    (found,) = (line for line in said(small, left_out, added) if "is reached by" not in line)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {
+                "aurora/one/alone.py": "",
+                "stages/work.py": "import aurora.one.alone, aurora.one.run, aurora.three.x",
+            },
+            "aurora/one/alone.py is reached by work alone; move it to aurora/work",
+        ),
+        (
+            {"aurora/two/idle.py": ""},
+            "aurora/two/idle.py is reached by no stage; remove it, or move it to aurora/commands",
+        ),
+        (
+            {"aurora/two/deep.py": "import aurora.one.run"},
+            "aurora/one/run.py: imports aurora/two, which imports aurora/one; imports between rooms run one way",
+        ),
+        (
+            {"stages/rest.py": "import aurora.one.run\nimport stages.work\n"},
+            "stages/rest.py: imports work.py; a stage never imports a stage",
+        ),
+        (
+            {
+                "aurora/commands/__init__.py": "",
+                "aurora/one/run.py": "import aurora.two.deep, aurora.commands",
+            },
+            "aurora/one/run.py: imports aurora/commands, which no stage may reach",
+        ),
+        (
+            {
+                "aurora/four/__init__.py": "import aurora.five",
+                "aurora/five/__init__.py": "import aurora.four",
+            },
+            "imports between rooms run one way",
+        ),
+    ],
+    ids=["one user", "no user", "a circle", "stage to stage", "a command", "a circle off the stages"],
+)
+def test_a_file_in_the_wrong_room_is_said(small: Path, files: dict[str, str], message: str):
+    for name, text in files.items():
+        (small / name).parent.mkdir(exist_ok=True, parents=True)
+        (small / name).write_text(text)
+    assert message in "\n".join(said(small))
+
+
+def test_core_serves_any_two_stages(small: Path):
+    (small / "aurora/core").mkdir()
+    for name, text in (
+        ("core/__init__.py", ""),
+        ("core/both.py", ""),
+        ("core/one.py", ""),
+        ("one/run.py", "import aurora.two.deep, aurora.core.both"),
+        ("three/x.py", "import aurora.core.one"),
+    ):
+        (small / "aurora" / name).write_text(text)
+    SHARED.append("aurora/core")
+    try:
+        assert said(small) == ["aurora/core/one.py is reached by work alone; move it to aurora/work"]
+    finally:
+        SHARED.remove("aurora/core")
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "import importlib\nimportlib.import_module('aurora.three')\n",
-        "from importlib import import_module\nimport_module('aurora.three')\n",
-        "from . import three\n",
-        "from .three import X\n",
+        "import importlib\nimportlib.import_module('aurora.four')\n",
+        "from importlib import import_module\nimport_module('aurora.four')\n",
+        "from importlib import import_module\nimport_module(name='aurora.four')\n",
+        "from .. import four\n",
+        "from ..four import X\n",
     ],
 )
 def test_every_form_of_an_import_counts(small: Path, line: str):
-    (small / "aurora/two.py").write_text(line)
-    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
-    stages = {"work": {"cmd": "python -m stages.work", "deps": deps}}
-    (small / "dvc.yaml").write_text(json.dumps({"stages": stages}))
-    assert faults(small) == [
-        "dvc.yaml: work: aurora/three.py is missing, imported by aurora/two.py; add it to deps"
-    ]
-
-
-def test_what_the_package_of_the_stages_imports_counts(small: Path):
-    (small / "stages/__init__.py").write_text("from aurora.three import X\n")
-    deps = ["stages/work.py", "stages/__init__.py", "aurora/__init__.py", "aurora/one.py", "aurora/two.py"]
-    stages = {"work": {"cmd": "python -m stages.work", "deps": deps}}
-    (small / "dvc.yaml").write_text(json.dumps({"stages": stages}))
-    assert faults(small) == [
-        "dvc.yaml: work: aurora/three.py is missing, imported by stages/__init__.py; add it to deps"
-    ]
+    (small / "aurora/two/deep.py").write_text(line)
+    missing = "aurora/four is missing, imported by aurora/two/deep.py; add it to deps"
+    assert said(small) == [f"dvc.yaml: {stage}: {missing}" for stage in ("work", "rest")]
 
 
 def test_a_stage_with_a_command_of_one_s_own_is_none_of_our_concern(small: Path):
@@ -100,9 +163,9 @@ def test_a_stage_with_a_command_of_one_s_own_is_none_of_our_concern(small: Path)
 @pytest.mark.parametrize("folder", sorted(SOURCE_BUILDERS))
 def test_what_a_source_depends_on_imports_itself_and_what_fetch_declares(folder: str):
     files = sorted((ROOT / folder).glob("*.py"))
-    names = {file.relative_to(ROOT).as_posix() for path in files for file in imported(path, ROOT)}
+    rooms = {room_of(file.relative_to(ROOT).as_posix()) for path in files for file in imported(path, ROOT)}
     assert files
-    assert {name for name in names if not name.startswith(f"{folder}/")} <= set(body("fetch")["deps"])
+    assert rooms - {folder} <= set(body("fetch")["deps"])
 
 
 @pytest.mark.parametrize("stage", DVC_YAML["stages"])
@@ -135,74 +198,3 @@ def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
 )
 def test_every_profile_fits_the_schema(path: Path):
     load_params(path)
-
-
-VERSION_CASES = {
-    "an import without its version": (
-        {"aurora/one.py": "import numpy\nimport trl\n"},
-        "dvc.yaml: work: version of trl is missing, imported by {root}/aurora/one.py; add it",
-    ),
-    "a version of nothing": (
-        {"aurora/one.py": "import click\n"},
-        "dvc.yaml: work: version of numpy is listed, but nothing there imports or brings it; take it out",
-    ),
-    "one that an imported library needs": (
-        {"aurora/one.py": "import pandas\n"},
-        "version of pandas is missing",
-    ),
-    "a pin of pip's that differs": (
-        {"constraints.txt": "numpy==2.0\n"},
-        "versions.yaml: numpy is 1.0, but 2.0 in constraints.txt; write the same in both",
-    ),
-    "a pin of the project that differs": (
-        {"pyproject.toml": "[project]\ndependencies = ['numpy==2.0']\n"},
-        "versions.yaml: numpy is 1.0, but 2.0 in pyproject.toml; write the same in both",
-    ),
-    "a library that no stage declares": (
-        {"versions.yaml": "numpy: '1.0'\ntorch: '2'\n", "constraints.txt": "numpy==1.0\ntorch==2\n"},
-        "versions.yaml: torch is declared by no stage; remove it",
-    ),
-    "a declared library without a version": (
-        {"versions.yaml": "{}\n"},
-        "versions.yaml: numpy is missing, which a stage declares; add it",
-    ),
-    "another version where a source is made": (
-        {
-            "aurora/small_base/versions.yaml": "numpy: '9'\n",
-            "aurora/small_base/__init__.py": "import numpy\n",
-        },
-        "aurora/small_base/versions.yaml: numpy is 9, but 1.0 in versions.yaml; write the same in both",
-    ),
-}
-
-
-@pytest.mark.parametrize(("files", "message"), VERSION_CASES.values(), ids=VERSION_CASES)
-def test_versions_are_tracked_where_they_count(tmp_path: Path, files: dict[str, str], message: str):
-    stage = {"cmd": "python -m stages.work", "deps": [], "params": [{"versions.yaml": ["numpy"]}]}
-    sound = {
-        "dvc.yaml": json.dumps({"stages": {"work": stage}}),
-        "stages/work.py": "import aurora.one\n",
-        "stages/__init__.py": "",
-        "aurora/__init__.py": "",
-        "aurora/one.py": "import click\nimport numpy\nfrom json import dumps\n",
-        "versions.yaml": "numpy: '1.0'\n",
-        "constraints.txt": "Numpy==1.0+cpu\nother==3\n",
-        "pyproject.toml": "[project]\ndependencies = ['numpy==1.0', 'other']\n",
-    }
-
-    for folder in SOURCE_BUILDERS:
-        (tmp_path / folder).mkdir(parents=True)
-
-    def write(content: dict[str, str]) -> None:
-        for name, text in content.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-
-    write(sound)
-    assert version_faults(tmp_path) == []
-    write(files)
-    assert message.format(root=tmp_path) in "\n".join(version_faults(tmp_path))
-
-
-def test_the_versions_of_this_repository_are_those_of_its_stages():
-    assert version_faults(ROOT) == []

@@ -52,7 +52,8 @@ def loaded(folder: Path) -> torch.nn.Module:
 def built(tmp_path: Path, file: Path, **upcycle: int) -> Path:
     wheel = write_wheel(tmp_path / "wheels", file)
     given = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_seed": 42} | upcycle
-    build(file, source(wheel, file, upcycle=given), tmp_path / "built")
+    made_from = source(wheel, file, upcycle=given)
+    build(file, made_from.uri, made_from.upcycle, tmp_path / "built")
     return tmp_path / "built"
 
 

@@ -1,0 +1,181 @@
+"""Pages that are generated: the map of the code from docstrings, the parameters from their schemas, and both READMEs
+from templates, whose every measured number comes out of metrics/ or a record of benchmarks/results.
+
+`python -m aurora.pipeline.docs` writes them; `aurora check` says where they differ.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from aurora.core.errors import DataError
+
+DOCS = Path("docs")
+RECORDS = Path("benchmarks/results")
+RECORD_KEYS = ("command", "commit", "load", "machine", "values", "versions")
+NAMES = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}
+# Sections of params.yaml in the order of the pipeline, with the module and the class of each.
+SECTIONS = {
+    "sources": ("aurora/sources/source.py", "Source"),
+    "quantization": ("aurora/model/quantization.py", "Quantization"),
+    "clean": ("aurora/clean/params.py", "Clean"),
+    "format": ("aurora/format/params.py", "Format"),
+    "sft": ("aurora/sft/params.py", "Sft"),
+    "merge": ("aurora/merge/params.py", "Merge"),
+    "eval": ("aurora/eval/params.py", "Eval"),
+}
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """The text of each generated page, by its path relative to `root`."""
+    return {
+        DOCS / "code-map.md": code_map(root),
+        DOCS / "params.md": params_page(root),
+        **{Path(name): readme(root, DOCS / f"{name}.j2") for name in ("README.md", "README.zh.md")},
+    }
+
+
+def stale(root: Path) -> list[str]:
+    """A line for each generated page that differs from what it should be."""
+    return [
+        f"{path}: differs from the code; run make docs"
+        for path, text in pages(root).items()
+        if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != text
+    ]
+
+
+def readme(root: Path, template: Path) -> str:
+    """A README from its template. Raises DataError for a record that is not whole."""
+    from jinja2 import Environment, StrictUndefined
+
+    scores = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string((root / template).read_text(encoding="utf-8")).render(
+        base=scores["base"],
+        tuned=scores["tuned"],
+        names=NAMES,
+        percent=lambda share: f"{100 * share:.0f} %",
+        records=records(root),
+        replies=first_replies((root / "REPORT.md").read_text(encoding="utf-8")),
+    )
+
+
+def records(root: Path) -> dict[str, dict]:
+    """What benchmark scripts have measured, by the name of the record. Raises DataError for a record that is not whole."""
+    found = {}
+    for path in sorted((root / RECORDS).glob("*.json")):
+        found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        for key in RECORD_KEYS:
+            if key not in found[path.stem]:
+                raise DataError(
+                    f"{path.relative_to(root)}: no '{key}'; measure again with the script that wrote it"
+                )
+    return found
+
+
+def first_replies(report: str) -> list[list[str]]:
+    """Rows of the report's Table 1: prompt, reply of the base, reply of the tuned model."""
+    table = report.partition("## Table 1")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return rows[2:]
+
+
+def code_map(root: Path) -> str:
+    """Every room with its modules, a line each: the first sentence of the docstring."""
+    lines = [
+        "# Map of the code",
+        "",
+        "Generated from docstrings by `make docs`. `stages/` has one script per stage of `dvc.yaml`; `aurora/` has the rooms"
+        " that they are made of, and `aurora/commands` what the `aurora` command answers.",
+    ]
+    folders = [root / "stages", *sorted(path.parent for path in (root / "aurora").glob("*/__init__.py"))]
+    for folder in folders:
+        lines += ["", f"## {folder.relative_to(root).as_posix()}", "", _summary(folder / "__init__.py"), ""]
+        lines += ["| module | what it holds |", "|---|---|"]
+        modules = sorted(path for path in folder.rglob("*.py") if path != folder / "__init__.py")
+        lines += [f"| `{path.relative_to(folder).as_posix()}` | {_summary(path)} |" for path in modules]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
+
+
+def params_page(root: Path) -> str:
+    """Every key of params.yaml with its type and meaning."""
+    lines = [
+        "# Parameters",
+        "",
+        "Every key of `params.yaml`, generated from the schemas by `make docs`. Unknown keys are refused.",
+    ]
+    for section, (module, name) in SECTIONS.items():
+        tree = ast.parse((root / module).read_text(encoding="utf-8"))
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        lines += ["", f"## {section}", "", _text(ast.get_docstring(classes[name])), ""]
+        lines += ["| key | type | meaning |", "|---|---|---|"]
+        lines += list(_fields(classes, name, ""))
+    return "\n".join(lines) + "\n"
+
+
+def _fields(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
+    body = classes[name].body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        kind = ast.unparse(node.annotation)
+        value = getattr(after, "value", None) if isinstance(after, ast.Expr) else None
+        said = _text(getattr(value, "value", ""))
+        inner = [other for other in re.findall(r"\w+", kind) if other in classes and other != name]
+        key = f"{prefix}{node.target.id}"
+        default = f" Default: `{_default(node.value)}`." if node.value is not None else ""
+        if inner:
+            yield f"| `{key}` | | {said or _text(ast.get_docstring(classes[inner[0]]))}{default} |"
+            for other in inner:
+                yield from _fields(classes, other, f"{key}.")
+        else:
+            yield f"| `{key}` | `{_kind(kind)}` | {said}{default} |"
+
+
+def _default(value: ast.expr) -> str:
+    if isinstance(value, ast.Call) and value.args:  # Field(None, pattern=...)
+        value = value.args[0]
+    return ast.unparse(value)
+
+
+def _kind(annotation: str) -> str:
+    short = re.sub(
+        r"Annotated\[(.+), (?:Field|AfterValidator|BeforeValidator)\((.*)\)\]", r"\1, \2", annotation
+    )
+    return short.replace("Literal[", "one of [").replace("|", "\\|")
+
+
+def _text(value: object) -> str:
+    return " ".join(str(value or "").split()).replace("|", "\\|")
+
+
+def doc_faults(root: Path, commands: Collection[str]) -> list[str]:
+    """A line, with file, line number and remedy, for each dead link and each command of aurora that does not exist."""
+    lines = []
+    for path in [root / "README.md", root / "README.zh.md", *sorted((root / DOCS).glob("*.md"))]:
+        if not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            place = f"{path.relative_to(root)} line {number}"
+            for target in re.findall(r"\]\(([^)\s]+)\)", line):
+                file = target.partition("#")[0]
+                if file and "://" not in file and not (path.parent / file).exists():
+                    lines.append(f"{place}: {target} does not exist; correct the link")
+            for name in re.findall(r"(?:^|`|&& )aurora ([a-z-]+)", line):
+                if name not in commands:
+                    lines.append(f"{place}: aurora {name} does not exist; there are {', '.join(commands)}")
+    return lines
+
+
+if __name__ == "__main__":
+    for path, text in pages(Path()).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"{path}: written")
