@@ -9,6 +9,7 @@ from aurora.core.files import replacing, write_json
 from aurora.core.params import read_section
 from aurora.core.recorded import require_cache
 from aurora.merge.copy_bytes import disk_errors
+from aurora.merge.ends import ends_of
 from aurora.merge.merge import merge
 from aurora.merge.params import Merge
 from aurora.model.quantization import Quantization
@@ -41,7 +42,7 @@ def main(base: Path, adapter: Path, rows: Path, merged: Path, out: Path) -> None
             return {}
         return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
-    metrics = merge(base, adapter, merged, measure)
+    metrics = merge(base, adapter, merged, measure, ends_of(base, rows))
     with disk_errors(out), replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)

@@ -13,6 +13,7 @@ import click
 from aurora.commands.findings import link_type
 from aurora.core.errors import DataError, ModelError, exit_with_message
 from aurora.core.parquet import read_parquet
+from aurora.core.yaml_files import read_yaml
 from aurora.eval.held_out import SLICE
 from aurora.format.row_statistics import packed_in_order
 from aurora.model.folder import meta_model
@@ -26,6 +27,7 @@ from aurora.sft.footprint import inference_memory
 from aurora.sft.params import Sft
 from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
 
+SHAPES = read_yaml(Path(__file__).with_name("shapes.yaml"))
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
@@ -62,7 +64,7 @@ def shape_of(params: Params, base: Path):
     Raises ModelError for a base that is not fetched and whose shape is not known beforehand.
     """
     import torch
-    from transformers import AutoModelForCausalLM, MixtralConfig
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MixtralConfig
 
     source = params.all_sources["base"]
     if is_current(params.fetch_stage("base")):
@@ -71,8 +73,9 @@ def shape_of(params: Params, base: Path):
         from aurora.small_base import CONFIG
 
         config, known = MixtralConfig(**CONFIG), source.uri
-    elif "mixtral-8x7b" in source.uri.lower():
-        config, known = MixtralConfig(), "Mixtral-8x7B as transformers knows it; the base is not fetched yet"
+    elif name := next((name for name in SHAPES if name.lower() in source.uri.lower()), None):
+        config = CONFIG_MAPPING[SHAPES[name]["model_type"]](**SHAPES[name])
+        known = f"the shape of {name}; the base is not fetched yet"
     else:
         raise ModelError(
             f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro {params.fetch_stage('base')}"

@@ -202,7 +202,7 @@ def _merge(found: ReportInputs) -> list[Block]:
         blocks += [
             Heading("Drift of the merge"),
             Paragraph(
-                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_itself is what the "
+                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_effect is what the "
                 "adapter changes in that base, the measure for the other rows."
             ),
             Table(
