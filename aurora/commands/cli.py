@@ -14,10 +14,12 @@ COMMANDS = {
     "export": "Write a model as a folder to publish.",
     "inspect": "Count parameters and bytes of a model folder.",
     "lm_eval": "Run lm-eval's command line with the model hf-prefix.",
+    "merge": "Go on where git merge stopped at dvc.lock.",
     "plan": "Predict steps, memory, disk and hours of a training.",
     "preview": "Show rows as they are trained.",
     "serve": "Serve models under OpenAI's API, with a page to chat and to compare.",
     "sources": "List every source with pin, licence, rows and bytes.",
+    "verify": "Read every output and object that dvc.lock records.",
     "why": "Say why a stage would run now.",
 }
 
@@ -28,8 +30,10 @@ class LateGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return getattr(import_module(f"aurora.commands.{name}"), name) if name in COMMANDS else None
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return (
+            getattr(import_module(f"aurora.commands.{cmd_name}"), cmd_name) if cmd_name in COMMANDS else None
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

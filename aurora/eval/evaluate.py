@@ -29,10 +29,11 @@ def evaluate(
     params: Eval,
     quantization: Quantization,
     form: PromptName,
+    own_tasks: Path | None = None,
 ) -> dict:
     """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
 
-    `form` is the prompt in which the rows were formatted. A killed run goes on where it was: what is computed lies
+    `form` is the prompt in which the rows were formatted, `own_tasks` a folder of task files beside lm-eval's. A killed run goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
     SourceError for one whose data is not to be had.
@@ -41,7 +42,7 @@ def evaluate(
     subjects = read_subjects(benchmarks, params)
     check_subjects(subjects)
     dialogues = read_prompt_set(prompts)
-    others = load_other_tasks(params)
+    others = load_other_tasks(params, own_tasks)
 
     import torch
 
@@ -60,7 +61,7 @@ def evaluate(
         model,
         tokenizer=tokenizer,
         batch_tokens=params.batch_tokens,
-        max_length=min(params.max_length, model.config.max_position_embeddings),
+        max_length=min(params.max_length, model.config.get_text_config().max_position_embeddings),
         memory=memory,
     )
     results, questions = score_benchmarks(lm, subjects, params)
@@ -76,6 +77,7 @@ def evaluate(
     results["protocol"] = {
         "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
         "chat_template": params.chat_template,
+        "fewshot_as_multiturn": params.chat_template,
         "max_length": lm.max_length,
         "quantization": quantization.model_dump(),
         "lm_eval": version("lm-eval"),
@@ -154,7 +156,11 @@ def score_benchmarks(
         groups |= load_groups(benchmark, loaded)
         tasks |= loaded
     found = lm_evaluate(
-        lm, {"tasks": tasks, "groups": groups}, apply_chat_template=params.chat_template, log_samples=True
+        lm,
+        {"tasks": tasks, "groups": groups},
+        apply_chat_template=params.chat_template,
+        fewshot_as_multiturn=params.chat_template,  # as `lm_eval --apply_chat_template` does
+        log_samples=True,
     )
     scores = found["results"]
     table, cut = questions_table(found["samples"], owners, lm.cut)
@@ -228,13 +234,15 @@ def questions_table(
     return pyarrow.table(arrays), sum(map(bool, lost))
 
 
-def load_other_tasks(params: Eval) -> dict[str, dict]:
+def load_other_tasks(params: Eval, own_tasks: Path | None = None) -> dict[str, dict]:
     """Further lm-eval tasks by name, as `load_other_task` gives them."""
     if not params.other_tasks:
         return {}
     from aurora.eval.tasks import load_other_task
 
-    return {name: load_other_task(name, task.num_fewshot) for name, task in params.other_tasks.items()}
+    return {
+        name: load_other_task(name, task.num_fewshot, own_tasks) for name, task in params.other_tasks.items()
+    }
 
 
 def score_other_tasks(
@@ -251,6 +259,7 @@ def score_other_tasks(
             loaded,
             limit=params.other_tasks[name].limit,
             apply_chat_template=params.chat_template,
+            fewshot_as_multiturn=params.chat_template,
             log_samples=False,
         )
         for part, metrics in found["results"].items():

@@ -121,7 +121,7 @@ def licence_fields(licences: list[str | None]) -> dict:
 def base_name(manifest: dict) -> str:
     """The last part of the base's name."""
     uri = manifest.get("uri") or "the base"
-    return (hub_id(uri) or uri.removeprefix("embedded:")).split("/")[-1]
+    return (hub_id(uri) or uri).split("/")[-1]
 
 
 def scores_section(scores: dict[str, dict]) -> str:

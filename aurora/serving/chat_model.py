@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora.core.errors import DataError, ModelError
+from aurora.core.errors import DataError
 from aurora.core.messages import PromptName
+from aurora.eval.replies import end_tokens
 from aurora.model.quantization import Quantization
 from aurora.serving.encoding import Messages, message_encoder
 from aurora.serving.places import ModelPlace
@@ -57,9 +58,8 @@ class ChatModel:
     ) -> None:
         self.place, self.model, self.tokenizer = place, model, tokenizer
         self.encode = message_encoder(tokenizer, form)
-        self.context = model.config.max_position_embeddings
-        ends = model.generation_config.eos_token_id
-        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.context = model.config.get_text_config().max_position_embeddings
+        self.ends = end_tokens(model, tokenizer)
         self._turn = threading.Lock()
 
     @classmethod
@@ -73,13 +73,10 @@ class ChatModel:
         tokenizer = load_tokenizer(place.model)
         model = load_model(place.model, quantization)
         if place.base is not None:
-            from peft import PeftModel
+            from aurora.lora.attach import load_adapter
+            from aurora.model.folder import meta_model
 
-            try:
-                model = PeftModel.from_pretrained(model, place.folder).eval()
-            except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-                reason = str(error).partition("\n")[0][:200]
-                raise ModelError(f"{place.folder}: PEFT does not load it ({reason}); train again") from None
+            model = load_adapter(model, meta_model(place.base), place.folder).eval()
         return cls(place, model, tokenizer, form)
 
     def prompt(self, messages: Messages) -> list[int]:
@@ -125,7 +122,7 @@ class ChatModel:
         import torch
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config.get_text_config())
         seen, new = list(ids), list(ids)
         for _ in range(most):
             with self._turn, torch.inference_mode():
