@@ -13,7 +13,7 @@ from aurora.core.params import read_section
 from aurora.export.contents import CARD, PROVENANCE, Contents, Inputs, adapter_contents, merged_contents
 from aurora.export.folder import fill, require_disk, require_new, write_folder, write_sums
 from aurora.export.modelfile import modelfile
-from aurora.intake.disk import disk_error, room
+from aurora.intake.disk import disk_error, free_bytes
 from aurora.merge.gguf import estimated_bytes, require_tools, write_gguf
 from aurora.merge.params import GgufType
 from aurora.serving.places import stage_options
@@ -38,7 +38,7 @@ def print_sizes(sizes: dict[str, int], needed: int, out: Path) -> None:
     """A line a file, and what all of it takes beside what is free."""
     for name, size in sizes.items():
         click.echo(f"{size:>18,}  {name}")
-    click.echo(f"{needed:>18,}  bytes of disk are needed; {room(out):,} are free at {out}")
+    click.echo(f"{needed:>18,}  bytes of disk are needed; {free_bytes(out):,} are free at {out}")
 
 
 def export_gguf(model: Contents, inputs: Inputs, out: Path, kind: str, dry_run: bool) -> None:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from aurora.core.errors import ParamsError, ResourceError
 from aurora.core.files import replacing, sha256_file
 from aurora.export.contents import Contents
-from aurora.intake.disk import disk_error, room
+from aurora.intake.disk import disk_error, free_bytes
 from aurora.merge.copy_bytes import reflink
 
 SUMS = "SHA256SUMS"
@@ -22,7 +22,7 @@ def require_new(out: Path) -> None:
 
 def require_disk(out: Path, needed: int) -> None:
     """Raises ResourceError where the disk of `out` has less than `needed` bytes free."""
-    if needed > (free := room(out)):
+    if needed > (free := free_bytes(out)):
         raise ResourceError(
             f"{out}: takes {needed:,} bytes, and its disk has {free:,} free; free some, or give a folder elsewhere"
         )

@@ -214,7 +214,7 @@ def test_a_folder_that_exists_or_a_disk_too_small_is_refused(copy: Path, monkeyp
     (copy / "out").mkdir()
     (copy / "out/mine").write_text("x")
     assert "out: exists already" in one_line(export(copy / "out"))
-    monkeypatch.setattr("aurora.export.folder.room", lambda folder: 1000)
+    monkeypatch.setattr("aurora.export.folder.free_bytes", lambda folder: 1000)
     assert "and its disk has 1,000 free" in one_line(export(copy / "other"))
     assert not (copy / "other").exists() and (copy / "out/mine").read_text() == "x"
 
