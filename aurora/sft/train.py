@@ -1,6 +1,7 @@
 """The paper's QLoRA recipe: TRL's SFTTrainer on the quantised base, with nothing left to a silent default."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
