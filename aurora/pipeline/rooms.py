@@ -19,7 +19,7 @@ CORE = "aurora/core"
 # Rooms that make or bring one kind of source: each stage that fetches lists those of its section, or has one as `item.uri`.
 SOURCE_BUILDERS = frozenset({"aurora/hub", "aurora/small_base", "aurora/upcycled_base"})
 # Rooms that no stage may reach: an edit there reruns nothing.
-OUTSIDE = frozenset({"aurora/commands", "aurora/pipeline"})
+OUTSIDE = frozenset({"aurora/commands", "aurora/export", "aurora/pipeline", "aurora/serving"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:

@@ -24,6 +24,9 @@ UNTRACKED = frozenset(
     {"click", "dvc", "dvc-data", "huggingface-hub", "httpx2", "pydantic", "ruamel-yaml", "scmrepo", "tqdm"}
 )
 
+# Modules of extras that need not be installed, by the distribution that brings them, where its name is another.
+OF_EXTRAS = {"llama_cpp": "llama-cpp-python"}
+
 
 def version_faults(root: Path) -> list[str]:
     """One line for each library that a stage imports and does not track, tracks in vain, or tracks at another version.
@@ -134,7 +137,7 @@ def _libraries(file: Path) -> set[str]:
             names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, *PACKAGES}
     known = _distributions()
-    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
+    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [OF_EXTRAS.get(name, name)])}
 
 
 @cache

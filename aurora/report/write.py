@@ -15,7 +15,7 @@ from aurora.report.adapter_card import adapter_card
 from aurora.report.blocks import Picture, escaped, html, markdown
 from aurora.report.comparison import read_questions
 from aurora.report.inputs import MODELS, NAMES, ReportInputs
-from aurora.report.model_card import merged_card, with_scores
+from aurora.report.model_card import merged_card
 from aurora.report.page import report_blocks
 
 PAPER = Path(__file__).with_name("paper.yaml")
@@ -221,11 +221,6 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     if not curve.is_file():
         raise DataError(f"{curve}: not found; it is written by: dvc repro sft")
     curve_text = curve.read_text(encoding="utf-8")
-    base = outputs.base_manifest.parent
-    cards = {
-        "adapter_card.md": adapter_card(base, outputs.adapter),
-        "model_card.md": merged_card(base, outputs.adapter, outputs.sources),
-    }
     if not outputs.lengths.is_file():
         raise DataError(f"{outputs.lengths}: not found; it is written by: dvc repro format")
     metrics = {
@@ -235,6 +230,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
+    told = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
+    cards = {"adapter_card.md": adapter_card(*told), "model_card.md": merged_card(*told)}
     blocks = report_blocks(
         ReportInputs(
             paper=read_paper(),
@@ -261,7 +258,7 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     write_text(out / "topics.csv", topic_table(metrics["clean"]["topics"]))
     write_text(out / "replies.md", replies_page(prompts, held_out))
     for name, text in cards.items():
-        write_text(out / name, with_scores(text, metrics["eval"]))
+        write_text(out / name, text)
     with replacing(out / "pictures") as folder:
         folder.mkdir()
         for block in blocks:

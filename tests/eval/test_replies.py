@@ -8,8 +8,8 @@ import torch
 from stand_ins.tiny_mixtral import load_tokenizer, tiny_model
 
 from aurora.core.errors import DataError
+from aurora.core.language import language
 from aurora.core.parquet import write_parquet
-from aurora.eval.language import language
 from aurora.eval.params import Replies
 from aurora.eval.replies import (
     Prompt,
