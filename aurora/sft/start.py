@@ -54,7 +54,8 @@ def _take(start: StartFrom, folder: Path) -> None:
 
 def check_start(sft: Sft, base: Path) -> None:
     """Raises ModelError for an adapter of another base, ParamsError for one of another shape."""
-    start = sft.start_from
+    if (start := sft.start_from) is None:
+        return
     folder = start_folder(start)
     check_base(folder, base)
     config, wanted = read_adapter_config(folder), sft.lora.config().to_dict()

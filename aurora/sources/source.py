@@ -49,6 +49,7 @@ class Source(Section):
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
     of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
+    # pyrefly: ignore[invalid-literal] - the formats stand once, in INSTRUCTION_FORMATS
     format: Literal[*INSTRUCTION_FORMATS, "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
     """Published file format, which chooses the reader; auto finds the layout of instruction data by its columns. A
     model in gguf is upcycled to a folder of transformers."""
