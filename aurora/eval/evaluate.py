@@ -9,7 +9,7 @@ from aurora.core.files import write_json
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
 from aurora.eval.benchmarks import LETTERS, Subject, read_benchmark
-from aurora.eval.params import Eval
+from aurora.eval.params import Benchmark, Eval
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.model.quantization import Quantization
 
@@ -117,7 +117,7 @@ def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantizati
     }
 
 
-def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
+def read_subjects(benchmarks: Path, params: Eval) -> dict[Benchmark, list[Subject]]:
     """Subjects of each benchmark that the params name, in their order."""
     return {
         name: read_benchmark(benchmarks / name, name, task.num_fewshot, task.limit)
@@ -125,7 +125,7 @@ def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
     }
 
 
-def check_subjects(subjects: dict[str, list[Subject]]) -> None:
+def check_subjects(subjects: dict[Benchmark, list[Subject]]) -> None:
     """Raises DataError for a subject that lm-eval does not know."""
     from aurora.eval.tasks import task_file
 
@@ -135,7 +135,7 @@ def check_subjects(subjects: dict[str, list[Subject]]) -> None:
 
 
 def score_benchmarks(
-    lm: "PrefixLM", subjects: dict[str, list[Subject]], params: Eval
+    lm: "PrefixLM", subjects: dict[Benchmark, list[Subject]], params: Eval
 ) -> tuple[dict, "pyarrow.Table"]:
     """Scores by benchmark, category and subject, and a table with one row for each question.
 

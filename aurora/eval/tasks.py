@@ -142,7 +142,7 @@ def task_file(benchmark: str, subject: str) -> Path:
 
 def load_task(benchmark: str, subject: Subject, num_fewshot: int) -> LocalTask:
     """The stock task of a subject, on its documents. Raises DataError if lm-eval has no such subject."""
-    config = {**_stock_config(task_file(benchmark, subject.name)), "num_fewshot": num_fewshot}
+    config: dict = {**_stock_config(task_file(benchmark, subject.name)), "num_fewshot": num_fewshot}
     for key in ("tag", "group", "include"):
         config.pop(key, None)
     evaluated = config.get("test_split") or config["validation_split"]
