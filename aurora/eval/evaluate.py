@@ -5,10 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aurora.benchmarks.read import LETTERS
 from aurora.core.files import write_json
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
-from aurora.eval.benchmarks import LETTERS, Subject, read_benchmark
+from aurora.eval.benchmarks import Subject, read_benchmark
 from aurora.eval.params import Eval
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
 from aurora.model.quantization import Quantization
@@ -32,6 +33,9 @@ def evaluate(
 ) -> dict:
     """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
 
+    Where params ask for them, the answers under the paper's own protocol go to paper_questions.parquet, and the
+    router's first choices to router.parquet.
+
     `form` is the prompt in which the rows were formatted. A killed run goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
@@ -46,9 +50,11 @@ def evaluate(
     import torch
 
     from aurora.eval.held_out import held_out_loss
+    from aurora.eval.paper_protocol import score_paper_protocol
     from aurora.eval.prefix import PrefixLM
     from aurora.eval.replies import answer_prompts
     from aurora.eval.resume_cache import digest_of, open_resume_cache
+    from aurora.eval.router import router_statistics
     from aurora.model.loading import load_model, load_tokenizer
 
     torch.set_num_threads(params.threads)
@@ -64,6 +70,14 @@ def evaluate(
         memory=memory,
     )
     results, questions = score_benchmarks(lm, subjects, params)
+    if "paper" in params.protocols:
+        results["paper"], asked = score_paper_protocol(lm, subjects, params, form)
+        write_parquet(out / "paper_questions.parquet", asked)
+    if params.router_tokens:
+        results["router"], choices = router_statistics(
+            model, tokenizer, subjects, params.router_tokens, params.batch_tokens
+        )
+        write_parquet(out / "router.parquet", choices)
     if others:
         results["other"], results["other_too_long"] = score_other_tasks(lm, others, params)
     results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
@@ -76,6 +90,7 @@ def evaluate(
     results["protocol"] = {
         "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
         "chat_template": params.chat_template,
+        "paper_protocol": params.paper_protocol.model_dump() if "paper" in params.protocols else None,
         "max_length": lm.max_length,
         "quantization": quantization.model_dump(),
         "lm_eval": version("lm-eval"),
