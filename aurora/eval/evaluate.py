@@ -12,6 +12,7 @@ from aurora.core.parquet import write_parquet
 from aurora.eval.benchmarks import Subject, read_benchmark
 from aurora.eval.params import Eval
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
+from aurora.eval.prompt_sources import answer_sources, encode_sources, read_prompt_sources
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ def evaluate(
     params: Eval,
     quantization: Quantization,
     form: PromptName,
+    prompt_sources: Path | None = None,
 ) -> dict:
     """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
 
     Where params ask for them, the answers under the paper's own protocol go to paper_questions.parquet, and the
     router's first choices to router.parquet.
 
-    `form` is the prompt in which the rows were formatted. A killed run goes on where it was: what is computed lies
+    `form` is the prompt in which the rows were formatted, and `prompt_sources` a folder of fetched sources of kind
+    prompts, whose replies go to files of their names. A killed run goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
     SourceError for one whose data is not to be had.
@@ -45,6 +48,7 @@ def evaluate(
     subjects = read_subjects(benchmarks, params)
     check_subjects(subjects)
     dialogues = read_prompt_set(prompts)
+    sources = read_prompt_sources(prompt_sources) if prompt_sources else []
     others = load_other_tasks(params)
 
     import torch
@@ -59,6 +63,7 @@ def evaluate(
 
     torch.set_num_threads(params.threads)
     tokenizer = load_tokenizer(model_folder)
+    encoded = encode_sources(tokenizer, sources, form, params.replies, params.max_length)
     model = load_model(model_folder, quantization).eval()
     digest = digest_of(model_folder)
     memory = open_resume_cache(digest, quantization.model_dump())
@@ -85,6 +90,9 @@ def evaluate(
     results |= {"replies": len(replies)} | metrics
     results["prompts"], answers = answer_prompt_set(
         model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
+    )
+    results["language_confusion"] = answer_sources(
+        model, tokenizer, sources, encoded, params.replies, out, digest[:12], memory
     )
     results["memory"] = held_memory(model_folder, model, quantization)
     results["protocol"] = {

@@ -75,6 +75,11 @@ class Params(Section):
                 f"sources has no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
                 "questions, and for eval: add it as profiles/paper.yaml has it"
             )
+        if not any(source.kind == "prompts" for source in self.sources.values()):
+            raise ValueError(
+                "sources has none of kind prompts; dvc.yaml lists data/raw/prompts for eval: add language_confusion as "
+                "params.yaml in the repository has it"
+            )
         if self.sft.packing and self.sft.packing_length < self.format.max_length:
             raise ValueError(
                 f"sft.packing_length {self.sft.packing_length} is below format.max_length "

@@ -29,9 +29,9 @@ class Upcycle(Section):
 
 
 class Source(Section):
-    """One outside input: instruction data, a benchmark or the base model. `fetch` has one instance each."""
+    """One outside input: instruction data, a benchmark, prompts or the base model. `fetch` has one instance each."""
 
-    kind: Literal["instructions", "benchmark", "model"]
+    kind: Literal["instructions", "benchmark", "prompts", "model"]
     """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
     uri: str
     """A path, `file:PATH`, `embedded:small_base`, `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, or
@@ -41,7 +41,18 @@ class Source(Section):
     """What of this repository the instance is made from, for DVC to watch: the local path itself, the code of
     the embedded base (aurora/small_base), the downloader (aurora/hub), or the code of packages and upcycling
     (aurora/upcycled_base)."""
-    format: Literal["alpaca", "sharegpt", "messages", "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
+    format: Literal[
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "mmlu",
+        "ceval",
+        "cmmlu",
+        "language_confusion",
+        "alignbench",
+        "transformers",
+        "gguf",
+    ]
     """Published file format, which chooses the reader; a model in gguf is upcycled to a folder of transformers."""
     licence: str
     """SPDX identifier or the licensor's words; goes into manifests and model cards."""
@@ -149,6 +160,7 @@ class Source(Section):
         formats = {
             "instructions": ("alpaca", "sharegpt", "messages"),
             "benchmark": ("mmlu", "ceval", "cmmlu"),
+            "prompts": ("language_confusion", "alignbench"),
             "model": ("transformers", "gguf"),
         }[self.kind]
         if self.format not in formats:
