@@ -21,7 +21,9 @@ from aurora.model.quantization import Quantization
 @click.option("--prompt-sources", type=click.Path(path_type=Path), help="Fetched prompts, in a folder each.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @exit_with_message
-def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, prompt_sources: Path | None, out: Path) -> None:
+def main(
+    model: Path, benchmarks: Path, rows: Path, prompts: Path, prompt_sources: Path | None, out: Path
+) -> None:
     """Evaluate one model."""
     params = read_section("eval", Eval)
     quantization = read_section("quantization", Quantization)

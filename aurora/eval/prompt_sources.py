@@ -47,7 +47,9 @@ def read_prompt_sources(folder: Path) -> list[PromptSource]:
         manifest = read_manifest(path)
         format_ = manifest["format"]
         if format_ not in readers:
-            raise DataError(f"{path}: format {format_} is not one of {', '.join(readers)}; correct the source")
+            raise DataError(
+                f"{path}: format {format_} is not one of {', '.join(readers)}; correct the source"
+            )
         found.append(PromptSource(path.name, format_, readers[format_](path, manifest)))
     return found
 
@@ -78,7 +80,9 @@ def _read_alignbench(folder: Path, manifest: dict) -> list[dict]:
                 row = json.loads(line)
                 question = row["question"].strip() and row["question_id"]
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise DataError(f"{path} line {number}: no JSON object with question_id and question") from None
+                raise DataError(
+                    f"{path} line {number}: no JSON object with question_id and question"
+                ) from None
             if question == "":
                 raise DataError(f"{path} line {number}: an empty question; fetch the source again")
             rows.append(row)

@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from aurora.checkpoints.params import Checkpoints
 from aurora.clean.params import Clean
 from aurora.core.errors import ParamsError
 from aurora.core.params import PARAMS_FILE, Section, describe, strict
@@ -32,6 +33,7 @@ class Params(Section):
     sft: Sft
     merge: Merge
     eval: Eval
+    checkpoints: Checkpoints
 
     @property
     def all_sources(self) -> dict[str, Source]:
@@ -47,6 +49,19 @@ class Params(Section):
         for name, source in self.hub_sources.items():
             if source.unfit_for_hub_sources:
                 raise ValueError(f"hub_sources.{name} {source.unfit_for_hub_sources}")
+        return self
+
+    @model_validator(mode="after")
+    def _scored_checkpoints_are_kept(self) -> "Params":
+        for step in self.checkpoints.steps:
+            if step not in self.sft.keep_checkpoints:
+                raise ValueError(
+                    f"checkpoints.steps has {step}, which sft.keep_checkpoints lacks, so that there is nothing to score; "
+                    "add it there"
+                )
+        for name in self.checkpoints.benchmarks:
+            if name not in self.eval.tasks:
+                raise ValueError(f"checkpoints.benchmarks has {name}, which eval.tasks lacks; add it there")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from aurora.adapter.config import CONFIG, read_adapter_config
@@ -13,17 +14,28 @@ from aurora.model.allocator import keep_heap
 from aurora.model.folder import read_config
 from aurora.model.machine import kernels, machine
 from aurora.model.quantization import Quantization
-from aurora.sft.checkpoints import Checkpoints, fingerprint
+from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
 from aurora.sft.params import Sft
 from aurora.sft.plan import check, measure_rows, plan, write_speed
 from aurora.sft.record import training_record
 from aurora.sft.requirements import check_surroundings
 
+KEPT = "checkpoints.json"  # {"steps": […]}; so that the folder is never empty, which DVC would not bring back
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
 
-def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantization: Quantization) -> str:
+def train(
+    base: Path,
+    rows: Path,
+    adapter: Path,
+    out: Path,
+    sft: Sft,
+    quantization: Quantization,
+    kept: Path | None = None,
+) -> str:
     """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
+
+    The adapters of the steps sft.keep_checkpoints go to `kept`/step-N.
 
     Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
     depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; it is
@@ -37,7 +49,7 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     torch.set_num_threads(sft.threads)
     be_deterministic()
     scratch = SCRATCH / fingerprint(base, rows, sft, quantization, kernels())
-    checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit)
+    checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit, sft.keep_checkpoints)
     trainer = build_trainer(base, rows, sft, quantization, scratch, checkpoints)
     main = trainer.args.process_index == 0
     if main:
@@ -62,9 +74,16 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     from aurora.sft.curves import curve
 
     metrics = summary(trainer)
-    save_adapter(trainer.model, adapter, base, training_record(base, rows, sft, quantization))
+    record = training_record(base, rows, sft, quantization)
+    save_adapter(trainer.model, adapter, base, record)
+    if kept is not None:
+        save_kept(checkpoints.kept, kept, sft.keep_checkpoints, base, record)
     write_outcome(out, metrics, curve(trainer.state.log_history))
-    for folder in (adapter, out):  # on the disk before the last checkpoint goes
+    for folder in (
+        adapter,
+        out,
+        *([kept] if kept is not None else []),
+    ):  # on the disk before the last checkpoint goes
         flush_folder(folder)
     shutil.rmtree(scratch, ignore_errors=True)
     line = (
@@ -213,6 +232,10 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
                 f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
             )
     planned = plan(sft, quantization, base, measured["train"])
+    if late := [step for step in sft.keep_checkpoints if step > planned.steps]:
+        raise ParamsError(
+            f"params.yaml: sft.keep_checkpoints has {late[0]}, but the training ends at step {planned.steps}; take it out"
+        )
     vocabulary = read_config(base).get("vocab_size")
     for found in measured.values():
         if vocabulary is not None and found.greatest >= vocabulary:
@@ -231,14 +254,33 @@ def save_adapter(model, folder: Path, base: Path, record: dict) -> None:
     """
     with replacing(folder) as partial:
         model.save_pretrained(partial)
-        config = read_adapter_config(partial)
-        config["base_model_name_or_path"] = base.as_posix()
-        config["target_modules"] = sorted(config["target_modules"])
-        write_json(partial / CONFIG, dict(sorted(config.items())))
-        if not (partial / "adapter_model.safetensors").is_file():
-            raise ModelError(f"{folder}: PEFT wrote no adapter_model.safetensors")
-        write_json(partial / RECORD, record)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
+        if not (partial / WEIGHTS).is_file():
+            raise ModelError(f"{folder}: PEFT wrote no {WEIGHTS}")
+        _finish_adapter(partial, base, record)
+
+
+def _finish_adapter(folder: Path, base: Path, record: dict) -> None:
+    config = read_adapter_config(folder)
+    config["base_model_name_or_path"] = base.as_posix()
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(folder / CONFIG, dict(sorted(config.items())))
+    write_json(folder / RECORD, record)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
+
+
+def save_kept(kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict) -> None:
+    """Writes the adapters of `steps` as `save_adapter` does, each to `folder`/step-N, and their list beside them.
+
+    `kept` holds them as they were saved. Raises ModelError for a step whose checkpoint was not written.
+    """
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for step in sorted(set(steps)):
+            if not (kept / f"step-{step}").is_dir():
+                raise ModelError(f"{folder}: no checkpoint of step {step} was written; run dvc repro -f sft")
+            shutil.copytree(kept / f"step-{step}", partial / f"step-{step}")
+            _finish_adapter(partial / f"step-{step}", base, record)
+        write_json(partial / KEPT, {"steps": sorted(set(steps))})
 
 
 def summary(trainer) -> dict:
