@@ -216,21 +216,24 @@ def questions_table(
 ) -> tuple["pyarrow.Table", int]:
     """One row for each question, and the number of prompts that lost their beginning.
 
-    Columns: task, subject, id (position in the subject's file, from 0), prediction, target, log-probabilities of
+    Columns: task, subject, category (None where lm-eval has none), id (position in the subject's file, from 0), prediction, target, log-probabilities of
     the four letters in nats, and the number of tokens that a prompt beyond the context has lost.
     """
     import pyarrow
 
-    columns: dict[str, list] = {name: [] for name in ("task", "subject", "id", "prediction", "target")}
+    from aurora.eval.tasks import category_of
+
+    columns: dict[str, list] = {name: [] for name in ("task", "subject", "category", "id", "prediction", "target")}
     values: dict[str, list] = {f"logprob_{letter.lower()}": [] for letter in LETTERS}
     lost: list[int] = []
     for name, (benchmark, subject) in owners.items():
+        category = category_of(benchmark, name)
         for sample in samples[name]:
             logprobs = [value for value, _ in sample["filtered_resps"]]
             best = max(
                 range(len(LETTERS)), key=logprobs.__getitem__
             )  # the first of equals, as lm-eval's argmax
-            row = (benchmark, subject, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
+            row = (benchmark, subject, category, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
             for column, value in zip(values.values(), logprobs, strict=True):

@@ -90,6 +90,8 @@ def with_scores(card: str, scores: dict[str, dict]) -> str:
     for key, label in (
         ("loss", "held-out loss, nats a token"),
         ("zh_reply_rate", "share of replies in Chinese"),
+        ("lpr", "line pass rate of replies (Language Confusion Benchmark)"),
+        ("wpr", "word pass rate of replies (Language Confusion Benchmark)"),
     ):
         if key in tuned:
             values = (scores[model][key] for model in ("base", "tuned"))
