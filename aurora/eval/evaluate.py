@@ -91,9 +91,7 @@ def evaluate(
     results["prompts"], answers = answer_prompt_set(
         model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
     )
-    results["language_confusion"] = answer_sources(
-        model, tokenizer, sources, encoded, params.replies, out, digest[:12], memory
-    )
+    results |= answer_sources(model, tokenizer, sources, encoded, params.replies, out, digest[:12], memory)
     results["memory"] = held_memory(model_folder, model, quantization)
     results["protocol"] = {
         "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
@@ -223,7 +221,9 @@ def questions_table(
 
     from aurora.eval.tasks import category_of
 
-    columns: dict[str, list] = {name: [] for name in ("task", "subject", "category", "id", "prediction", "target")}
+    columns: dict[str, list] = {
+        name: [] for name in ("task", "subject", "category", "id", "prediction", "target")
+    }
     values: dict[str, list] = {f"logprob_{letter.lower()}": [] for letter in LETTERS}
     lost: list[int] = []
     for name, (benchmark, subject) in owners.items():

@@ -1,8 +1,9 @@
-"""Fetched sets of prompts that ask for Chinese: the Language Confusion Benchmark, and AlignBench to be judged elsewhere."""
+"""Fetched sets of prompts: the Language Confusion Benchmark, CMB, and AlignBench to be judged elsewhere."""
 
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
 from aurora.eval.language import language
 from aurora.eval.language_confusion import verdict
+from aurora.eval.medical import REPLY_TOKENS, exam_scores, read_answers, read_exam
 from aurora.eval.prompt_set import question_encoder
 from aurora.eval.replies import Prompt, greedy_replies, reply_metrics
 
@@ -31,8 +33,9 @@ class PromptSource:
     """The prompts of one fetched source."""
 
     name: str
-    format: str  # language_confusion or alignbench
-    rows: list[dict]  # task, set and prompt; of AlignBench the line itself
+    format: str  # language_confusion, alignbench or cmb
+    rows: list[dict]  # with a prompt; of AlignBench the line itself, which has a question
+    answers: dict | None = None  # of CMB, by id
 
     def texts(self) -> list[str]:
         """What is put to the model."""
@@ -41,20 +44,30 @@ class PromptSource:
 
 def read_prompt_sources(folder: Path) -> list[PromptSource]:
     """The sources of kind prompts below `folder`, by name. Raises DataError for one that breaks its format."""
-    readers = {"language_confusion": _read_confusion, "alignbench": _read_alignbench}
-    found = []
+    readers = {
+        "language_confusion": lambda path, _: _read_confusion(path),
+        "alignbench": lambda _, files: _read_alignbench(files),
+        "cmb": lambda _, files: read_exam(files),
+    }
+    found, answers = [], None
     for path in sorted(path for path in Path(folder).glob("[!.]*") if path.is_dir()):
         manifest = read_manifest(path)
-        format_ = manifest["format"]
-        if format_ not in readers:
-            raise DataError(
-                f"{path}: format {format_} is not one of {', '.join(readers)}; correct the source"
-            )
-        found.append(PromptSource(path.name, format_, readers[format_](path, manifest)))
-    return found
+        format_, files = manifest["format"], [path / file["path"] for file in manifest["files"]]
+        if format_ == "cmb_answers":
+            answers = read_answers(files)
+        elif format_ in readers:
+            found.append(PromptSource(path.name, format_, readers[format_](path, files)))
+        else:
+            known = ", ".join((*readers, "cmb_answers"))
+            raise DataError(f"{path}: format {format_} is not one of {known}; correct the source")
+    if answers is None and any(source.format == "cmb" for source in found):
+        raise DataError(
+            f"{folder}: a source of format cmb, but none of format cmb_answers; add it to sources"
+        )
+    return [replace(source, answers=answers) if source.format == "cmb" else source for source in found]
 
 
-def _read_confusion(folder: Path, _manifest: dict) -> list[dict]:
+def _read_confusion(folder: Path) -> list[dict]:
     rows = []
     for task in TASKS:
         for path in sorted(folder.rglob(f"{task}/*/zh.csv")):
@@ -72,9 +85,9 @@ def _read_confusion(folder: Path, _manifest: dict) -> list[dict]:
     return rows
 
 
-def _read_alignbench(folder: Path, manifest: dict) -> list[dict]:
+def _read_alignbench(paths: Sequence[Path]) -> list[dict]:
     rows = []
-    for path in (folder / file["path"] for file in manifest["files"]):
+    for path in paths:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 row = json.loads(line)
@@ -87,7 +100,7 @@ def _read_alignbench(folder: Path, manifest: dict) -> list[dict]:
                 raise DataError(f"{path} line {number}: an empty question; fetch the source again")
             rows.append(row)
     if not rows:
-        raise DataError(f"{folder}: no line; correct the source")
+        raise DataError(f"{paths[0]}: no line; correct the source")
     return rows
 
 
@@ -123,19 +136,22 @@ def answer_sources(
     model_id: str,
     memory: "ResumeCache | None" = None,
 ) -> dict:
-    """Greedy replies, written to `out`, and metrics of the Language Confusion Benchmark by task and set.
+    """Greedy replies, written to `out`, and their metrics: `language_confusion` by source, task and set, `medical` by source.
 
     SOURCE.parquet has task, set, prompt, reply, language and verdict; SOURCE.jsonl of an AlignBench has its lines with
     answer, answer_id and model_id, as its judge reads them.
     """
-    results = {}
+    limits = {"language_confusion": CONFUSION_TOKENS, "cmb": REPLY_TOKENS}
+    results: dict[str, dict] = {"language_confusion": {}, "medical": {}}
     for source in sources:
-        confusion = source.format == "language_confusion"
-        most = min(CONFUSION_TOKENS, params.max_new_tokens) if confusion else params.max_new_tokens
+        most = min(limits.get(source.format, params.max_new_tokens), params.max_new_tokens)
         prompts = encoded[source.name]
         replies = greedy_replies(model, tokenizer, prompts, most, params.batch_size, memory)
-        if confusion:
-            results[source.name] = _write_confusion(source, replies, out / f"{source.name}.parquet")
+        if source.format == "language_confusion":
+            metrics = _write_confusion(source, replies, out / f"{source.name}.parquet")
+            results["language_confusion"][source.name] = metrics
+        elif source.format == "cmb":
+            results["medical"][source.name] = exam_scores(source.rows, replies, source.answers)
         else:
             _write_alignbench(source, replies, out / f"{source.name}.jsonl", model_id)
     return results

@@ -174,6 +174,29 @@ def _sets(results: Mapping) -> dict[tuple[str, str], Mapping]:
     }
 
 
+def medical(found: Gathered) -> list[Block]:
+    """CMB beside what the paper's repository gives; nothing where it was not answered."""
+    sides = [found.results[model].get("medical") or {} for model in MODELS]
+    rows = [
+        (
+            name if part is None else f"{name}, {part}",
+            *(_percent(side) for side in pair),
+            _count(pair[-1]),
+            "measured",
+        )
+        for name, after in sides[-1].items()
+        for part in (None, *after["types"])
+        for pair in [[side[name] if part is None else side[name]["types"][part] for side in sides]]
+    ]
+    if not rows:
+        return []
+    rows += [(f"cmb, {row['model']}", "-", f"{row['cmb']:g}", "", "quoted") for row in found.paper["medical"]]
+    return [
+        Heading("Medical examination: CMB"),
+        Table(("questions", *MODELS, "n", "source"), rows, frozenset({1, 2, 3})),
+    ]
+
+
 def router(found: Gathered) -> list[Block]:
     """What the router does, Chinese against English text; nothing where it was not measured."""
     sides = [found.results[model].get("router") for model in MODELS]

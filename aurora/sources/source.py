@@ -50,6 +50,8 @@ class Source(Section):
         "cmmlu",
         "language_confusion",
         "alignbench",
+        "cmb",
+        "cmb_answers",
         "transformers",
         "gguf",
     ]
@@ -160,7 +162,7 @@ class Source(Section):
         formats = {
             "instructions": ("alpaca", "sharegpt", "messages"),
             "benchmark": ("mmlu", "ceval", "cmmlu"),
-            "prompts": ("language_confusion", "alignbench"),
+            "prompts": ("language_confusion", "alignbench", "cmb", "cmb_answers"),
             "model": ("transformers", "gguf"),
         }[self.kind]
         if self.format not in formats:

@@ -13,6 +13,7 @@ from aurora.report.published import (
     checkpoints,
     confusion,
     forgetting,
+    medical,
     other_tasks,
     protocols,
     router,
@@ -133,6 +134,17 @@ def test_checkpoints_are_drawn_against_their_step() -> None:
     assert table[4][:1] + table[4][4:] == ["6,000", "18.4134", "38.2669", "18.9526", "26.572", "quoted"]
     assert sum(isinstance(block, Picture) for block in blocks) == 1
     assert not any(isinstance(block, Picture) for block in checkpoints(gathered(values, values)))
+
+
+def test_the_medical_examination_stands_beside_the_quoted() -> None:
+    ours = {"medical": {"cmb": score(0.3, types={"医师考试": score(0.25)})}}
+    assert rows(medical(gathered(ours, ours))) == [
+        ["cmb", "30.00 ± 0.40", "30.00 ± 0.40", "1,000", "measured"],
+        ["cmb, 医师考试", "25.00 ± 0.40", "25.00 ± 0.40", "1,000", "measured"],
+        ["cmb, Aurora", "-", "29.87", "", "quoted"],
+        ["cmb, Mistral-7B", "-", "22.26", "", "quoted"],
+    ]
+    assert medical(gathered({}, {})) == []
 
 
 def test_further_tasks_stand_with_their_metrics() -> None:
