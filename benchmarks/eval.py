@@ -196,12 +196,13 @@ def stubbed(threads: int):
 
 
 def part_protocols(data: Path, threads: int) -> dict:
-    """Tokens to forward for every question under both protocols, and the CPU work of the paper's, the model stubbed."""
+    """Tokens to forward for the questions of every fifth subject under both protocols, and their CPU work, the model
+    stubbed."""
     from aurora.eval.evaluate import score_benchmarks
     from aurora.eval.paper_protocol import score_paper_protocol
     from aurora.pipeline.params import load_params
 
-    lm, asked = stubbed(threads), subjects(data, 1, None)
+    lm, asked = stubbed(threads), subjects(data, 5, None)
     params = load_params(Path(__file__).parent.parent / "profiles" / "paper.yaml").eval
     found = {}
     for name in NAMES:
@@ -374,7 +375,7 @@ def print_overhead(arguments: argparse.Namespace) -> None:
 
 
 def print_protocols(arguments: argparse.Namespace) -> None:
-    """Cost of every question under both protocols."""
+    """Cost of a question under both protocols."""
     print(f"\n{'':24}{'questions':>10}{'tokens':>12}{'a question':>12}{'CPU, s':>8}")
     for name, (count, tokens, seconds) in in_process("protocols", arguments).items():
         print(f"{name:24}{count:10,}{tokens:12,}{tokens / count:12.0f}{seconds:8.1f}")
