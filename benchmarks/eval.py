@@ -196,13 +196,12 @@ def stubbed(threads: int):
 
 
 def part_protocols(data: Path, threads: int) -> dict:
-    """Tokens to forward for the questions of every fifth subject under both protocols, and their CPU work, the model
-    stubbed."""
+    """Tokens to forward for every question under both protocols, and their CPU work, the model stubbed."""
     from aurora.eval.evaluate import score_benchmarks
     from aurora.eval.paper_protocol import score_paper_protocol
     from aurora.pipeline.params import load_params
 
-    lm, asked = stubbed(threads), subjects(data, 5, None)
+    lm, asked = stubbed(threads), subjects(data, 1, None)
     params = load_params(Path(__file__).parent.parent / "profiles" / "paper.yaml").eval
     found = {}
     for name in NAMES:

@@ -29,10 +29,14 @@ from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_spe
 # Tokens to forward for a question with five shots, what prompts share counted once, over all questions of a benchmark in
 # the vocabulary of Mixtral: benchmarks/eval.py --only protocols.
 QUESTION_TOKENS = {
-    "lm_eval": {"ceval": 0, "mmlu": 0, "cmmlu": 0},
-    "paper": {"ceval": 0, "mmlu": 0, "cmmlu": 0},
+    "lm_eval": {"ceval": 144, "mmlu": 107, "cmmlu": 100},
+    "paper": {"ceval": 558, "mmlu": 150, "cmmlu": 219},
 }
-QUESTIONS = {"ceval": (52, 1346), "mmlu": (57, 14042), "cmmlu": (67, 11582)}  # subjects and questions, as published
+QUESTIONS = {
+    "ceval": (52, 1346),
+    "mmlu": (57, 14042),
+    "cmmlu": (67, 11582),
+}  # subjects and questions, as published
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
@@ -159,7 +163,10 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
     five shots.
     """
     counts = {  # subjects and questions
-        name: (QUESTIONS[name][0], min(QUESTIONS[name][1], QUESTIONS[name][0] * (task.limit or QUESTIONS[name][1])))
+        name: (
+            QUESTIONS[name][0],
+            min(QUESTIONS[name][1], QUESTIONS[name][0] * (task.limit or QUESTIONS[name][1])),
+        )
         for name, task in settings.tasks.items()
     }
     if all((benchmarks / name).is_dir() for name in counts):
@@ -174,7 +181,10 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
         if protocol == "paper":  # MMLU without the first row of each file, and each language on its own
             if "mmlu" in asked:
                 asked["mmlu"] -= counts["mmlu"][0]
-            asked = {name: number * len(settings.paper_protocol.prompts.get(name, ())) for name, number in asked.items()}
+            asked = {
+                name: number * len(settings.paper_protocol.prompts.get(name, ()))
+                for name, number in asked.items()
+            }
         tokens = sum(number * QUESTION_TOKENS[protocol][name] for name, number in asked.items())
         found[protocol] = sum(asked.values()), tokens
     return found
@@ -198,7 +208,7 @@ def report(
         lines.append(f"{title:<12}{sum(parts.values()) / GIB:.2f} GiB at the peak, a process")
         lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in parts.items()]
     for protocol, (questions, tokens) in costs.items():
-        shots = "; shots drawn anew for each question share little" if protocol == "paper" else ""
+        shots = ", drawn anew for each question" if protocol == "paper" else ""
         lines.append(
             f"{'questions':<12}{questions:,} under {protocol}, about {tokens:,} tokens a model, five shots{shots}"
         )
@@ -260,7 +270,8 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
                     "tokens_per_second": speed,
                     "hours": hours,
                     "questions": {
-                        name: {"questions": number, "tokens": tokens} for name, (number, tokens) in costs.items()
+                        name: {"questions": number, "tokens": tokens}
+                        for name, (number, tokens) in costs.items()
                     },
                 },
                 indent=2,

@@ -256,11 +256,15 @@ def test_questions_are_counted_where_they_are_fetched_and_published_numbers_stan
     settings = load_params(ROOT / "profiles" / "paper.yaml").eval
     costs = protocol_costs(settings, tmp_path)
     assert costs["lm_eval"][0] == 26_970
-    assert costs["paper"][0] == 1_346 + 13_985 + 2 * 11_582  # MMLU's first rows are lost; CMMLU is asked in two languages
-    assert costs["paper"][1] > 3 * costs["lm_eval"][1]  # shots that are drawn anew share little
+    assert (
+        costs["paper"][0] == 1_346 + 13_985 + 2 * 11_582
+    )  # MMLU's first rows are lost; CMMLU is asked in two languages
+    assert costs["paper"][1] > 2 * costs["lm_eval"][1]  # shots that are drawn anew share less
     small = load_params(ROOT / "params.yaml").eval
     counted = protocol_costs(small, ROOT / "samples")
-    lines = [path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "samples/cmmlu/test").glob("*.csv")]
+    lines = [
+        path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "samples/cmmlu/test").glob("*.csv")
+    ]
     only = small.model_copy(update={"tasks": {"cmmlu": small.tasks["cmmlu"]}})
     assert set(counted) == {"lm_eval"}
     assert 0 < protocol_costs(only, ROOT / "samples")["lm_eval"][0] <= sum(lines)
