@@ -1,10 +1,12 @@
-# make repro: environment, then the small profile from fetch to report.  make test: environment, then the tests.
+# make repro: the small profile from fetch to report.  make check: format, lint, types, `aurora check`.  make test: the tests.
+# make lock: the versions of pyproject.toml go to constraints.txt and to every versions.yaml.  Each makes the environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
-PYTEST := $(IN_VENV) pytest
+# By file, so that what a file's tests share is made once.
+PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
 
-.PHONY: repro experiments test test-fast test-slow lint environment clean
+.PHONY: repro experiments check test test-fast test-slow lock docs environment clean
 .DEFAULT_GOAL := repro
 
 repro: environment
@@ -26,8 +28,22 @@ test-fast: environment
 test-slow: environment
 	@$(PYTEST) -m slow
 
-lint: environment
-	@$(IN_VENV) ruff check && $(IN_VENV) ruff format --check
+check: environment
+	@$(IN_VENV) ruff format --check
+	@$(IN_VENV) ruff check
+	@$(IN_VENV) pyrefly check
+	@$(IN_VENV) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(IN_VENV) zizmor --quiet --offline .github/workflows
+	@$(IN_VENV) aurora check
+
+lock: environment
+	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--quiet --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
+	@$(VENV)/bin/python -m aurora.pipeline.versions
+
+docs: environment
+	@$(VENV)/bin/python -m aurora.pipeline.docs
+	@PYTHONPATH=tests $(VENV)/bin/python -m stand_ins.what_reruns
 
 environment: $(VENV)/installed
 

@@ -273,11 +273,11 @@ def part_decode(threads: int) -> dict:
         return ended(rows, stop)
 
     runs = {
-        "ours": lambda stop: generate(model, prompts, new, stop),
+        "ours": lambda stop: generate(model, prompts, new, frozenset([stop])),
         "transformers, batched": batched,
         "transformers, one by one": one_by_one,
     }
-    generate(model, prompts, 2, -1)  # the first call is slower
+    generate(model, prompts, 2, frozenset([-1]))  # the first call is slower
     found = {}
     for stop in (-1, model.config.eos_token_id):
         if stop > 0:

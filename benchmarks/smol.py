@@ -257,7 +257,7 @@ def part_speed(rows: int, steps: int) -> None:
         wall, cpu = min(walls), min(cpus)
         prompts = [row[:32] for row in table["input_ids"].to_pylist()[:8]]
         start = time.perf_counter()
-        spoken = sum(map(len, generate(model.eval(), prompts, 16, -1)))
+        spoken = sum(map(len, generate(model.eval(), prompts, 16, frozenset([-1]))))
         decoding = spoken / (time.perf_counter() - start)
         show(name, f"{wall:.1f}", f"{1024 / wall:.1f}", f"{cpu:.1f}", f"{decoding:.1f}")
         del model

@@ -1,4 +1,4 @@
-"""Conversations to token rows: format."""
+"""format: conversations to token rows."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""merge: the adapter added to the base, as a standard Hugging Face folder, and what that changes."""
+"""merge: the adapter added to the base, as a standard Hugging Face folder, and the drift."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ import click
 from aurora.core.errors import exit_with_message
 from aurora.core.files import replacing, write_json
 from aurora.core.params import read_section
+from aurora.core.recorded import require_cache
 from aurora.merge.copy_bytes import disk_errors
+from aurora.merge.ends import ends_of
 from aurora.merge.merge import merge
 from aurora.merge.params import Merge
 from aurora.model.quantization import Quantization
@@ -29,6 +31,7 @@ def main(base: Path, adapter: Path, rows: Path, merged: Path, out: Path) -> None
     params = read_section("merge", Merge)
     quantization = read_section("quantization", Quantization)
     settings = params.drift
+    require_cache(sum(file.stat().st_size for file in base.glob("*.safetensors")))
     torch.set_num_threads(params.threads)
     if settings:
         require_room(base, adapter, settings, quantization)
@@ -39,7 +42,7 @@ def main(base: Path, adapter: Path, rows: Path, merged: Path, out: Path) -> None
             return {}
         return {"drift": drift(base, adapter, folder, rows, settings, quantization)}
 
-    metrics = merge(base, adapter, merged, measure)
+    metrics = merge(base, adapter, merged, measure, ends_of(base, rows))
     with disk_errors(out), replacing(out) as partial:
         partial.mkdir()
         write_json(partial / "metrics.json", metrics)

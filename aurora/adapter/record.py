@@ -1,6 +1,7 @@
 """What a model was made from, by hashes of content that DVC and the fetch manifests know too."""
 
 import hashlib
+import re
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -30,13 +31,21 @@ class TrainedRows(BaseModel):
 
 
 class TrainingRecord(BaseModel):
-    """The shape of training.json, as `training_record` makes it; no key may be missing."""
+    """The shape of training.json, as `training_record` makes it; `start_from` alone may be missing."""
 
     base: TrainedBase
     rows: TrainedRows
+    start_from: dict | None = None
     sft: dict[str, object]
     quantization: dict[str, object]
     versions: dict[str, str]
+
+
+def hub_address(base: Path) -> tuple[str, str | None] | None:
+    """OWNER/NAME and commit of a base from the hub, by its manifest; None for one from elsewhere."""
+    manifest = find_manifest(base) or {}
+    found = re.fullmatch(r"hf://([^@]+)@([^/]+)", manifest.get("uri") or "")
+    return (found[1], manifest.get("revision") or found[2]) if found else None
 
 
 def weights_hash(base: Path) -> str | None:

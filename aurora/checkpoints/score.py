@@ -57,21 +57,22 @@ def _scores(
     quantization: Quantization,
 ) -> list[dict]:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig
 
     from aurora.eval.resume_cache import digest_of, open_resume_cache
+    from aurora.lora.attach import attach, load_weights
+    from aurora.lora.targets import find_targets
+    from aurora.model.folder import meta_model
     from aurora.model.loading import load_model, load_tokenizer
 
     torch.set_num_threads(settings.threads)
     tokenizer, model = load_tokenizer(base), load_model(base, quantization)
-    digest, adapted, scores, caches = digest_of(base), None, [], []
+    config = LoraConfig.from_pretrained(next(iter(folders.values())))  # of one training, and so of all
+    targets = find_targets(meta_model(base), config, str(base))
+    tuned = attach(model, targets).eval()
+    digest, scores, caches = digest_of(base), [], []
     for step, folder in folders.items():
-        if adapted is None:
-            adapted = PeftModel.from_pretrained(model, folder, adapter_name=str(step))
-        else:
-            adapted.load_adapter(folder, adapter_name=str(step))
-            adapted.set_adapter(str(step))
-        adapted.eval()
+        load_weights(tuned, targets, folder)
         cache = open_resume_cache(f"{digest} {digest_of(folder)}", quantization.model_dump())
         caches.append(cache)
         scores.append({"step": step} | _score(model, tokenizer, rows, subjects, settings, cache))

@@ -1,4 +1,4 @@
-"""A page to look at what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
+"""A page that shows what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,15 +22,15 @@ def write_page(path: Path, cleaned: Cleaned) -> None:
     """Writes the page as one HTML file without scripts or outside links."""
     total = cleaned.metrics["total"]
     kept = [conversation for conversation, _cluster in cleaned.kept]
-    lengths = [sum(len(message.content) for message in row.messages) for row in kept]
+    lengths = [sum(len(text) for each in row.rounds for text in each[:2]) for row in kept]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>clean</title><style>{STYLE}</style>",
         f"<h1>clean: kept {total['kept']:,} of {total['read']:,}</h1>",
         *(f"<p>{escape(note)}</p>" for note in cleaned.metrics["notes"]),
         "<h2>Sources</h2>",
         _sources(cleaned.metrics["sources"] | {"total": total}),
-        "<h2>Mended</h2>",
-        _bars(total["mended"]),
+        "<h2>Repaired</h2>",
+        _bars(total["repaired"]),
         "<h2>Dropped</h2>",
         _bars(total["dropped"]),
         *_examples(cleaned),
@@ -39,12 +39,13 @@ def write_page(path: Path, cleaned: Cleaned) -> None:
         "<h2>Characters of a conversation</h2>",
         _bars(histogram(lengths, LENGTHS)),
         "<h2>Rounds of a conversation</h2>",
-        _bars(histogram([row.rounds for row in kept], ROUNDS)),
+        _bars(histogram([len(row.rounds) for row in kept], ROUNDS)),
         "<h2>A sample of what was kept</h2>",
     ]
     # The first by content id: random, and the same again.
     for row in kept[:SAMPLE]:
-        text = "\n".join(f"{message.role}: {message.content}" for message in row.messages)
+        text = "\n".join(f"user: {each.prompt}\nassistant: {each.answer}" for each in row.rounds)
+        text = f"system: {row.system}\n{text}" if row.system else text
         parts.append(f"<p>{escape(row.source)} {row.position}</p><pre>{escape(text[:800])}</pre>")
     write_text(path, "\n".join(parts) + "\n")
 
@@ -57,7 +58,7 @@ def histogram(values: Iterable[int], bounds: tuple[int, ...]) -> dict[str, int]:
 
 
 def _sources(sources: Mapping[str, dict]) -> str:
-    columns = ("read", "kept", "mended_rows", "single_round", "multiple_rounds", "traditional")
+    columns = ("read", "kept", "repaired_rows", "single_round", "multiple_rounds", "traditional")
     head = "".join(f"<th>{column.replace('_', ' ')}" for column in ("source", *columns, "dropped"))
     rows = "".join(
         f"<tr><td>{escape(name)}"

@@ -68,11 +68,11 @@ def ngrams(codes: np.ndarray, n: int) -> np.ndarray:
     base ^= base >> np.uint64(29)
     power = base
     width = 1
-    result, taken = None, 0
+    result, taken = power[:0], 0
     with np.errstate(over="ignore"):
         while True:
             if n & width:
-                if result is None:
+                if not taken:
                     result = power[: len(codes) - n + 1].copy()
                 else:
                     result = _mixed(result, power[taken : taken + len(codes) - n + 1])

@@ -11,6 +11,7 @@ from aurora.core.errors import ParamsError, exit_with_message
 from aurora.core.messages import PromptName
 from aurora.core.params import read_section
 from aurora.eval.prompt_set import question_encoder
+from aurora.eval.replies import end_tokens
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -41,23 +42,24 @@ class Conversation:
         import torch
 
         asked = self.tokens + self.encode(question, not self.tokens)
-        most = self.model.config.max_position_embeddings
+        most = self.model.config.get_text_config().max_position_embeddings
         if len(asked) + self.max_new_tokens > most:
             raise ParamsError(
                 f"{len(asked):,} tokens so far and {self.max_new_tokens:,} of an answer exceed the context of {most:,};"
                 f" begin again by {NEW}, or lower --max-new-tokens"
             )
+        ends = end_tokens(self.model, self.tokenizer)
         ids = torch.tensor([asked], device=self.model.device)  # (1, T)
         found = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=sorted(ends),
             pad_token_id=self.tokenizer.eos_token_id,
             streamer=_streamer(self.tokenizer, show),
         )[0, len(asked) :].tolist()
-        reply = [token for token in found if token != self.tokenizer.eos_token_id]
+        reply = [token for token in found if token not in ends]
         self.tokens = [*asked, *reply, self.tokenizer.eos_token_id]
 
 

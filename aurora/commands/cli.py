@@ -12,9 +12,11 @@ COMMANDS = {
     "compare": "Compare two evaluations question by question.",
     "doctor": "Check this installation and machine.",
     "inspect": "Count parameters and bytes of a model folder.",
+    "merge": "Go on where git merge stopped at dvc.lock.",
     "plan": "Predict steps, memory, disk and hours of a training.",
     "preview": "Show rows as they are trained.",
     "sources": "List every source with pin, licence, rows and bytes.",
+    "verify": "Read every output and object that dvc.lock records.",
     "why": "Say why a stage would run now.",
 }
 
@@ -25,8 +27,10 @@ class LateGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return getattr(import_module(f"aurora.commands.{name}"), name) if name in COMMANDS else None
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return (
+            getattr(import_module(f"aurora.commands.{cmd_name}"), cmd_name) if cmd_name in COMMANDS else None
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

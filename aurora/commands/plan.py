@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from aurora.commands.doctor import link_type
+from aurora.commands.findings import link_type
 from aurora.core.errors import DataError, ModelError, exit_with_message
 from aurora.core.parquet import read_parquet
+from aurora.core.yaml_files import read_yaml
 from aurora.eval.evaluate import read_subjects
 from aurora.eval.held_out import SLICE
 from aurora.eval.params import Eval
@@ -21,7 +22,9 @@ from aurora.model.folder import meta_model
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
+from aurora.pipeline.lock_file import require_no_conflict
 from aurora.pipeline.params import Params, load_params
+from aurora.pipeline.reasons import cache_error
 from aurora.sft.footprint import inference_memory
 from aurora.sft.params import Sft
 from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
@@ -37,6 +40,7 @@ QUESTIONS = {
     "mmlu": (57, 14042),
     "cmmlu": (67, 11582),
 }  # subjects and questions, as published
+SHAPES = read_yaml(Path(__file__).with_name("shapes.yaml"))
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
@@ -64,6 +68,8 @@ def is_current(target: str) -> bool:
             return not repo.status(targets=[target], with_deps=True)
     except DvcException:
         return False
+    except OSError as error:
+        raise cache_error(error) from None
 
 
 def shape_of(params: Params, base: Path):
@@ -72,17 +78,18 @@ def shape_of(params: Params, base: Path):
     Raises ModelError for a base that is not fetched and whose shape is not known beforehand.
     """
     import torch
-    from transformers import AutoModelForCausalLM, MixtralConfig
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MixtralConfig
 
     source = params.all_sources["base"]
     if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
-    if source.uri == "embedded:small_base":
+    if source.address.scheme == "embedded":
         from aurora.small_base import CONFIG
 
         config, known = MixtralConfig(**CONFIG), source.uri
-    elif "mixtral-8x7b" in source.uri.lower():
-        config, known = MixtralConfig(), "Mixtral-8x7B as transformers knows it; the base is not fetched yet"
+    elif name := next((name for name in SHAPES if name.lower() in source.uri.lower()), None):
+        config = CONFIG_MAPPING[SHAPES[name]["model_type"]](**SHAPES[name])
+        known = f"the shape of {name}; the base is not fetched yet"
     else:
         raise ModelError(
             f"{base}: not fetched, and the shape of {source.uri} is not known: dvc repro {params.fetch_stage('base')}"
@@ -109,13 +116,13 @@ def rows_of(params: Params, rows: Path) -> Rows:
     if is_current("format"):
         found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
         return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
-    counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
+    counts = {name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"}
     missing = [name for name, count in counts.items() if count is None]
     if missing:
         raise DataError(
             f"{rows}: not up to date, and sources.{missing[0]} states no number of rows to estimate from: dvc repro format"
         )
-    count = ceil(sum(counts.values()) * (1 - params.format.held_out))
+    count = ceil(sum(count or 0 for count in counts.values()) * (1 - params.format.held_out))
     length = params.format.max_length
     note = f"estimate: rows of params.yaml, {TOKENS_A_ROW} tokens each; dvc repro format counts them"
     return Rows(count, count * min(TOKENS_A_ROW, length), length, length, note)
@@ -152,6 +159,8 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
             )
     except DvcException:
         kind = "copy"
+    except OSError as error:
+        raise cache_error(error) from None
     left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
     return left
 
@@ -252,6 +261,7 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
 @exit_with_message
 def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
     """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    require_no_conflict()
     params, paths = load_params(), stage_paths()
     skeleton, where = shape_of(params, paths["base"])
     arrival = arrival_of(params, skeleton, paths["base"])

@@ -1,15 +1,15 @@
-"""Errors that a user can act on: one line that gives the rule, the place, the value and the remedy."""
+"""Errors that a user can act on, in one line: the rule, the place, the value and the remedy."""
 
 import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a file system says that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a full disk or quota
 
 
 class AuroraError(Exception):
-    """A mistake in the input or the surroundings, said in one line; never a defect of the program."""
+    """A mistake in the input or the environment, never a defect of the program; the message is one line."""
 
 
 class ParamsError(AuroraError):
@@ -29,11 +29,11 @@ class ModelError(AuroraError):
 
 
 class ResourceError(AuroraError):
-    """Memory, disk or device does not suffice for the plan."""
+    """Memory, disk or device is too small or busy."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether host or card had no memory left, as Python and torch put it; torch need not be imported for it."""
+    """Whether Python or torch ran out of memory on host or card; does not import torch."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -42,7 +42,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_disk(error: BaseException | None) -> bool:
-    """Whether this error, or one that it came from, says that the disk takes no more."""
+    """Whether this error, or a cause of it, says that the disk is full."""
     while error is not None:
         if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error):
             return True
@@ -51,7 +51,7 @@ def out_of_disk(error: BaseException | None) -> bool:
 
 
 def exit_with_message(function: Callable) -> Callable:
-    """Turns an `AuroraError`, and a lack of memory or disk, into one line on stderr and exit status 1."""
+    """Decorator: an `AuroraError`, or a lack of memory or disk, becomes one line on stderr and exit status 1."""
 
     @wraps(function)
     def run(*args: object, **kwargs: object) -> object:
@@ -62,9 +62,9 @@ def exit_with_message(function: Callable) -> Callable:
         except Exception as error:
             reason = str(error).partition("\n")[0][:200] or "Python's own"
             if out_of_memory(error):
-                said = f"memory ran out ({reason}); `aurora plan` says what a training takes, and what to lower in params.yaml"
+                said = f"memory ran out ({reason}); `aurora plan` shows what a training needs and what to lower in params.yaml"
             elif out_of_disk(error):
-                said = f"the disk takes no more ({reason}); free some space and run dvc repro again"
+                said = f"the disk is full ({reason}); free some space and run dvc repro again"
             else:
                 raise
         print(f"error: {' '.join(said.split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, in bytes that depend on their content alone."""
+"""Files that are written whole or not at all, and hashes of files."""
 
 import hashlib
 import json
@@ -7,15 +7,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` and renames it on success; a failure leaves nothing behind.
 
-    Serves files and folders: the caller creates either at the yielded path.
+    The caller creates a file or a folder at the yielded path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,7 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
+    """Waits until the bytes of a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -48,7 +52,7 @@ def flush(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Waits until a folder with all that it holds, and its own name, are on the disk."""
+    """Waits until a folder, everything in it, and its name are on the disk."""
     for path in [*sorted(folder.rglob("*")), folder, folder.parent]:
         flush(path)
 
@@ -60,9 +64,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON with two spaces of indent and a final newline; key order is the caller's.
+    """Writes JSON with two spaces of indent and a final newline, keys in the given order.
 
-    Floats are rounded to six significant digits, so that metric files stay readable; NaN is refused.
+    Floats are rounded to six significant digits, so that metric files stay readable. Raises DataError for NaN.
     """
     try:
         text = json.dumps(rounded(value), ensure_ascii=False, indent=2, allow_nan=False)
@@ -82,23 +86,29 @@ def rounded(value: object) -> object:
     return value
 
 
-def read_json(path: Path, producer: str) -> object:
-    """Reads JSON. `producer` is the stage that writes the file, for the error message.
+def read_json(path: Path, producer: str) -> dict:
+    """Reads a JSON object. `producer` is the stage that writes the file, for the error message.
 
-    Raises DataError if the file is missing or is not JSON.
+    Raises DataError if the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro {producer}") from None
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise DataError(f"{path}: not JSON ({error}); write it again by: dvc repro -f {producer}") from None
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise DataError(
+            f"{path}: whole file: not a JSON object, found {found}; write it again by: dvc repro -f {producer}"
+        )
+    return content
 
 
-def read_checked(path: Path, kind: type, producer: str) -> dict:
+def read_checked(path: Path, kind: "type[BaseModel]", producer: str) -> dict:
     """Reads a JSON object whose shape is the pydantic model `kind`; `producer` as in `read_json`.
 
-    Raises DataError, with the key and its value, for one of another shape too.
+    Also raises DataError, with the key and its value, for another shape.
     """
     from pydantic import ValidationError
 
@@ -120,6 +130,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 of a file's bytes, in hex, from one read."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
 def git_blob_id(path: Path) -> str:
     """The id that git gives to these bytes: SHA-1 of `blob <size>\\0` and the bytes."""
     digest = hashlib.sha1(f"blob {os.path.getsize(path)}\0".encode(), usedforsecurity=False)
@@ -130,11 +150,16 @@ def git_blob_id(path: Path) -> str:
 
 
 def dvc_hash(path: Path) -> str:
-    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, `.dir` behind a folder's."""
+    """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, with the suffix `.dir` for a folder."""
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
-        text = json.dumps(entries, sort_keys=True)
-        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+        return folder_hash({name: dvc_hash(file) for name, file in files.items()})
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def folder_hash(files: Mapping[str, str]) -> str:
+    """DVC's hash of a folder, from the MD5 of each file by its path in it."""
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    text = json.dumps(entries, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"

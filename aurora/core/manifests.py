@@ -1,6 +1,7 @@
-"""The manifest that fetch writes beside the bytes of a source: what later stages know of where they are from."""
+"""The manifest that fetch writes beside the bytes of a source: where they come from, for later stages."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 from pydantic import BaseModel
 
@@ -27,14 +28,14 @@ KEYS = frozenset(
 
 
 class FileEntry(BaseModel):
-    """What a manifest says of a file, as far as a model's card and the hash of a base read it."""
+    """A file of a manifest, with what model cards and the hash of a base read."""
 
     path: str
     sha256: str
 
 
 class Facts(BaseModel):
-    """What a manifest says of a source, as far as a card reads it; a key may be missing."""
+    """A manifest, with what model cards read; any key may be missing."""
 
     uri: str | None = None
     revision: str | None = None
@@ -44,13 +45,13 @@ class Facts(BaseModel):
 
 
 class SizedEntry(BaseModel):
-    """What a manifest says of a file, as far as its size is told."""
+    """A file of a manifest, with its size in bytes."""
 
     bytes: int
 
 
 class Fetched(BaseModel):
-    """What a manifest says of a source, as far as clean tells of it."""
+    """A manifest, with what clean reports of a source."""
 
     source: str
     kind: str
@@ -62,7 +63,7 @@ class Fetched(BaseModel):
 
 
 class Origin(BaseModel):
-    """What clean writes of each source that it read, for cards and report."""
+    """A source as clean reports it, for model cards and the report."""
 
     source: str
     kind: str
@@ -76,7 +77,7 @@ class Origin(BaseModel):
 
 
 class Origins(BaseModel):
-    """The file in which clean writes them, by path."""
+    """The file sources.json of clean."""
 
     sources: list[Origin]
 
@@ -89,7 +90,7 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     manifest = read_json(path, f"fetch@{folder.name}")
     for key in ("source", "kind", "format", "rows", "files"):
-        if not isinstance(manifest, dict) or key not in manifest:
+        if key not in manifest:
             raise DataError(
                 f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
             )
@@ -102,7 +103,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def find_manifest(folder: Path) -> dict | None:
-    """What the manifest of a base says, complete or not; None for a folder that fetch did not write.
+    """The manifest of a base, complete or not; None for a folder that fetch did not write.
 
     Raises DataError for a value of a wrong type.
     """
@@ -111,18 +112,18 @@ def find_manifest(folder: Path) -> dict | None:
 
 
 def read_fetched(path: Path, producer: str) -> dict:
-    """A manifest with all that Fetched has; `producer` as in `read_json`. Raises DataError for any other."""
+    """A manifest with every key of Fetched; `producer` as in `read_json`. Raises DataError for any other."""
     return read_checked(path, Fetched, producer)
 
 
 def origin_of(folder: Path) -> dict:
-    """What is told of a fetched folder where it is no longer at hand, in the form of Origin.
+    """What later stages need to know of a fetched folder that they do not read, as an Origin.
 
     Raises DataError for a manifest that does not say it.
     """
     manifest = read_fetched(folder / MANIFEST, f"fetch@{folder.name}")
-    told = {name: manifest.get(name) for name in ("source", "kind", "uri", "revision", "licence")}
-    return told | {
+    origin = {name: manifest.get(name) for name in ("source", "kind", "uri", "revision", "licence")}
+    return origin | {
         "non_commercial": manifest.get("non_commercial", False),
         "bytes": sum(file["bytes"] for file in manifest["files"]),
         "path": folder.as_posix(),
@@ -131,7 +132,7 @@ def origin_of(folder: Path) -> dict:
 
 
 def read_origins(path: Path) -> list[dict]:
-    """What clean wrote of the sources that it read. Raises DataError if it is missing or of another form."""
+    """The sources that clean read, each as an Origin. Raises DataError if the file is missing or malformed."""
     return read_checked(path, Origins, "clean")["sources"]
 
 
@@ -142,7 +143,7 @@ def manifest_hash(folder: Path) -> str | None:
 
 
 def is_whole(manifest: object) -> bool:
-    """Whether this is all that fetch writes now, rather than a damaged manifest or one of another form."""
+    """Whether this is a complete manifest as fetch writes it now."""
     if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
         return False
     archive, files = manifest["archive"], manifest["files"]
@@ -154,7 +155,7 @@ def is_whole(manifest: object) -> bool:
     )
 
 
-def _names_a_file(entry: object, keys: tuple[str, ...]) -> bool:
+def _names_a_file(entry: object, keys: tuple[str, ...]) -> TypeGuard[dict]:
     if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
         return False
     path = Path(entry["path"])

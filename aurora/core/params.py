@@ -1,4 +1,4 @@
-"""What all sections of params.yaml share: strict types, and reading no more than a stage declares.
+"""What all sections of params.yaml share: strict types, and reading only what a stage declares.
 
 A stage imports the module of its own section alone, so that a change of another section's schema does not make it
 out of date, and reads its section alone, as dvc.yaml says it does.

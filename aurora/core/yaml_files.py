@@ -1,4 +1,4 @@
-"""YAML files that people write, read as DVC reads them."""
+"""YAML files that people write, read as DVC reads them (YAML 1.2)."""
 
 from pathlib import Path
 

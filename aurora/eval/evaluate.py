@@ -31,6 +31,7 @@ def evaluate(
     params: Eval,
     quantization: Quantization,
     form: PromptName,
+    own_tasks: Path | None = None,
     prompt_sources: Path | None = None,
 ) -> dict:
     """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
@@ -38,8 +39,9 @@ def evaluate(
     Where params ask for them, the answers under the paper's own protocol go to paper_questions.parquet, and the
     router's first choices to router.parquet.
 
-    `form` is the prompt in which the rows were formatted, and `prompt_sources` a folder of fetched sources of kind
-    prompts, whose replies go to files of their names. A killed run goes on where it was: what is computed lies
+    `form` is the prompt in which the rows were formatted, `own_tasks` a folder of task files beside lm-eval's, and
+    `prompt_sources` a folder of fetched sources of kind prompts, whose replies go to files of their names. A killed run
+    goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
     SourceError for one whose data is not to be had.
@@ -49,7 +51,7 @@ def evaluate(
     check_subjects(subjects)
     dialogues = read_prompt_set(prompts)
     sources = read_prompt_sources(prompt_sources) if prompt_sources else []
-    others = load_other_tasks(params)
+    others = load_other_tasks(params, own_tasks)
 
     import torch
 
@@ -71,7 +73,7 @@ def evaluate(
         model,
         tokenizer=tokenizer,
         batch_tokens=params.batch_tokens,
-        max_length=min(params.max_length, model.config.max_position_embeddings),
+        max_length=min(params.max_length, model.config.get_text_config().max_position_embeddings),
         memory=memory,
     )
     results, questions = score_benchmarks(lm, subjects, params)
@@ -97,6 +99,7 @@ def evaluate(
         "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
         "chat_template": params.chat_template,
         "paper_protocol": params.paper_protocol.model_dump() if "paper" in params.protocols else None,
+        "fewshot_as_multiturn": params.chat_template,
         "max_length": lm.max_length,
         "quantization": quantization.model_dump(),
         "lm_eval": version("lm-eval"),
@@ -175,7 +178,11 @@ def score_benchmarks(
         groups |= load_groups(benchmark, loaded)
         tasks |= loaded
     found = lm_evaluate(
-        lm, {"tasks": tasks, "groups": groups}, apply_chat_template=params.chat_template, log_samples=True
+        lm,
+        {"tasks": tasks, "groups": groups},
+        apply_chat_template=params.chat_template,
+        fewshot_as_multiturn=params.chat_template,  # as `lm_eval --apply_chat_template` does
+        log_samples=True,
     )
     scores = found["results"]
     table, cut = questions_table(found["samples"], owners, lm.cut)
@@ -254,13 +261,15 @@ def questions_table(
     return pyarrow.table(arrays), sum(map(bool, lost))
 
 
-def load_other_tasks(params: Eval) -> dict[str, dict]:
+def load_other_tasks(params: Eval, own_tasks: Path | None = None) -> dict[str, dict]:
     """Further lm-eval tasks by name, as `load_other_task` gives them."""
     if not params.other_tasks:
         return {}
     from aurora.eval.tasks import load_other_task
 
-    return {name: load_other_task(name, task.num_fewshot) for name, task in params.other_tasks.items()}
+    return {
+        name: load_other_task(name, task.num_fewshot, own_tasks) for name, task in params.other_tasks.items()
+    }
 
 
 def score_other_tasks(
@@ -277,6 +286,7 @@ def score_other_tasks(
             loaded,
             limit=params.other_tasks[name].limit,
             apply_chat_template=params.chat_template,
+            fewshot_as_multiturn=params.chat_template,
             log_samples=False,
         )
         for part, metrics in found["results"].items():

@@ -11,6 +11,7 @@ from aurora.core.parquet import read_parquet
 from aurora.eval.token_tree import Pass
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from aurora.eval.resume_cache import ResumeCache
@@ -27,17 +28,21 @@ def held_out_loss(
 ) -> float:
     """Mean negative log-likelihood in nats of each trained token, over the first `limit` rows of the file.
 
-    Rows run end to end, each blind to the others, so that nothing is padded; logits are taken at trained
-    positions only. Raises DataError if there is no trained token.
+    Rows run end to end, each blind to the others, so that nothing is padded; where some layers do not attend to all
+    tokens before (windows, recurrence), one after another. Logits are taken at trained positions only. Raises DataError
+    if there is no trained token, or one that the model does not know.
     """
     import torch
     from tqdm import tqdm
 
     from aurora.eval.prefix import PassRunner
     from aurora.eval.resume_cache import key_of
+    from aurora.model.folder import has_plain_attention
 
     rows = read_parquet(path, "format", ["input_ids", "labels"]).slice(0, limit).to_pylist()
+    check_tokens(rows, model, path)
     runner = PassRunner(model)
+    packed = has_plain_attention(model.config)
     total, count = 0.0, 0
     for batch in tqdm(list(batches(rows, batch_tokens)), unit="batch", desc="held-out loss"):
         step, targets, places = pack(batch)
@@ -46,7 +51,7 @@ def held_out_loss(
         key = key_of("loss", step.tokens, step.ends, targets)
         value = memory.get(key) if memory is not None else None
         if value is None:
-            logits = runner.run(step, places)  # (N, vocabulary)
+            logits = runner.run(step, places) if packed else one_by_one(model, batch)  # (N, vocabulary)
             wanted = torch.from_numpy(targets).to(logits.device)
             part = sum(
                 torch.nn.functional.cross_entropy(some.float(), tokens, reduction="sum").item()
@@ -60,6 +65,32 @@ def held_out_loss(
     if not count:
         raise DataError(f"{path}: no row has a trained token, so there is no loss; raise format.held_out")
     return total / count
+
+
+def check_tokens(rows: list[dict], model: "PreTrainedModel", path: Path) -> None:
+    """Raises DataError for a token beyond the model's embeddings."""
+    known = model.get_input_embeddings().num_embeddings
+    largest = max((max(row["input_ids"], default=0) for row in rows), default=0)
+    if largest >= known:
+        raise DataError(
+            f"{path}: token {largest} stands in a row, but the model knows {known}: rows and model are not of one"
+            " tokeniser; write the rows again by: dvc repro format"
+        )
+
+
+def one_by_one(model: "PreTrainedModel", rows: list[dict]) -> "torch.Tensor":
+    """Logits (N, vocabulary) at the positions in front of each row's trained tokens, row by row."""
+    import torch
+
+    found = []
+    for row in rows:
+        labels = torch.tensor(row["labels"], device=model.device)
+        places = (labels[1:] != -100).nonzero()[:, 0]
+        if len(places):
+            ids = torch.tensor([row["input_ids"]], device=model.device)
+            with torch.inference_mode():
+                found.append(model(input_ids=ids, logits_to_keep=places, use_cache=False).logits[0])
+    return torch.cat(found)
 
 
 def batches(rows: list[dict], batch_tokens: int) -> Iterator[list[dict]]:

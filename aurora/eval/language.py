@@ -4,6 +4,8 @@ import re
 import unicodedata
 from typing import Literal
 
+from aurora.core.chinese import CHINESE_CHARACTER, CHINESE_RANGES
+
 Language = Literal["Chinese", "mixed", "other", "none", "empty"]
 
 # What belongs to no language. A fence that is never closed reaches to the end, as in a reply that was cut off.
@@ -21,12 +23,9 @@ FORMULA = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$\n]+\$", re.DOTA
 ADDRESS = re.compile(
     r"(?:https?://|www\.)[!-~]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|<[/!]?[a-zA-Z][^<>]*>", re.ASCII
 )
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd\u3007]")
 KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\u31f0-\u31ff\uff66-\uff9d\uac00-\ud7a3]")
 WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")  # of letters; run on text without Han and kana
-RUN = re.compile(
-    r"[^\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd\u3007。，、；：！？…“”《》（）「」]+"
-)
+RUN = re.compile(rf"[^{CHINESE_RANGES}。，、；：！？…“”《》（）「」]+")
 PLAIN = """
     the an it is are was you we he she they this that these hello hi yes no sure sorry thank thanks please ok okay
     well so and or but of to in on for with from what how why who when where which my your our here there not can
@@ -60,7 +59,7 @@ def language(text: str) -> Language:
         return "empty"
     prose = CODE_LINE.sub(" ", CODE.sub(" ", text))  # while a full-width ； is no ; yet
     prose = FORMULA.sub(" ", ADDRESS.sub(" ", unicodedata.normalize("NFKC", prose)))
-    han = len(HAN.findall(prose))
+    han = len(CHINESE_CHARACTER.findall(prose))
     foreign = WORD_WEIGHT * foreign_words(prose, bool(han))
     foreign += len(KANA.findall(prose)) + len(BROKEN.findall(prose))
     if not han and not foreign:
@@ -75,7 +74,7 @@ def foreign_words(prose: str, names: bool) -> int:
     """Words in letters other than Chinese and kana; with `names`, those that can be names are left out."""
     count = 0
     for run in RUN.findall(KANA.sub(" ", prose)):
-        words = [match[0] for match in WORD.finditer(run) if HAN.search(match[0]) is None]
+        words = [match[0] for match in WORD.finditer(run) if CHINESE_CHARACTER.search(match[0]) is None]
         if names and len(words) <= NAME_WORDS and all(_can_be_name(word, run) for word in words):
             continue
         count += len(words)

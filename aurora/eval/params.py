@@ -18,6 +18,15 @@ class BenchmarkParams(Section):
     """Questions a subject, the first of its file; null takes all."""
 
 
+class OtherTask(Section):
+    """One further task or group under lm-eval."""
+
+    num_fewshot: Annotated[int, Field(ge=0)]
+    """Shots in front of each question, as the task draws them."""
+    limit: Count | None
+    """Questions a task; null takes all."""
+
+
 class Replies(Section):
     """Greedy replies to held-out Chinese prompts."""
 
@@ -50,8 +59,9 @@ class Eval(Section):
     """Read where protocols has paper."""
     tasks: Annotated[dict[Benchmark, BenchmarkParams], Field(min_length=1)]
     """Benchmarks to run."""
-    other_tasks: dict[str, BenchmarkParams] = Field({})
-    """Further tasks or groups by lm-eval's name; their data is lm-eval's affair and not pinned here."""
+    other_tasks: dict[str, OtherTask] = Field({})
+    """Further tasks or groups, by the name in lm-eval or in a task file of samples/tasks; lm-eval fetches their data,
+    which is not pinned here."""
     router_tokens: Count | None = Field(None)
     """Tokens of each language on which the choices of the experts are counted; null counts none."""
     batch_tokens: Count

@@ -14,8 +14,10 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
+from aurora.core.errors import ModelError
 from aurora.eval.resume_cache import ResumeCache, key_of
 from aurora.eval.token_tree import Pass, plan_passes
+from aurora.model.folder import has_plain_attention
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of context and of continuation
 MASKED_ATTENTION = ("sdpa", "eager")  # attention that takes a mask of any shape
@@ -88,7 +90,13 @@ class PrefixLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        known = self.model.get_input_embeddings().num_embeddings
         for texts, context, continuation in requests:
+            if (largest := max(*context, *continuation, 0)) >= known:
+                raise ModelError(
+                    f"{self.tokenizer.name_or_path}: its tokeniser gives token {largest}, but its weights know {known}:"
+                    " they are not of one model; fetch them from one"
+                )
             lost = len(context) + len(continuation) - 1 - self.max_length  # the last token is never an input
             if lost > 0 and texts is not None:
                 self.cut[texts[0]] = max(lost, self.cut.get(texts[0], 0))
@@ -121,8 +129,7 @@ class PrefixLM(HFLM):
         return (
             self.backend == "causal"
             and getattr(config, "_attn_implementation", None) in MASKED_ATTENTION
-            and getattr(config, "sliding_window", None) is None
-            and not any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ())
+            and has_plain_attention(config)
         )
 
     def score(

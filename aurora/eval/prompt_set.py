@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aurora.core.errors import DataError
 from aurora.core.messages import PromptName
 from aurora.eval.language import language
-from aurora.eval.replies import Prompt, greedy_tokens, reply_metrics
+from aurora.eval.replies import Prompt, end_tokens, greedy_tokens, reply_metrics
 from aurora.prompt.chat_template import ChatTemplate
 from aurora.prompt.mistral import prompt_text
 
@@ -97,7 +97,7 @@ def answer_prompt_set(
             for dialogue in asked
         ]
         found = greedy_tokens(
-            model, prompts, params.max_new_tokens, params.batch_size, tokenizer.eos_token_id, memory
+            model, prompts, params.max_new_tokens, params.batch_size, end_tokens(model, tokenizer), memory
         )
         for dialogue, tokens in zip(asked, found, strict=True):
             history[dialogue] += [*tokens, tokenizer.eos_token_id]

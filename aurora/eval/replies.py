@@ -97,8 +97,16 @@ def greedy_replies(
     memory: "ResumeCache | None" = None,
 ) -> list[str]:
     """Replies in the order of the prompts, without special tokens."""
-    found = greedy_tokens(model, prompts, max_new_tokens, batch_size, tokenizer.eos_token_id, memory)
+    ends = end_tokens(model, tokenizer)
+    found = greedy_tokens(model, prompts, max_new_tokens, batch_size, ends, memory)
     return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+
+
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> frozenset[int]:
+    """The tokens at which a reply ends: the tokeniser's own, and all of the model's generation_config.json."""
+    listed = model.generation_config.eos_token_id
+    listed = listed if isinstance(listed, list) else [listed]
+    return frozenset({tokenizer.eos_token_id, *listed} - {None})
 
 
 def greedy_tokens(
@@ -106,10 +114,10 @@ def greedy_tokens(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int,
-    eos: int,
+    ends: frozenset[int],
     memory: "ResumeCache | None" = None,
 ) -> list[list[int]]:
-    """Tokens of each reply, in the order of the prompts and without `eos`; prompts of like length run together."""
+    """Tokens of each reply, in the order of the prompts and without its end; prompts of like length run together."""
     from tqdm import tqdm
 
     from aurora.eval.resume_cache import key_of
@@ -120,10 +128,10 @@ def greedy_tokens(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         tokens = [prompts[index].tokens for index in batch]
-        key = key_of("replies", max_new_tokens, tokens)
+        key = key_of("replies", max_new_tokens, sorted(ends), tokens)
         value = memory.get(key) if memory is not None else None
         if value is None:
-            value = json.dumps(generate(model, tokens, max_new_tokens, eos)).encode()
+            value = json.dumps(generate(model, tokens, max_new_tokens, ends)).encode()
             if memory is not None:
                 memory.put(key, value)
         for index, ids in zip(batch, json.loads(value), strict=True):
@@ -134,16 +142,20 @@ def greedy_tokens(
 
 
 def generate(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int, eos: int
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: frozenset[int]
 ) -> list[list[int]]:
-    """Greedy tokens for each prompt, up to and without `eos`, equal to transformers' `generate`.
+    """Greedy tokens for each prompt, up to and without the first of `ends`, equal to transformers' `generate`.
 
     A finished row leaves the batch, where `generate` would carry it on until the longest one ends.
     """
     import torch
     from transformers import DynamicCache
 
+    from aurora.model.folder import is_recurrent
+
     device = model.device
+    if is_recurrent(model.config):  # a state cannot leave the batch, nor pass over padding in every model
+        return [_generate_one(model, tokens, max_new_tokens, ends) for tokens in prompts]
     width = max(map(len, prompts))
     ids = torch.zeros((len(prompts), width), dtype=torch.long, device=device)  # (B, T), padded on the left
     mask = torch.zeros_like(ids)
@@ -154,6 +166,7 @@ def generate(
     found: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     cache = DynamicCache()
+    stop = torch.tensor(sorted(ends), device=device)
     with torch.inference_mode():
         for _ in range(max_new_tokens):
             logits = model(
@@ -165,9 +178,9 @@ def generate(
                 logits_to_keep=1,
             ).logits[:, -1]
             chosen = logits.argmax(dim=-1)
-            going = chosen.ne(eos)
+            going = ~torch.isin(chosen, stop)
             for row, token in zip(alive, chosen.tolist(), strict=True):
-                if token != eos:
+                if token not in ends:
                     found[row].append(token)
             kept = going.nonzero()[:, 0]
             if not len(kept):
@@ -180,6 +193,18 @@ def generate(
             positions = positions[:, -1:] + 1
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
     return found
+
+
+def _generate_one(
+    model: "PreTrainedModel", tokens: Sequence[int], max_new_tokens: int, ends: frozenset[int]
+) -> list[int]:
+    import torch
+
+    ids = torch.tensor([tokens], device=model.device)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "use_cache": True}
+    settings |= {"eos_token_id": sorted(ends), "pad_token_id": min(ends)}
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(tokens) :].tolist()
+    return [token for token in found if token not in ends]
 
 
 def reply_metrics(replies: Sequence[str]) -> dict[str, float | None]:

@@ -206,15 +206,15 @@ def _group(path: Path, name: str | None = None) -> Group:
     return Group.from_config(GroupConfig(**config | ({"group": name} if name else {})))
 
 
-def load_other_task(name: str, num_fewshot: int) -> dict:
-    """Any other task or group of lm-eval by name, as an argument of `lm_eval.evaluate`.
+def load_other_task(name: str, num_fewshot: int, own_tasks: Path | None = None) -> dict:
+    """Any other task or group by name, of lm-eval or of task files in `own_tasks`, as an argument of `lm_eval.evaluate`.
 
     Its data comes from the Hugging Face cache or hub. Raises ParamsError for a name that lm-eval does not know,
     and SourceError where its data is not to be had.
     """
     from difflib import get_close_matches
 
-    manager = _manager()
+    manager = _manager(own_tasks)
     if name not in manager.all_tasks:
         near = get_close_matches(name, manager.all_tasks, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
@@ -234,5 +234,7 @@ def load_other_task(name: str, num_fewshot: int) -> dict:
 
 
 @cache
-def _manager() -> "lm_eval.tasks.TaskManager":
-    return lm_eval.tasks.TaskManager()  # reads thousands of files: several seconds
+def _manager(own_tasks: Path | None) -> "lm_eval.tasks.TaskManager":
+    return lm_eval.tasks.TaskManager(
+        include_path=own_tasks and str(own_tasks)
+    )  # reads thousands of files: several seconds

@@ -1,4 +1,4 @@
-"""What each token of a Hugging Face tokeniser spells, in bytes: for the eye, and to count what Chinese costs."""
+"""What each token of a Hugging Face tokeniser spells, in bytes: for previews, and for the tokens that Chinese takes."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ class BytePieces:
             if index in self.control and held:
                 yield raw.decode(errors="replace"), held, False
                 raw, held = b"", []
-            raw, held = raw + self.bytes[index], [*held, int(index)]
+            raw, held = raw + self.bytes[index], [*held, index]
             try:
                 text = raw.decode()
             except UnicodeDecodeError:

@@ -1,14 +1,14 @@
 """How far the merged model is from what was trained: the adapter on the quantised base, logit by logit."""
 
 import gc
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError, ModelError
 from aurora.core.parquet import read_parquet
-from aurora.merge.deltas import PREFIX, read_deltas
+from aurora.lora.targets import PREFIX, find_targets
+from aurora.merge.deltas import adapter_keys
 from aurora.merge.params import Drift
 from aurora.model.quantization import Quantization
 
@@ -22,20 +22,20 @@ def drift(
 ) -> dict:
     """Differences of logits to the adapter on the base, as `quantization` holds it in training.
 
-    `adapter_itself` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
+    `adapter_effect` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
     (bfloat16, a layer at a time) and `merged_4_bits` (NF4) are the merged model. One model is in memory at a time,
     and twice the float32 logits of settings.rows x settings.positions x vocabulary. Raises DataError if there is no
     row to compare on.
     """
-    from peft import PeftModel
-
+    from aurora.lora.attach import load_adapter
+    from aurora.model.folder import meta_model
     from aurora.model.loading import load_model
 
     samples = read_samples(rows, settings)
-    model = PeftModel.from_pretrained(load_model(base, quantization), adapter).eval()
+    model = load_adapter(load_model(base, quantization), meta_model(base), adapter).eval()
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
-        result = {"adapter_itself": compare(wanted, logits(model, samples, "base"))}
+        result = {"adapter_effect": compare(wanted, logits(model, samples, "base"))}
     del model
     release()
     for bits in settings.merged_bits:
@@ -47,54 +47,51 @@ def drift(
 def require_room(base: Path, adapter: Path, settings: Drift, quantization: Quantization) -> None:
     """Raises an AuroraError, before anything is merged, where one of the models will not run here.
 
-    ResourceError for too little memory; ModelError for a model of another family, or an adapter that PEFT would put
-    elsewhere than merge does.
+    ResourceError for too little memory; ModelError for an adapter that PEFT would put elsewhere than merge does.
     """
-    from aurora.merge.streaming import require_streamable
+    from aurora.merge.streaming import is_streamable
     from aurora.model.folder import meta_model, read_config, refuse_foreign_quantization
     from aurora.model.loading import require_memory
     from aurora.model.machine import default_device
 
     refuse_foreign_quantization(base, read_config(base))
-    if 16 in settings.merged_bits:
-        require_streamable(base)
     skeleton = meta_model(base)
-    for bits in {quantization.bits} | ({4} & set(settings.merged_bits)):  # the whole models
+    whole = set(settings.merged_bits) - ({16} if is_streamable(base) else set())
+    for bits in {quantization.bits} | whole:
         held = quantization.model_copy(update={"bits": bits})
         require_memory(base, skeleton, held, default_device())
     _require_same_places(adapter, skeleton)
 
 
 def _require_same_places(adapter: Path, skeleton: "PreTrainedModel") -> None:
-    # PEFT goes by target_modules in the configuration, merge by the tensors; PEFT is silent where they differ.
-    from peft import PeftConfig, get_peft_model
+    # PEFT goes by the targets in the configuration, merge by the tensors; PEFT is silent where they differ.
+    from peft import LoraConfig
 
-    wanted = {name.removesuffix(".weight") for name in read_deltas(adapter)}
+    wanted = adapter_keys(adapter)
     try:
-        config = PeftConfig.from_pretrained(adapter)
-        config.base_model_name_or_path = None  # PEFT would warn where that of training was another
-        tuned = get_peft_model(skeleton, config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
+        config = LoraConfig.from_pretrained(adapter)
+        targets = find_targets(skeleton, config, str(adapter))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ModelError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(
             f"{adapter}: PEFT does not load it ({reason}); train again, or set merge.drift: null"
         ) from None
-    adapted = (name.partition(".lora_A.") for name, _ in tuned.named_parameters())
-    found = {name.removeprefix(PREFIX) for name, part, _ in adapted if part}
-    for name in sorted(wanted ^ found):
-        where = "target_modules of adapter_config.json but no" if name in found else "no target_modules but a"
+    there = {target.key.removeprefix(PREFIX) for target in targets.found} | set(targets.trained_modules)
+    for name in sorted(wanted ^ there):
+        listed = "target_modules or modules_to_save of adapter_config.json but no"
+        where = listed if name in there else "no target_modules but a"
         raise ModelError(f"{adapter}: {name} has {where} tensor; train again: dvc repro -f sft")
 
 
 def merged_logits(
     merged: Path, samples: list[tuple[list[int], list[int]]], bits: int, quantization: Quantization
 ) -> list["torch.Tensor"]:
-    """Logits of the merged model: layer by layer in 16 bits, whole in 4."""
-    from aurora.merge.streaming import streamed_logits
+    """Logits of the merged model: whole, or in 16 bits layer by layer where its family allows that."""
+    from aurora.merge.streaming import is_streamable, streamed_logits
     from aurora.model.loading import load_model
     from aurora.model.machine import default_device
 
-    if bits == 16:
+    if bits == 16 and is_streamable(merged):
         return streamed_logits(merged, samples, default_device())
     model = load_model(merged, quantization.model_copy(update={"bits": bits}))
     return list(logits(model, samples, f"merged in {bits} bits"))
@@ -136,20 +133,20 @@ def compare(wanted: list["torch.Tensor"], found: Iterable["torch.Tensor"]) -> di
 
     Raises ModelError where a logit of either is not finite.
     """
-    greatest, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
+    max_abs, total, divergence, agreed, count, places = 0.0, 0.0, 0.0, 0, 0, 0
     for reference, other in zip(wanted, found, strict=True):
         difference = (reference - other).abs()
         if not difference.isfinite().all():
             which = "the adapter on the base" if not reference.isfinite().all() else "the model beside it"
             raise ModelError(f"drift: a logit of {which} is not finite; train again with a lower rate")
-        greatest = max(greatest, difference.max().item())
+        max_abs = max(max_abs, difference.max().item())
         total += difference.double().sum().item()
         p, q = (tensor.double().log_softmax(dim=-1) for tensor in (reference, other))
         divergence += (p.exp() * (p - q)).sum().item()
         agreed += (reference.argmax(dim=-1) == other.argmax(dim=-1)).sum().item()
         count, places = count + difference.numel(), places + len(reference)
     return {
-        "greatest": greatest,
+        "max_abs": max_abs,
         "mean": total / count,
         "kl_divergence": divergence / places,
         "top1_agreement": agreed / places,

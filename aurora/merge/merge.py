@@ -1,4 +1,4 @@
-"""LoRA into a sharded safetensors checkpoint, one tensor at a time: W + (alpha / r) * B A, rounded once.
+"""LoRA into a sharded safetensors checkpoint, one tensor or expert at a time: W + (alpha / r) * B A, rounded once.
 
 A merged shard is the base's shard with other bytes in the places of the adapted tensors: header, order, names and
 types stay, so that whatever loads the base loads the merged folder. What does not change is shared with the base
@@ -20,10 +20,18 @@ from aurora.core.errors import AuroraError, ModelError, ResourceError
 from aurora.core.files import sha256_file
 from aurora.core.manifests import MANIFEST
 from aurora.merge.copy_bytes import copy_range, disk_errors, hard_link, reflink, ways_to_share, write_all
-from aurora.merge.deltas import Delta, read_deltas
+from aurora.merge.deltas import Change, Delta, FusedDelta, Replacement, read_deltas
+from aurora.merge.ends import write_ends
 from aurora.merge.resumable import discarding, resuming, whole
-from aurora.merge.shards import FLOATS, Place, as_bytes, read_shards, read_tensor
-from aurora.model.folder import INDEX, METHOD, read_config, refuse_foreign_quantization
+from aurora.merge.shards import FLOATS, as_bytes, read_tensor
+from aurora.model.folder import (
+    INDEX,
+    METHOD,
+    TensorInfo,
+    read_config,
+    read_shards,
+    refuse_foreign_quantization,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +49,7 @@ class Work:
     The counts depend on the file system and are no metric.
     """
 
-    deltas: dict[str, Delta]
+    deltas: dict[str, Change]
     advance: Callable[[int], object]  # told of each count of bytes that is done
     merged: int = 0
     reflinked: int = 0
@@ -56,6 +64,7 @@ def merge(
     adapter: Path,
     out: Path,
     measure: Callable[[Path], dict] = lambda folder: {},
+    ends: frozenset[int] = frozenset(),
 ) -> dict:
     """Writes `base` with `adapter` added as a Hugging Face folder and returns counts for the metrics.
 
@@ -63,17 +72,18 @@ def merge(
     interrupted goes on from the shards that are whole. Raises ModelError for an adapter or base that do not fit,
     ResourceError for a disk that is too small; then nothing is left behind. What
     `measure` finds about the whole folder, before it gets its name, joins the metrics. Where `measure` fails, the
-    shards are kept, and the next run goes on from there.
+    shards are kept, and the next run goes on from there. `ends` are tokens at which an answer ends: the folder's
+    generation_config.json names them too.
     """
     _refuse_overlap(out, (base, adapter))
     shards = _mergeable(base)
-    deltas = read_deltas(adapter)
+    deltas = read_deltas(adapter, base)
     if not check_base(adapter, base):
         print("merge: no hash of the adapter's base to compare; names and shapes are", file=sys.stderr)
     _check_fit(base, adapter, shards, deltas)
     changed = {shard for shard, places in shards.items() if any(name in deltas for name in places)}
     largest = 0.0
-    with disk_errors(out), resuming(out, _inputs(base, adapter, shards)) as scratch:
+    with disk_errors(out), resuming(out, _inputs(base, adapter, shards, ends)) as scratch:
         with discarding(scratch):
             _check_disk(base, scratch, shards, changed, deltas)
             total = sum((base / shard).stat().st_size for shard in shards)
@@ -82,6 +92,7 @@ def merge(
                 for shard, places in shards.items():
                     largest = max(largest, _take(base / shard, scratch / shard, places, work))
             _take_companions(base, scratch)
+            write_ends(scratch, ends)
         print(
             f"merge: {work.written:,} bytes written; shards: {work.merged} merged"
             f" ({work.reflinked} of them as reflinks), {work.linked} shared with the base,"
@@ -119,7 +130,7 @@ def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
             )
 
 
-def _mergeable(base: Path) -> dict[str, dict[str, Place]]:
+def _mergeable(base: Path) -> dict[str, dict[str, TensorInfo]]:
     if (base / "config.json").is_file():
         config = read_config(base)
         refuse_foreign_quantization(base, config)
@@ -129,7 +140,7 @@ def _mergeable(base: Path) -> dict[str, dict[str, Place]]:
 
 
 def _check_fit(
-    base: Path, adapter: Path, shards: dict[str, dict[str, Place]], deltas: dict[str, Delta]
+    base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], deltas: dict[str, Change]
 ) -> None:
     places = {name: place for shard in shards.values() for name, place in shard.items()}
     for name, delta in deltas.items():
@@ -146,7 +157,9 @@ def _check_fit(
             )
 
 
-def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]]) -> list:
+def _inputs(
+    base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], ends: frozenset[int]
+) -> list:
     """All that the merged bytes depend on, as JSON: what an interrupted run may be finished by."""
     import torch
 
@@ -158,7 +171,7 @@ def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, Place]]) -> l
         ],
         [(path.name, sha256_file(path)) for path in sorted(adapter.iterdir()) if path.is_file()],
         code_hash(*code_of("merge")),
-        [torch.__version__, torch.get_num_threads(), sorted(shards)],
+        [torch.__version__, torch.get_num_threads(), sorted(shards), sorted(ends)],
     ]
 
 
@@ -180,14 +193,14 @@ def _take_companions(base: Path, scratch: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> float:
+def _take(source: Path, target: Path, places: dict[str, TensorInfo], work: Work) -> float:
     """Brings one shard to `target`; returns the largest absolute element of its deltas."""
     size = source.stat().st_size
     adapted = {name: place for name, place in places.items() if name in work.deltas}
     if target.is_file() and target.stat().st_size == size:
         work.kept += 1
         work.advance(size)
-        return max((_update(name, work.deltas[name])[1] for name in adapted), default=0.0)
+        return max((_largest(name, work.deltas[name]) for name in adapted), default=0.0)
     if adapted:
         with whole(target) as partial:
             largest = _merge_shard(source, partial, adapted, work)
@@ -205,7 +218,7 @@ def _take(source: Path, target: Path, places: dict[str, Place], work: Work) -> f
     return 0.0
 
 
-def _merge_shard(source: Path, target: Path, adapted: dict[str, Place], work: Work) -> float:
+def _merge_shard(source: Path, target: Path, adapted: dict[str, TensorInfo], work: Work) -> float:
     largest, size = 0.0, source.stat().st_size
     shared = reflink(source, target)
     work.reflinked += shared
@@ -215,7 +228,7 @@ def _merge_shard(source: Path, target: Path, adapted: dict[str, Place], work: Wo
             if not shared:
                 copy_range(reader, writer, done, place.begin, work.advance)
             weight = read_tensor(reader, place)
-            largest = max(largest, _add(name, weight, work.deltas[name]))
+            largest = max(largest, _apply(name, weight, work.deltas[name]))
             write_all(writer, as_bytes(weight), place.begin)
             done = place.end
             work.advance(place.end - place.begin)
@@ -228,10 +241,11 @@ def _merge_shard(source: Path, target: Path, adapted: dict[str, Place], work: Wo
 
 
 def _update(name: str, delta: Delta) -> tuple["torch.Tensor", float]:
-    """scale * B @ A in float32 (out, in), and its largest absolute element."""
+    """scale * B @ A in float32, of the base's shape, and its largest absolute element."""
     import torch
 
     update = (delta.b() @ delta.a()).mul_(delta.scale)
+    update = update.t() if delta.transposed else update
     low, high = (value.item() for value in torch.aminmax(update))
     largest = max(-low, high)
     if not largest < float("inf"):  # NaN too
@@ -239,12 +253,24 @@ def _update(name: str, delta: Delta) -> tuple["torch.Tensor", float]:
     return update, largest
 
 
-def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
-    """Adds to `weight` in place; one copy of it and the float32 delta are all that is held."""
+def _largest(name: str, change: Change) -> float:
+    """The largest absolute element that a change adds; of a tensor that is replaced none is known without the base."""
+    parts = change.experts if isinstance(change, FusedDelta) else [change]
+    return max((_update(name, part)[1] for part in parts if isinstance(part, Delta)), default=0.0)
+
+
+def _apply(name: str, weight: "torch.Tensor", change: Change) -> float:
+    """Changes `weight` in place; one copy of it and the float32 delta, of a single expert, are all that is held."""
     import torch
 
-    update, largest = _update(name, delta)
-    weight.copy_(update.add_(weight))  # rounds here, and nowhere else
+    if isinstance(change, Replacement):
+        largest = 0.0
+        weight.copy_(change.tensor())
+    elif isinstance(change, FusedDelta):
+        pairs = zip(weight, change.experts, strict=True)
+        largest = max(_add(name, matrix, delta) for matrix, delta in pairs)
+    else:
+        largest = _add(name, weight, change)
     low, high = (abs(value.item()) for value in torch.aminmax(weight))
     if not max(low, high) < float("inf"):
         raise ModelError(
@@ -253,7 +279,18 @@ def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
     return largest
 
 
-def _check_disk(base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Delta]) -> None:
+def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
+    update, largest = _update(name, delta)
+    update = update.add_(weight)
+    if delta.magnitude is not None:  # each row is brought to its trained length
+        update.mul_((delta.magnitude() / update.norm(dim=1)).unsqueeze(1))
+    weight.copy_(update)  # rounds here, and nowhere else
+    return largest
+
+
+def _check_disk(
+    base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Change]
+) -> None:
     """Raises ResourceError, before anything is written, where the disk will not hold what cannot be shared."""
     smallest = min((base / shard for shard in shards), key=lambda path: path.stat().st_size)
     clones, links = ways_to_share(smallest, scratch / "probe.partial")

@@ -15,7 +15,8 @@ class Drift(Section):
     positions: Count
     """Positions of each row, the first of its answers; float32 logits of all of them are held in memory, twice."""
     merged_bits: Annotated[tuple[Literal[16, 4], ...], Field(min_length=1)]
-    """Forms of the merged model to compare: 16 is bfloat16, run in the memory of one layer; 4 is NF4."""
+    """Forms of the merged model to compare: 16 is bfloat16, a Mixtral in the memory of one layer and others whole;
+    4 is NF4."""
 
 
 class Merge(Section):

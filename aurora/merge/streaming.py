@@ -7,9 +7,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.core.errors import ModelError
-from aurora.merge.shards import Place, read_shards, read_tensor
-from aurora.model.folder import meta_model, read_config
+from aurora.merge.shards import read_tensor
+from aurora.model.folder import TensorInfo, meta_model, read_config, read_shards
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +18,9 @@ LAYERS = "model.layers."  # names of a decoder's layers in its checkpoint
 FAMILIES = ("mixtral",)  # whose layers take embeddings as they are, and are all alike
 
 
-def require_streamable(folder: Path) -> None:
-    """Raises ModelError for a model that layers cannot be taken out of by the names of this module."""
-    kind = read_config(folder).get("model_type")
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"{folder}: is a {kind}; layer by layer runs {', '.join(FAMILIES)}: set merge.drift.merged_bits: [4]"
-        )
+def is_streamable(folder: Path) -> bool:
+    """Whether layers can be taken out of a model by the names of this module, and run each as a model of its own."""
+    return read_config(folder).get("model_type") in FAMILIES
 
 
 def streamed_logits(
@@ -38,7 +33,6 @@ def streamed_logits(
     import torch
     from tqdm import tqdm
 
-    require_streamable(folder)
     skeleton, shards = meta_model(folder), read_shards(folder)
     places = {name: (folder / file, place) for file, held in shards.items() for name, place in held.items()}
     outer = _read({name: place for name, place in places.items() if not name.startswith(LAYERS)})
@@ -72,7 +66,7 @@ def _logits(
     return model(inputs_embeds=hidden, logits_to_keep=keep, use_cache=False).logits[0].float().cpu()
 
 
-def _read(places: dict[str, tuple[Path, Place]]) -> dict[str, "torch.Tensor"]:
+def _read(places: dict[str, tuple[Path, TensorInfo]]) -> dict[str, "torch.Tensor"]:
     tensors = {}
     for name, (path, place) in places.items():
         with path.open("rb", 0) as file:

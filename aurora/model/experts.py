@@ -2,7 +2,7 @@
 
 transformers 5 holds the experts of a layer as two parameters, `gate_up_proj` (experts, 2 x intermediate, hidden)
 and `down_proj` (experts, hidden, intermediate), which bitsandbytes does not see: asked for 4 bits it leaves them
-in bfloat16 without a word. Here they are PackedExperts, computed with through the public experts interface.
+in bfloat16 without a word. Here they are PackedExperts, computed with through the public experts interface. A LoRA on them stays two small matrices for each expert.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
 FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
 
 
-def whole(
+def dequantized(
     packed: PackedExperts, experts: list[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor | None:
     """The matrices of some experts, dense, where AT_ONCE allows that."""
@@ -38,26 +38,26 @@ def product(
     experts: list[int],
     ends: list[int],
     rows: torch.Tensor,
-    turned: bool,
+    transposed: bool,
     dense: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `turned`: (n, outputs).
+    """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `transposed`: (n, outputs).
 
     Expert i of `experts` has the rows from ends[i - 1] to ends[i]. A matrix beyond AT_ONCE is never dense as a
-    whole: it is dequantised and used slab by slab. `dense` is what `whole` gave for these experts.
+    whole: it is dequantised and used slab by slab. `dense` is what `dequantized` gave for these experts.
     """
     if dense is None:
-        dense = whole(packed, experts, rows.dtype, rows.device)
+        dense = dequantized(packed, experts, rows.dtype, rows.device)
     if dense is not None:
-        return _grouped(rows, dense.transpose(1, 2) if turned else dense, ends)
-    make = rows.new_empty if turned else rows.new_zeros
-    kind = rows.dtype if turned else torch.float32  # a sum over slabs is rounded once
-    result = make(len(rows), packed.shape[1 if turned else 2], dtype=kind)
+        return _grouped(rows, dense.transpose(1, 2) if transposed else dense, ends)
+    make = rows.new_empty if transposed else rows.new_zeros
+    kind = rows.dtype if transposed else torch.float32  # a sum over slabs is rounded once
+    result = make(len(rows), packed.shape[1 if transposed else 2], dtype=kind)
     most = _at_once(rows.device) // rows.element_size()
     for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
         part, out = rows[start:end], result[start:end]
         for first, last, slab in packed.slabs(expert, rows.dtype, most):
-            if turned:
+            if transposed:
                 torch.mm(part, slab.t(), out=out[:, first:last])
             elif kind == part.dtype:
                 out.addmm_(part[:, first:last], slab)
@@ -80,27 +80,78 @@ def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.
 
 
 def product_of_few(
-    packed: PackedExperts, experts: list[int], ends: list[int], rows: torch.Tensor, turned: bool = True
+    packed: PackedExperts, experts: list[int], ends: list[int], rows: torch.Tensor, transposed: bool = True
 ) -> torch.Tensor:
     """As `product`, without any dense weight where the card has a kernel for so few rows."""
-    if not turned:
-        return product(packed, experts, ends, rows, turned)
+    if not transposed:
+        return product(packed, experts, ends, rows, transposed)
     parts = rows.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
     return torch.cat([packed.fused_product(*pair) for pair in zip(experts, parts, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ExpertLora:
+    """LoRA of a fused tensor: scale * B A for each expert, which is never multiplied out."""
+
+    a: torch.Tensor  # (experts, r, inputs)
+    b: torch.Tensor  # (experts, outputs, r)
+    scale: float
+
+    def product(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+        """scale * rows A' B' of each row's expert: (n, inputs) -> (n, outputs); rows as for `product`."""
+        low = self.low(experts, ends, rows)
+        return _grouped(low, self.b[experts].to(rows.dtype).transpose(1, 2), ends).mul_(self.scale)
+
+    def product_back(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+        """scale * rows B A: the gradient of the inputs (n, inputs) from that of the outputs (n, outputs)."""
+        high = self.high(experts, ends, rows)
+        return _grouped(high, self.a[experts].to(rows.dtype), ends).mul_(self.scale)
+
+    def low(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+        """rows A' (n, r)."""
+        return _grouped(rows, self.a[experts].to(rows.dtype).transpose(1, 2), ends)
+
+    def high(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+        """rows B (n, r)."""
+        return _grouped(rows, self.b[experts].to(rows.dtype), ends)
+
+    def add_gradients(
+        self,
+        into: tuple[torch.Tensor, torch.Tensor],
+        experts: list[int],
+        ends: list[int],
+        inputs: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        """Writes the gradients of A and B of these experts; `gradient` (n, outputs) is that of the outputs."""
+        low, high = self.low(experts, ends, inputs), self.high(experts, ends, gradient)
+        for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
+            into[0][expert] = (high[start:end].t() @ inputs[start:end]).mul_(self.scale)
+            into[1][expert] = (gradient[start:end].t() @ low[start:end]).mul_(self.scale)
+
+
+def packed_of(module: nn.Module, name: str) -> tuple[PackedExperts, ExpertLora | None]:
+    """The packed tensor `name` of an experts module, and the LoRA on it where an adapter is active."""
+    found = getattr(module, name)
+    return (found, None) if isinstance(found, PackedExperts) else (found.base_layer, found.expert_lora())
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertDispatch:
     """One pass of tokens through the experts of a layer; what it keeps is integers, a few bytes a token."""
 
     module: nn.Module
+    up: PackedExperts
+    down: PackedExperts
+    up_lora: ExpertLora | None
+    down_lora: ExpertLora | None
     expert_ids: torch.Tensor  # (n,) of each row, ascending; n = tokens * k, and no row is ever dropped
     order: torch.Tensor  # (n,) place of each row in transformers' own order: choice * tokens + token
     back: torch.Tensor  # (k, tokens) its inverse
     counts: list[int]  # rows of each expert
 
     @classmethod
-    def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "Work":
+    def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "ExpertDispatch":
         """Sorts the choices (tokens, k) by expert.
 
         An expert's rows stand as they do in transformers' eager loop, for in MKL's compatible mode a row's sum depends
@@ -110,23 +161,14 @@ class Work:
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         counts = torch.bincount(expert_ids, minlength=module.num_experts).tolist()
-        return cls(module, expert_ids, order, back.view(top_k_index.t().shape), counts)
-
-    @property
-    def inner(self) -> PackedExperts:
-        return getattr(self.module, self._inner_name)
-
-    @property
-    def outer(self) -> PackedExperts:
-        return self.module.down_proj
-
-    @property
-    def _inner_name(self) -> str:
-        return "gate_up_proj" if self.module.has_gate else "up_proj"
+        up, up_lora = packed_of(module, _up_name(module))
+        down, down_lora = packed_of(module, "down_proj")
+        back = back.view(top_k_index.t().shape)
+        return cls(module, up, down, up_lora, down_lora, expert_ids, order, back, counts)
 
     def groups(self) -> Iterator[tuple[slice, list[int], list[int]]]:
         """(rows, experts, ends) of experts that are computed together; those without a row are left out."""
-        matrix = self.inner.shape[1] * self.inner.shape[2] * self.inner.dtype.itemsize
+        matrix = self.up.shape[1] * self.up.shape[2] * self.up.dtype.itemsize
         size = max(1, _at_once(self.order.device) // matrix)
         routed = [expert for expert, count in enumerate(self.counts) if count]
         start = 0
@@ -138,7 +180,7 @@ class Work:
 
     def gather(self, values: torch.Tensor, part: slice) -> torch.Tensor:
         """The rows of `values` (tokens, …) that the rows `part` come from, in the experts' dtype."""
-        return values.index_select(0, self.order[part] % max(1, len(values))).to(self.inner.dtype)
+        return values.index_select(0, self.order[part] % max(1, len(values))).to(self.up.dtype)
 
     def biased(self, rows: torch.Tensor, name: str, part: slice) -> torch.Tensor:
         """Rows plus the bias of their expert, where the model has such."""
@@ -152,13 +194,15 @@ class Work:
 
     def forward(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden (tokens, hidden), weights (tokens, k): the weighted sum over k, summed in the dtype of `weights`."""
-        turned = not self.module.is_transposed
+        transposed = not self.module.is_transposed
         times: Callable = product_of_few if hidden.is_cuda and len(self.order) <= FEW else product
-        rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.inner.dtype)
+        rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
         for part, *group in self.groups():
-            inside = times(self.inner, *group, self.gather(hidden, part), turned)
-            inside = self.gated(self.biased(inside, self._inner_name, part))
-            outside = self.biased(times(self.outer, *group, inside, turned), "down_proj", part)
+            given = self.gather(hidden, part)
+            inside = adapted(times(self.up, *group, given, transposed), self.up_lora, group, given)
+            inside = self.gated(self.biased(inside, _up_name(self.module), part))
+            outside = adapted(times(self.down, *group, inside, transposed), self.down_lora, group, inside)
+            outside = self.biased(outside, "down_proj", part)
             if self.module.has_post_expert_norm:
                 outside = self.module.post_expert_norm(outside)
             rows[part] = outside
@@ -169,74 +213,109 @@ class Work:
 
     def backward(
         self, gradient: torch.Tensor, hidden: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients of `hidden` and `weights`; the inner activations are computed again, one group at a time.
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of `hidden`, of `weights`, and of A and B of both tensors, None where there is no LoRA.
 
-        With y = W a and the output w y: d/dw = g . y = (W' g) . a, so that the product with down_proj is not.
+        The inner activations are computed again, one group at a time. With y = W a and the output w y:
+        d/dw = g . y = (W' g) . a, so that the product with down_proj is not.
         """
-        turned, module = not self.module.is_transposed, self.module
-        d_rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.inner.dtype)
+        transposed, module = not self.module.is_transposed, self.module
+        d_rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
+        up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
         for part, *group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
-            dense = whole(self.inner, group[0], self.inner.dtype, hidden.device)
-            inside = product(self.inner, *group, self.gather(hidden, part), turned, dense)
-            inside = self.biased(inside, self._inner_name, part).detach().requires_grad_()
+            dense = dequantized(self.up, group[0], self.up.dtype, hidden.device)
+            given = self.gather(hidden, part)
+            inside = adapted(product(self.up, *group, given, transposed, dense), self.up_lora, group, given)
+            inside = self.biased(inside, _up_name(module), part).detach().requires_grad_()
             with torch.enable_grad():
                 after = self.gated(inside)
             if module.has_post_expert_norm:
-                outside = product(self.outer, *group, after.detach(), turned)
+                outside = product(self.down, *group, after.detach(), transposed)
+                outside = adapted(outside, self.down_lora, group, after.detach())
                 outside = self.biased(outside, "down_proj", part).requires_grad_()
                 with torch.enable_grad():
                     normed = module.post_expert_norm(outside)
                 d_weights[part] = (above.float() * normed.detach().float()).sum(1, keepdim=True)
                 (above,) = torch.autograd.grad(normed, outside, (above * weight).to(normed.dtype))
-                below = product(self.outer, *group, above, not turned)
+                below = self._down_back(above, group, transposed)
             else:
-                below = product(self.outer, *group, above, not turned)
+                below = self._down_back(above, group, transposed)
                 d_weights[part] = (below.float() * after.detach().float()).sum(1, keepdim=True)
                 if module.has_bias:
                     bias = module.down_proj_bias[self.expert_ids[part]]
                     d_weights[part] += (above.float() * bias.float()).sum(1, keepdim=True)
                 below = (below * weight).to(after.dtype)
+                above = (above * weight).to(after.dtype) if self.down_lora else above
+            if self.down_lora:
+                self.down_lora.add_gradients(down_gradients, *group, after.detach(), above)
             (below,) = torch.autograd.grad(after, inside, below)
-            d_rows[part] = product(self.inner, *group, below, not turned, dense)
+            d_rows[part] = product(self.up, *group, below, not transposed, dense)
+            if self.up_lora:
+                self.up_lora.add_gradients(up_gradients, *group, given, below)
+                d_rows[part] += self.up_lora.product_back(*group, below)
         # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
         total: torch.Tensor | int = 0
         for places in self.back:
             total = total + d_rows.index_select(0, places)
         d_weights = d_weights.view(-1)[self.back].t()
-        return total.to(hidden.dtype), d_weights.to(weights.dtype)
+        return total.to(hidden.dtype), d_weights.to(weights.dtype), *up_gradients, *down_gradients
+
+    def _down_back(self, above: torch.Tensor, group: list, transposed: bool) -> torch.Tensor:
+        below = product(self.down, *group, above, not transposed)
+        return below + self.down_lora.product_back(*group, above) if self.down_lora else below
 
 
-class _Given(torch.autograd.Function):
-    """Keeps what the experts were given; its backward is that of all their work.
+def _up_name(module: nn.Module) -> str:
+    return "gate_up_proj" if module.has_gate else "up_proj"
+
+
+def adapted(result: torch.Tensor, lora: ExpertLora | None, group: list, rows: torch.Tensor) -> torch.Tensor:
+    """`result` plus what the LoRA makes of `rows`; `group` is (experts, ends)."""
+    return result if lora is None else result + lora.product(*group, rows)
+
+
+def _zeros(lora: ExpertLora | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if lora is None else (torch.zeros_like(lora.a), torch.zeros_like(lora.b))
+
+
+class _SaveInputs(torch.autograd.Function):
+    """Keeps the inputs of the experts; its backward is that of the whole computation.
 
     Gradient checkpointing recomputes a layer up to the last tensor that was saved. That is this one, so that the
-    recomputation stops before the experts: `_Done`, which does the work, saves nothing.
+    recomputation stops before the experts: `_Compute` saves nothing.
     """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weights: torch.Tensor, work: Work) -> torch.Tensor:
-        ctx.work = work
-        ctx.save_for_backward(hidden, weights)
+    def forward(
+        ctx,
+        hidden: torch.Tensor,
+        weights: torch.Tensor,
+        dispatch: ExpertDispatch,
+        *adapter: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.dispatch = dispatch
+        ctx.save_for_backward(hidden, weights, *adapter)
         return hidden.view_as(hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple:
+        hidden, weights, *_ = ctx.saved_tensors  # A and B too, so that a change in place is noticed
         with torch.autocast(gradient.device.type, enabled=False):
-            return *ctx.work.backward(gradient, *ctx.saved_tensors), None
+            d_hidden, d_weights, *adapter = ctx.dispatch.backward(gradient, hidden, weights)
+        return d_hidden, d_weights, None, *adapter
 
 
-class _Done(torch.autograd.Function):
-    """The work forwards; hands the gradient of the result to `_Given` as it is."""
+class _Compute(torch.autograd.Function):
+    """The experts' result; hands its gradient to `_SaveInputs` as it is."""
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weights: torch.Tensor, work: Work) -> torch.Tensor:
+    def forward(ctx, hidden: torch.Tensor, weights: torch.Tensor, dispatch: ExpertDispatch) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return work.forward(hidden, weights)
+            return dispatch.forward(hidden, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -257,9 +336,14 @@ def packed_experts_forward(
         raise NotImplementedError(
             "packed experts lie whole on each rank; expert parallelism is not supported"
         )
-    work = Work.of(self, top_k_index)
-    given = _Given.apply(hidden_states, top_k_weights, work)
-    return _Done.apply(given, top_k_weights.detach(), work)
+    dispatch = ExpertDispatch.of(self, top_k_index)
+    adapter = [
+        tensor
+        for lora in (dispatch.up_lora, dispatch.down_lora)
+        for tensor in ((None, None) if lora is None else (lora.a, lora.b))
+    ]
+    given = _SaveInputs.apply(hidden_states, top_k_weights, dispatch, *adapter)
+    return _Compute.apply(given, top_k_weights.detach(), dispatch)
 
 
 def fused_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

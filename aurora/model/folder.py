@@ -16,21 +16,28 @@ BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
 BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
 PACKABLE = ("F32", "F16", "BF16")
+# Names in layer_types of a config: layers that attend, the first two to all tokens before.
+ATTENTION_LAYERS = ("full_attention", "attention", "sliding_attention", "chunked_attention")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
 LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+EXPERT = re.compile(r"(?<=experts\.)\d+")
+# Conversions of transformers by which the matrices of single experts become a fused tensor, row below row.
+MERGED_EXPERTS = ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
 METHOD = "aurora_nf4"  # quant_method in the config.json of a checkpoint that this project has packed
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorInfo:
     """One tensor of a checkpoint."""
 
     dtype: str  # in safetensors' names: BF16, U8, …
     shape: tuple[int, ...]
-    file: str
+    file: str  # its name in the folder
+    begin: int  # byte in the file, counted from its start
+    end: int
 
     @property
     def count(self) -> int:
@@ -40,7 +47,7 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Size in the file."""
-        return self.count * BITS[self.dtype] // 8
+        return self.end - self.begin
 
 
 def read_config(folder: Path) -> dict:
@@ -79,18 +86,36 @@ def weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there, {found}; {REMEDY} as safetensors")
 
 
-def read_headers(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the folder by name; raises ModelError for a missing, cut-off or damaged file."""
+def read_shards(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """Tensors of each safetensors file of a model folder, by file and by name.
+
+    Raises ModelError for a missing, truncated or damaged file, for a tensor that two files hold, and where index
+    and files disagree.
+    """
     folder = Path(folder)
     files, listed = weight_files(folder)
-    entries: dict[str, Entry] = {}
+    shards: dict[str, dict[str, TensorInfo]] = {}
+    held: dict[str, str] = {}
     for file in files:
-        entries |= _read_header(folder / file)
-    for name in sorted(set(listed or ()) ^ set(entries if listed else ())):
-        raise ModelError(
-            f"{folder / INDEX}: {name} stands in the index or in the files, not in both; {REMEDY}"
-        )
-    return entries
+        if not (folder / file).is_file():
+            raise ModelError(f"{folder / file}: missing, though {INDEX} names it; {REMEDY}")
+        shards[file] = read_tensor_infos(folder / file)
+        for name in shards[file]:
+            if name in held:
+                raise ModelError(f"{folder}: {name} is in {held[name]} and again in {file}; {REMEDY}")
+            held[name] = file
+    for name in sorted(set(listed or held) | set(held)):
+        if listed is not None and listed.get(name) != held.get(name):
+            where = held.get(name, "no file")
+            raise ModelError(
+                f"{folder / INDEX}: {name} is not in {listed.get(name, 'the index')} but in {where}; {REMEDY}"
+            )
+    return shards
+
+
+def read_headers(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of the folder by name; raises as `read_shards`."""
+    return {name: info for held in read_shards(folder).values() for name, info in held.items()}
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -165,14 +190,21 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     return result
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def read_tensor_infos(path: Path, remedy: str = REMEDY) -> dict[str, TensorInfo]:
+    """Tensors of one safetensors file in the order of their bytes; raises ModelError for a file that is not whole."""
     try:
-        header, _ = read_header(path)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: not found, though the index names it; {REMEDY}") from None
+        header, start = read_header(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a safetensors file, or damaged ({error}); {REMEDY}") from None
-    return {name: Entry(entry["dtype"], tuple(entry["shape"]), path.name) for name, entry in header.items()}
+        raise ModelError(f"{path}: truncated or damaged ({error}); {remedy}") from None
+    return {
+        name: TensorInfo(
+            entry["dtype"],
+            tuple(entry["shape"]),
+            path.name,
+            *(start + offset for offset in entry["data_offsets"]),
+        )
+        for name, entry in header.items()
+    }
 
 
 def group_of(name: str) -> str:
@@ -226,84 +258,156 @@ def meta_model(folder: Path):
         raise ModelError(f"{folder}/config.json: no language model that loads ({reason}); {REMEDY}") from None
 
 
-def verify(folder: Path, model, packing: bool) -> None:
-    """Raises ModelError, naming the tensor, where the checkpoint is not exactly what `model` wants.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where a tensor of a checkpoint lies in a tensor of the model: whole, or rows of one expert."""
 
-    With `packing` also for a matrix in a dtype that NF4 cannot hold.
+    name: str  # in the checkpoint
+    info: TensorInfo
+    expert: int | None = None
+    first_row: int = 0
+
+
+def verify(folder: Path, model, packing: bool) -> dict[str, list[Piece]]:
+    """The checkpoint's tensors behind each tensor of `model`; for those that transformers makes otherwise, no piece.
+
+    Raises ModelError, naming the tensor, where the checkpoint is not exactly what `model` wants. With `packing` also
+    for a matrix that NF4 cannot hold.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+    if packing:
+        require_packable(folder, model)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
-    found: dict[str, dict[str | None, dict[str, Entry]]] = defaultdict(lambda: defaultdict(dict))
+    packed = _packed_names(model) if packing else ()
+    found: dict[str, dict[str | None, dict[str, TensorInfo]]] = defaultdict(lambda: defaultdict(dict))
     ignored = re.compile(
         "|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
     )
-    for name, entry in read_headers(folder).items():
-        if packing and group_of(name) in ("experts", "attention") and entry.dtype not in PACKABLE:
-            raise ModelError(
-                f"{folder}: {name} is {entry.dtype}, which NF4 cannot hold; take the 16-bit model"
-            )
+    for name, info in read_headers(folder).items():
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        if target in packed and info.dtype not in PACKABLE:
+            raise ModelError(
+                f"{folder}: {name} is {info.dtype}, which NF4 cannot hold; take the 16-bit model"
+            )
         if target in wanted:
-            found[target][pattern][name] = entry
+            found[target][pattern][name] = info
         elif not ignored.search(name):
             raise ModelError(f"{folder}: {name} is not a tensor of this {model.config.model_type}; {REMEDY}")
     tied = set(model.all_tied_weights_keys) if getattr(model, "all_tied_weights_keys", None) else set()
+    pieces = {}
     for target, shape in wanted.items():
         if target not in found:
             if target in tied:
                 continue
             raise ModelError(f"{folder}: {target} is missing; {REMEDY}")
-        _verify_tensor(folder, target, shape, found[target], converters)
+        pieces[target] = _pieces(folder, target, shape, found[target], converters)
+    return pieces
 
 
-def _verify_tensor(folder: Path, target: str, shape: tuple, sources: dict, converters: list) -> None:
+def _packed_names(model) -> set[str]:
+    from aurora.model.experts import fused_tensors
+
+    return quantised_linears(model) | {name for name, _, _ in fused_tensors(model)}
+
+
+def require_packable(folder: Path, model) -> None:
+    """Raises ModelError for experts that cannot be held in 4 bits: by their shape, or since they have no interface."""
+    from aurora.model.experts import fused_tensors
+    from aurora.model.nf4 import fits_nf4
+
+    remedy = "set quantization.bits: 16"
+    fused = {name: tuple(getattr(module, part).shape) for name, module, part in fused_tensors(model)}
+    for name, shape in fused.items():
+        if not fits_nf4(shape):
+            raise ModelError(
+                f"{folder}: {name} is {shape}, and NF4 holds experts of 64n weights with an even row; {remedy}"
+            )
+    for name, tensor in model.named_parameters():
+        if tensor.dim() == 3 and "experts" in name.split(".") and name not in fused:
+            raise ModelError(
+                f"{folder}: {name} of this {model.config.model_type} is outside transformers' experts interface, so that"
+                f" it cannot be packed in 4 bits; {remedy}"
+            )
+
+
+def _pieces(folder: Path, target: str, shape: tuple, sources: dict, converters: list) -> list[Piece]:
     if None in sources:  # one to one
-        ((name, entry),) = sources[None].items()
-        if entry.shape != shape:
-            raise ModelError(f"{folder}: {name} is {entry.shape}, config.json asks for {shape}; {REMEDY}")
-        return
-    patterns = next(c.source_patterns for c in converters if any(p in sources for p in c.source_patterns))
-    total = 0
-    for pattern in patterns:
-        entries = sources.get(pattern, {})
+        ((name, info),) = sources[None].items()
+        if info.shape != shape:
+            raise ModelError(f"{folder}: {name} is {info.shape}, config.json asks for {shape}; {REMEDY}")
+        return [Piece(name, info)]
+    converter = next(c for c in converters if any(p in sources for p in c.source_patterns))
+    total, row, pieces = 0, 0, []
+    for pattern in converter.source_patterns:
+        infos = sources.get(pattern, {})
         if "*" in pattern:
-            _verify_experts(folder, target, pattern, shape[0], entries)
-        odd = next(iter(entries.values()), None)
-        for name, entry in entries.items():
-            total += entry.count
-            if entry.shape != odd.shape:
-                raise ModelError(f"{folder}: {name} is {entry.shape}, its sisters {odd.shape}; {REMEDY}")
+            _verify_experts(folder, target, pattern, shape[0], infos)
+        odd = next(iter(infos.values()), None)
+        for name, info in infos.items():
+            total += info.count
+            if info.shape != odd.shape:
+                raise ModelError(f"{folder}: {name} is {info.shape}, its sisters {odd.shape}; {REMEDY}")
+            if "*" in pattern:
+                pieces.append(Piece(name, info, int(EXPERT.search(name)[0]), row))
+        row += odd.shape[0] if odd and odd.shape else 0
     if total != prod(shape):
-        name, entry = next(item for entries in sources.values() for item in entries.items())
+        name, info = next(item for infos in sources.values() for item in infos.items())
         raise ModelError(
-            f"{folder}: {name} is {entry.shape}, which with its sisters is not {shape} of {target}; {REMEDY}"
+            f"{folder}: {name} is {info.shape}, which with its sisters is not {shape} of {target}; {REMEDY}"
         )
+    steps = [(type(step).__name__, getattr(step, "dim", None)) for step in converter.operations]
+    return pieces if steps in MERGED_EXPERTS else []
 
 
-def _verify_experts(folder: Path, target: str, pattern: str, experts: int, entries: dict[str, Entry]) -> None:
-    number = re.compile(r"(?<=experts\.)\d+")
-    have = {int(found[0]) for name in entries if (found := number.search(name))}
+def _verify_experts(
+    folder: Path, target: str, pattern: str, experts: int, infos: dict[str, TensorInfo]
+) -> None:
+    have = {int(found[0]) for name in infos if (found := EXPERT.search(name))}
     for expert in sorted(have ^ set(range(experts))):
         state = "one too many" if expert in have else "missing"
         place = f"{target} <- {pattern.strip('.').replace('*', str(expert))}"
         raise ModelError(f"{folder}: {place} is {state}; config.json asks for {experts} experts; {REMEDY}")
 
 
+def is_recurrent(config) -> bool:
+    """Whether some layers carry a state from token to token (Mamba, linear attention), which knows no mask."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    return any(kind not in ATTENTION_LAYERS for kind in kinds)
+
+
+def has_plain_attention(config) -> bool:
+    """Whether every layer sees all tokens before, so that a mask of any shape and any batching are one."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    windows = getattr(text, "sliding_window", None) is not None and not kinds
+    chunks = getattr(text, "attention_chunk_size", None) is not None and not kinds
+    return not (windows or chunks) and all(kind in ("full_attention", "attention") for kind in kinds)
+
+
+def unquantised(model) -> list[str]:
+    """Names of modules that 4 bits leave as they are: the head, and mixers that read the weights of their layers."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    mixers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "A_log")}
+    return [*get_keys_to_not_convert(model), *sorted(mixers & {"mamba", "mixer"})]
+
+
 def quantised_linears(model) -> set[str]:
     """Names of the weights that become bitsandbytes' Linear4bit."""
     from torch import nn
-    from transformers.quantizers.base import get_keys_to_not_convert
 
-    kept = get_keys_to_not_convert(model)
+    kept = unquantised(model)
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and not any(name == key or name.endswith(f".{key}") for key in kept)
+        if type(module) is nn.Linear
+        and not any(name == key or name.endswith(f".{key}") or f".{key}." in name for key in kept)
     }
 
 

@@ -7,16 +7,17 @@ import torch
 
 from aurora.core.errors import ModelError, ResourceError, out_of_memory
 from aurora.core.files import remove
+from aurora.model.experts import fused_tensors
 from aurora.model.folder import (
-    ATTENTION,
     meta_model,
+    quantised_linears,
     read_config,
     refuse_foreign_quantization,
+    unquantised,
     verify,
     verify_packed,
 )
 from aurora.model.machine import GIB, default_device, free_memory
-from aurora.model.nf4 import PackedExperts
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 def load_model(folder: Path, quantization: Quantization, *, device: str | None = None) -> "PreTrainedModel":
     """Loads a Hugging Face folder, dense or packed, onto one device in evaluation mode.
 
-    With bits 4 the experts are packed as they arrive, so that the peak is the packed model and one tensor of the
-    checkpoint, and attention becomes bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
+    With bits 4 experts, if the model has any, are packed as they arrive, so that the peak is the packed model and one
+    tensor of the checkpoint, and linear layers become bitsandbytes' Linear4bit; router, norms, embeddings and head take the compute dtype.
     `device` is by default this process's own card, or the CPU. The packed form of a large fetched folder is kept
     and read from then on (aurora/model/packed_cache.py). Raises ModelError for a folder that is no such
     model, for missing, extra or misshapen tensors and foreign quantisation, and if any expert or attention matrix
@@ -71,8 +72,11 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
     config = skeleton.config
     if packed:
         config.quantization_config["compute_dtype"] = quantization.compute_dtype
+        config.quantization_config["skip_modules"] = unquantised(skeleton)
     elif quantization.bits == 4:
-        options["quantization_config"] = PackingConfig(quantization.double_quant, quantization.compute_dtype)
+        options["quantization_config"] = PackingConfig(
+            quantization.double_quant, quantization.compute_dtype, unquantised(skeleton)
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -88,7 +92,7 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
             )
     if quantization.bits == 4:
         prove_packed(model, folder)
-    else:
+    elif any(fused_tensors(model)):
         model.set_experts_implementation("grouped_mm")
     release_heap()
     return model.eval()
@@ -111,21 +115,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def prove_packed(model: torch.nn.Module, folder: Path) -> None:
-    """Raises ModelError, naming the tensor, if an expert or attention matrix is floating point."""
-    packed = {name for name, module in model.named_modules() if isinstance(module, PackedExperts)}
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if "lora_" in name or name.rpartition(".")[0] in packed or parameter.dim() < 2:
-            continue
-        if ("experts" in parts or any(part in ATTENTION for part in parts)) and parameter.is_floating_point():
-            raise ModelError(
-                f"{folder}: {name} is {parameter.dtype} after loading in 4 bits; do not use this model"
-            )
-    if not packed:
-        raise ModelError(
-            f"{folder}: no fused expert tensor was found to pack; 4 bits are for a mixture of experts, so set"
-            " quantization.bits: 16"
-        )
+    """Raises ModelError, naming the tensor, if an expert or a matrix that NF4 should hold is floating point."""
+    fused = [name for name, _, _ in fused_tensors(model)]
+    dense = quantised_linears(model)  # of those that are packed, torch's plain linear layer is gone
+    for name in [*fused, *sorted(name for name in dense if "lora_" not in name)]:
+        dtype = model.get_parameter(name).dtype
+        raise ModelError(f"{folder}: {name} is {dtype} after loading in 4 bits; do not use this model")
 
 
 def require_memory(

@@ -38,9 +38,10 @@ def machine() -> Machine:
     import torch
 
     device = default_device()
+    memory = free_memory(device) or 2**62
     if device == "cpu":
-        return Machine("cpu", 0, free_memory(device) or 2**62)
-    return Machine(torch.cuda.get_device_name(device), torch.cuda.device_count(), free_memory(device))
+        return Machine("cpu", 0, memory)
+    return Machine(torch.cuda.get_device_name(device), torch.cuda.device_count(), memory)
 
 
 def default_device() -> str:

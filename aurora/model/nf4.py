@@ -25,6 +25,11 @@ def _has_avx512() -> bool:
 KERNEL_ON_CPU = _has_avx512()
 
 
+def fits_nf4(shape: tuple[int, ...]) -> bool:
+    """Whether a fused tensor of this shape can be packed expert by expert."""
+    return len(shape) == 3 and not ((shape[1] * shape[2]) % BLOCK or shape[2] % 2)
+
+
 class PackedExperts(nn.Module):
     """One fused tensor (experts, rows, columns) in NF4.
 
@@ -37,7 +42,7 @@ class PackedExperts(nn.Module):
     ) -> None:
         """An empty store for `shape`; `dtype` is what the experts compute in. Raises ValueError for other shapes."""
         super().__init__()
-        if len(shape) != 3 or (shape[1] * shape[2]) % BLOCK or shape[2] % 2:
+        if not fits_nf4(shape):
             raise ValueError(f"NF4 takes (experts, rows, columns) of {BLOCK}n weights an expert, not {shape}")
         self.shape, self.double_quant, self.dtype = torch.Size(shape), double_quant, dtype
         blocks = shape[1] * shape[2] // BLOCK

@@ -16,7 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import Concatenate, ConversionOps, MergeModulelist, WeightConverter
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import (
@@ -39,7 +39,7 @@ from aurora.model.experts import (
     packed_experts_forward,
     replace,
 )
-from aurora.model.folder import INDEX, METHOD
+from aurora.model.folder import INDEX, MERGED_EXPERTS, METHOD
 from aurora.model.nf4 import PackedExperts
 
 SHARD = "2GB"  # what saving copies at a time
@@ -48,12 +48,19 @@ SHARD = "2GB"  # what saving copies at a time
 class PackingConfig(BitsAndBytesConfig):
     """bitsandbytes' NF4 with the three settings that a packed checkpoint records."""
 
-    def __init__(self, double_quant: bool = True, compute_dtype: str = "bfloat16", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        double_quant: bool = True,
+        compute_dtype: str = "bfloat16",
+        skip_modules: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=double_quant,
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=skip_modules,
         )
         self.quant_method = METHOD
 
@@ -102,7 +109,8 @@ class PackingQuantizer(Bnb4BitHfQuantizer):
         model = super()._process_model_after_weight_loading(model, **kwargs)
         # The name by which Trainer and `model.to` know that a 4-bit model is neither moved nor cast.
         model.quantization_method = QuantizationMethod.BITS_AND_BYTES
-        model.set_experts_implementation(IMPLEMENTATION)
+        if any(isinstance(module, PackedExperts) for module in model.modules()):
+            model.set_experts_implementation(IMPLEMENTATION)
         for module in model.modules():
             if isinstance(module, PackedExperts):
                 module.requires_grad_(False)
@@ -153,11 +161,12 @@ class _Pack(ConversionOps):
             usual = Bnb4bitQuantize(self.hf_quantizer)
             return usual.convert(input_dict, full_layer_name=full_layer_name, model=model, **kwargs)
         shape = tuple(getattr(module, name).shape)
-        if set(input_dict) == set(source_patterns):  # single experts: gate and up, or down
+        found = [value if isinstance(value, list) else [value] for value in input_dict.values()]
+        if any(callable(reader) for reader in found[0]):  # of single experts: gate and up, or down
             parts = [input_dict.pop(pattern) for pattern in source_patterns]
-        else:
-            (whole,) = input_dict.values()
-            parts = [list(whole[0] if isinstance(whole, list) else whole)]
+        else:  # fused on disk, or by transformers
+            ((whole,),) = found
+            parts = [list(whole)]
         if any(len(part) != shape[0] for part in parts):
             raise ValueError(f"{full_layer_name}: {[len(part) for part in parts]} experts of {shape[0]}")
         packed = None
@@ -198,9 +207,9 @@ def _unmerged(conversion: Any) -> Any:
     # Of other conversions (transposed, interleaved) the fused result is packed once it stands.
     if not isinstance(conversion, WeightConverter):
         return conversion
-    steps = [(type(step), getattr(step, "dim", None)) for step in conversion.operations]
+    steps = [(type(step).__name__, getattr(step, "dim", None)) for step in conversion.operations]
     target = conversion.target_patterns[0].rpartition(".")[2]
-    if target not in FUSED or steps not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
+    if target not in FUSED or steps not in MERGED_EXPERTS:
         return conversion
     sources, targets = conversion._original_source_patterns, conversion._original_target_patterns
     single = _OneByOne(list(sources), list(targets), operations=[_Keep()])
@@ -223,7 +232,7 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
     The tensors are the bits in memory, so that a second load reads a quarter of the dense size.
     Raises ModelError for a model that is not packed or that carries an adapter.
     """
-    if not any(isinstance(module, PackedExperts) for module in model.modules()):
+    if not any(isinstance(module, (PackedExperts, Linear4bit)) for module in model.modules()):
         raise ModelError(
             f"{folder}: only a model loaded in 4 bits can be saved packed; set quantization.bits: 4"
         )

@@ -6,12 +6,19 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from aurora.core.declared import DVC_YAML, OPTIONAL, VERSIONS, declared_params, libraries
 from aurora.core.yaml_files import read_yaml
 from aurora.pipeline.rooms import PACKAGES, SOURCE_BUILDERS, reached, read_stages, script_of
 
+PYPROJECT, CONSTRAINTS = "pyproject.toml", "constraints.txt"
+# A line of versions.yaml: the library with what stands around it, the library, the version.
+TRACKED = re.compile(r"""(?m)^( *([\w.-]+): +(?:&\w+ +)?)["']?([\w.]+)["']?(?=\s|$)""")
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
 UNTRACKED = frozenset(
     {"click", "dvc", "dvc-data", "huggingface-hub", "httpx2", "pydantic", "ruamel-yaml", "scmrepo", "tqdm"}
@@ -19,19 +26,13 @@ UNTRACKED = frozenset(
 
 
 def version_faults(root: Path) -> list[str]:
-    """One line for each library that a stage imports and does not track the version of, or tracks in vain.
+    """One line for each library that a stage imports and does not track, tracks in vain, or tracks at another version.
 
-    versions.yaml is held against constraints.txt and pyproject.toml too, which pip installs by, and against the file of
-    the same name in the folders from which a source is made.
+    pyproject.toml is the source of every version. constraints.txt, the root's versions.yaml, and the file of that name
+    in the folders from which a source is made follow it by `make lock`.
     """
     groups = read_yaml(root / VERSIONS)
-    tracked = libraries(groups)
-    lines = [
-        f"{VERSIONS}: {name} is {value} in {group}, but {tracked[name]} in another group; write it once and refer to it"
-        for group, versions in groups.items()
-        for name, value in versions.items()
-        if str(value) != tracked[name]
-    ]
+    lines = []
     used = set()
     for stage, entry in read_stages(root).items():
         script = script_of(entry)
@@ -48,28 +49,66 @@ def version_faults(root: Path) -> list[str]:
         file = root / folder / VERSIONS
         own = read_yaml(file) if file.is_file() else {}
         used |= {group for group, versions in groups.items() if versions.keys() & own.keys()}
-        place = f"{folder}/{VERSIONS}"
-        lines += _compared(place, sorted((root / folder).rglob("*.py")), set(own))
-        lines += [
-            f"{place}: {name} is {value}, but {tracked.get(name)} in {VERSIONS}; write the same in both"
-            for name, value in own.items()
-            if tracked.get(name) != value
-        ]
+        lines += _compared(f"{folder}/{VERSIONS}", sorted((root / folder).rglob("*.py")), set(own))
     lines += [
         f"{VERSIONS}: group {name} is declared by no stage; remove it"
         for name in sorted(groups.keys() - used)
     ]
-    constraints = dict(_pins((root / "constraints.txt").read_text(encoding="utf-8").splitlines()))
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    direct = dict(_pins(project["dependencies"]))  # not all that is tracked: some come with others
-    for name, value in tracked.items():
-        for file, found in (
-            ("constraints.txt", constraints.get(name, "absent")),
-            ("pyproject.toml", direct.get(name, value)),
-        ):
-            if found != value:
-                lines.append(f"{VERSIONS}: {name} is {value}, but {found} in {file}; write the same in both")
-    return lines
+    return [*lines, *_unlike_pyproject(root)]
+
+
+def write_versions(root: Path) -> None:
+    """Gives every library of the versions.yaml files the version that pyproject.toml pins; their comments stay."""
+    pins = _pyproject(root)
+    for file in _versions_files(root):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(
+            TRACKED.sub(lambda found: f'{found[1]}"{pins.get(found[2], found[3])}"', text),
+            encoding="utf-8",
+        )
+
+
+def _unlike_pyproject(root: Path) -> Iterator[str]:
+    """Versions that are not those of pyproject.toml, and its libraries that have none."""
+    pins = _pyproject(root)
+    constraints = _pins((root / CONSTRAINTS).read_text(encoding="utf-8").splitlines())
+    for name, value in pins.items():
+        if not value:
+            yield f"{PYPROJECT}: {name} has no one version; pin it as {name}=={constraints.get(name) or '...'}"
+        elif constraints.get(name) != value:
+            found = constraints.get(name, "absent")
+            yield f"{CONSTRAINTS}: {name} is {found}, but {value} in {PYPROJECT}; run make lock"
+    for file in _versions_files(root):
+        place = file.relative_to(root).as_posix()
+        content = read_yaml(file)
+        groups = content.values() if file == root / VERSIONS else [content]
+        for name, value in dict.fromkeys(item for group in groups for item in group.items()):
+            if name not in pins:
+                yield f"{place}: {name} is not among the dependencies of {PYPROJECT}; add it there, then run make lock"
+            elif pins[name] != value:
+                yield f"{place}: {name} is {value}, but {pins[name]} in {PYPROJECT}; run make lock"
+
+
+def _versions_files(root: Path) -> list[Path]:
+    files = [root / VERSIONS, *(root / folder / VERSIONS for folder in sorted(SOURCE_BUILDERS))]
+    return [file for file in files if file.is_file()]
+
+
+def _pyproject(root: Path) -> dict[str, str]:
+    """Every library that pyproject.toml names, optional ones too, with its version; "" where it is not pinned."""
+    project = tomllib.loads((root / PYPROJECT).read_text(encoding="utf-8"))["project"]
+    return _pins([*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())])
+
+
+def shadowing(root: Path) -> list[str]:
+    """One line for each module in the root that has a library's name: stages ignore it, other programs would take it."""
+    known = {*sys.stdlib_module_names, *_distributions()} - set(PACKAGES)
+    files = [*root.glob("*.py"), *(path.parent for path in root.glob("*/__init__.py"))]
+    return [
+        f"{path.relative_to(root)}: has the name of a library, which it would replace; rename it"
+        for path in sorted(files)
+        if path.stem in known
+    ]
 
 
 def _compared(place: str, files: list[Path], declared: set[str]) -> list[str]:
@@ -95,7 +134,7 @@ def _libraries(file: Path) -> set[str]:
             names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, *PACKAGES}
     known = _distributions()
-    return {_normal(distribution) for name in names for distribution in known.get(name, [name])}
+    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
 
 
 @cache
@@ -119,19 +158,20 @@ def _with_required(names: set[str]) -> set[str]:
             needed = requires(name) or []
         except PackageNotFoundError:
             continue
-        todo += [
-            _normal(re.split(r"[^\w.-]", text, maxsplit=1)[0]) for text in needed if "extra ==" not in text
-        ]
+        todo += [canonicalize_name(Requirement(text).name) for text in needed if "extra ==" not in text]
     return seen
 
 
-def _pins(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _pins(lines: Iterable[str]) -> dict[str, str]:
+    """Versions, without their build, by the normal names of distributions; "" where a line does not pin one version."""
+    pins: dict[str, str] = {}
     for line in lines:
-        name, sign, pinned = line.partition("==")
-        if sign:
-            yield _normal(name), pinned.strip().partition("+")[0]
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            found = re.fullmatch(r"==([^*,+]+)(\+\w+)?", str(requirement.specifier))
+            pins[canonicalize_name(requirement.name)] = found[1] if found else ""
+    return pins
 
 
-def _normal(name: str) -> str:
-    # PEP 503
-    return re.sub(r"[-_.]+", "-", name).lower()
+if __name__ == "__main__":
+    write_versions(Path())

@@ -55,7 +55,7 @@ def licence_fields(licences: list[str | None]) -> dict:
 
 def base_name(manifest: dict) -> str:
     uri = manifest.get("uri") or "the base"
-    return (hub_id(uri) or uri.removeprefix("embedded:")).split("/")[-1]
+    return (hub_id(uri) or uri).split("/")[-1]
 
 
 def base_section(manifest: dict, record: dict) -> str:

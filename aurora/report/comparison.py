@@ -1,4 +1,4 @@
-"""Two evaluations question by question: what changed, and whether chance alone would explain it."""
+"""Two evaluations question by question: what changed, and whether chance alone explains it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +39,9 @@ class Difference:
 def difference(name: str, before: numpy.ndarray, after: numpy.ndarray) -> Difference:
     """Compares two (N,) boolean arrays of right answers to the same questions.
 
-    The interval is McNemar's, exact: of the questions on which the two differ, the share that B wins has a
-    Clopper-Pearson interval at 95 %, which is scaled by their number. It holds zero just when the exact McNemar
-    test does not reject at 5 %, on a handful of questions as well as on thousands.
+    The interval is McNemar's, exact: the share that B wins of the questions on which the two differ has a
+    Clopper-Pearson interval at 95 %, scaled by the number of these questions. It holds zero exactly when the exact
+    McNemar test does not reject at 5 %.
     """
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     low, high = clopper_pearson(gained, gained + lost)

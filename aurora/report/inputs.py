@@ -1,4 +1,4 @@
-"""Everything that the report tells, as the stages wrote it."""
+"""What the report reads, as the stages wrote it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ def change(base: float | None, tuned: float | None, form: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ReportInputs:
     """`paper` alone is quoted; all else was measured by the stages of one run."""
 
     paper: dict

@@ -1,10 +1,10 @@
-"""REPORT.md as blocks: the paper's tables and figures, quoted, beside what the stages of this run measured."""
+"""REPORT.md as blocks: the paper's tables and figures, quoted, beside the measurements of this run."""
 
 from collections.abc import Mapping
 
 from aurora.report.blocks import Block, Heading, Link, Paragraph, Picture, Table
 from aurora.report.charts import bars, lines, shares
-from aurora.report.inputs import CONFUSION_MEASURES, MODELS, REPLY_MEASURES, Gathered, change
+from aurora.report.inputs import CONFUSION_MEASURES, MODELS, REPLY_MEASURES, ReportInputs, change
 from aurora.report.published import (
     base_scores,
     checkpoints,
@@ -20,7 +20,7 @@ from aurora.report.scores import all_models, benchmarks, categories, findings, p
 GIB = 2**30
 
 
-def report_blocks(found: Gathered) -> list[Block]:
+def report_blocks(found: ReportInputs) -> list[Block]:
     """The whole page."""
     source = found.paper["source"]
     return [
@@ -56,7 +56,7 @@ def report_blocks(found: Gathered) -> list[Block]:
     ]
 
 
-def _languages(found: Gathered) -> list[Block]:
+def _languages(found: ReportInputs) -> list[Block]:
     rows, cells = {}, []
     shown_measures = REPLY_MEASURES | CONFUSION_MEASURES
     for where, key in (("held-out prompts", None), ("fixed prompts", "prompts")):
@@ -72,7 +72,7 @@ def _languages(found: Gathered) -> list[Block]:
             }
         counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
         measures = [
-            change(*(side[name] for side in sides), form) for name, (_, form) in shown_measures.items()
+            change(sides[0][name], sides[1][name], form) for name, (_, form) in shown_measures.items()
         ]
         cells.append((where, *measures, " → ".join(counts)))
     picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
@@ -90,7 +90,7 @@ def _languages(found: Gathered) -> list[Block]:
     ]
 
 
-def _first_replies(found: Gathered) -> list[Block]:
+def _first_replies(found: ReportInputs) -> list[Block]:
     base, tuned = (found.prompts[model] for model in MODELS)
     kind = base[0]["kind"]
     rows = [
@@ -107,7 +107,7 @@ def _first_replies(found: Gathered) -> list[Block]:
     ]
 
 
-def _kinds(found: Gathered) -> list[Block]:
+def _kinds(found: ReportInputs) -> list[Block]:
     base, tuned = (found.results[model]["prompts"]["kinds"] for model in MODELS)
     rows = [
         (
@@ -133,7 +133,7 @@ def _kinds(found: Gathered) -> list[Block]:
     ]
 
 
-def _rounds(found: Gathered) -> list[Block]:
+def _rounds(found: ReportInputs) -> list[Block]:
     quoted = {row["name"]: row for row in found.paper["table_2"]}
     total = {
         key: sum(row[key] for row in found.paper["table_2"]) for key in ("single_round", "multiple_rounds")
@@ -156,7 +156,7 @@ def _rounds(found: Gathered) -> list[Block]:
     ]
 
 
-def _topics(found: Gathered) -> list[Block]:
+def _topics(found: ReportInputs) -> list[Block]:
     paper = found.paper["figure_1"]
     topics = dict(sorted(found.clean["topics"].items(), key=lambda item: (-item[1], item[0])))
     return [
@@ -169,7 +169,7 @@ def _topics(found: Gathered) -> list[Block]:
     ]
 
 
-def _memory(found: Gathered) -> list[Block]:
+def _memory(found: ReportInputs) -> list[Block]:
     paper, memory = found.paper["table_4"], found.results["tuned"]["memory"]
     rows = [
         (
@@ -195,7 +195,7 @@ def _memory(found: Gathered) -> list[Block]:
     ]
 
 
-def _loss(found: Gathered) -> list[Block]:
+def _loss(found: ReportInputs) -> list[Block]:
     series = {
         name: [(float(row["step"]), float(row[key])) for row in found.curve if row.get(key)]
         for name, key in (("training", "loss"), ("held out", "held_out_loss"))
@@ -209,10 +209,10 @@ def _loss(found: Gathered) -> list[Block]:
     ]
 
 
-def _merge(found: Gathered) -> list[Block]:
+def _merge(found: ReportInputs) -> list[Block]:
     counts = {name: value for name, value in found.merge.items() if name != "drift"}
     rows = [(name, _number(value)) for name, value in counts.items()]
-    blocks = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
+    blocks: list[Block] = [Heading("Merge"), Table(("measure", "value"), rows, frozenset({1}))]
     drift = found.merge.get("drift")
     if drift:
         pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}
@@ -221,7 +221,7 @@ def _merge(found: Gathered) -> list[Block]:
         blocks += [
             Heading("Drift of the merge"),
             Paragraph(
-                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_itself is what the "
+                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_effect is what the "
                 "adapter changes in that base, the measure for the other rows."
             ),
             Table(
@@ -242,7 +242,7 @@ def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _inputs(found: Gathered) -> list[Block]:
+def _inputs(found: ReportInputs) -> list[Block]:
     rows = [
         (source["path"], source["uri"], source["licence"], f"{source['bytes']:,}", source["dvc_hash"])
         for source in found.inputs

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
 from aurora.report.charts import lines
 from aurora.report.comparison import ledger
-from aurora.report.inputs import MODELS, NAMES, OVERLAP_MEASURES, Gathered, shown
+from aurora.report.inputs import MODELS, NAMES, OVERLAP_MEASURES, ReportInputs, shown
 
 LANGUAGES = {"ceval": "Chinese", "cmmlu": "Chinese", "mmlu": "English"}  # of each benchmark's questions
 WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 
-def base_scores(found: Gathered) -> list[Block]:
+def base_scores(found: ReportInputs) -> list[Block]:
     """Published scores of the base beside ours, and whether ours lies within their band."""
     published, ours = found.paper["published"], found.results["base"]
     columns = ("ceval", "ceval_test", "mmlu", "cmmlu")
@@ -69,7 +69,7 @@ def _range(values: list[float]) -> str:
     return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g} to {max(values):g}"
 
 
-def forgetting(found: Gathered) -> list[Block]:
+def forgetting(found: ReportInputs) -> list[Block]:
     """What the tune gained and lost, paired by question."""
     rows = []
     for item in ledger(*(found.questions[model] for model in MODELS), LANGUAGES, found.categories):
@@ -102,7 +102,7 @@ def forgetting(found: Gathered) -> list[Block]:
     ]
 
 
-def protocols(found: Gathered) -> list[Block]:
+def protocols(found: ReportInputs) -> list[Block]:
     """Both protocols in one table, ours and quoted; nothing where only one was run."""
     sides = [found.results[model].get("paper") for model in MODELS]
     if not all(sides):
@@ -137,7 +137,7 @@ def protocols(found: Gathered) -> list[Block]:
     ]
 
 
-def confusion(found: Gathered) -> list[Block]:
+def confusion(found: ReportInputs) -> list[Block]:
     """The Language Confusion Benchmark by task and set; nothing where no such source was answered."""
     sides = [_sets(found.results[model]) for model in MODELS]
     rows = []
@@ -174,7 +174,7 @@ def _sets(results: Mapping) -> dict[tuple[str, str], Mapping]:
     }
 
 
-def medical(found: Gathered) -> list[Block]:
+def medical(found: ReportInputs) -> list[Block]:
     """CMB beside what the paper's repository gives; nothing where it was not answered."""
     sides = [found.results[model].get("medical") or {} for model in MODELS]
     rows = [
@@ -197,7 +197,7 @@ def medical(found: Gathered) -> list[Block]:
     ]
 
 
-def router(found: Gathered) -> list[Block]:
+def router(found: ReportInputs) -> list[Block]:
     """What the router does, Chinese against English text; nothing where it was not measured."""
     sides = [found.results[model].get("router") for model in MODELS]
     if not all(sides):
@@ -236,7 +236,7 @@ def router(found: Gathered) -> list[Block]:
     ]
 
 
-def checkpoints(found: Gathered) -> list[Block]:
+def checkpoints(found: ReportInputs) -> list[Block]:
     """Scores by step, beside the paper's; the picture is of ours."""
     measures = ("loss", "zh_reply_rate", "lpr", *OVERLAP_MEASURES)
     rows, series = [], {}
@@ -268,7 +268,7 @@ def checkpoints(found: Gathered) -> list[Block]:
     return blocks
 
 
-def other_tasks(found: Gathered) -> list[Block]:
+def other_tasks(found: ReportInputs) -> list[Block]:
     """Further tasks by lm-eval's names; nothing where none was asked for."""
     sides = [found.results[model].get("other") or {} for model in MODELS]
     rows = [

@@ -1,16 +1,16 @@
-"""The part of the report about answers: base against tuned, the paper's models, categories, subjects, protocol."""
+"""Scores in the report: base against tuned, the paper's models, categories, subjects, protocol."""
 
 from collections.abc import Mapping
 
 from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
 from aurora.report.charts import Interval, intervals
 from aurora.report.comparison import Difference, clopper_pearson, compare_questions
-from aurora.report.inputs import MODELS, NAMES, SPLITS, Gathered, change, shown
+from aurora.report.inputs import MODELS, NAMES, SPLITS, ReportInputs, change, shown
 
 CHANCE = 0.25  # four choices
 
 
-def findings(found: Gathered) -> str:
+def findings(found: ReportInputs) -> str:
     """Two sentences that say what came of the run."""
     base, tuned = (found.results[model] for model in MODELS)
     replies = " to ".join(shown(side["zh_reply_rate"], ".0%") for side in (base, tuned))
@@ -29,7 +29,7 @@ def findings(found: Gathered) -> str:
     )
 
 
-def benchmarks(found: Gathered) -> list[Block]:
+def benchmarks(found: ReportInputs) -> list[Block]:
     """Base against tuned on the same questions, with intervals."""
     base, tuned = (found.results[model] for model in MODELS)
     rows = [
@@ -78,19 +78,19 @@ def _interval(score: Mapping) -> Interval:
     return Interval(score["acc"], score["acc"] - reach, score["acc"] + reach)
 
 
-def _differences(found: Gathered) -> list[Difference]:
+def _differences(found: ReportInputs) -> list[Difference]:
     by_name = {
         item.name: item for item in compare_questions(*(found.questions[model] for model in MODELS))[0]
     }
     return [by_name[name] for name in NAMES if name in by_name]
 
 
-def _too_long(found: Gathered) -> str:
+def _too_long(found: ReportInputs) -> str:
     counts = " and ".join(f"{found.results[model]['too_long']:,} ({model})" for model in MODELS)
     return f"Prompts longer than the context, cut at their beginning: {counts}."
 
 
-def all_models(found: Gathered) -> list[Block]:
+def all_models(found: ReportInputs) -> list[Block]:
     """The paper's Table 3 with the two models of this run."""
     rows = [[row["model"], *(f"{row[name]:g}" for name in NAMES), "quoted"] for row in found.paper["table_3"]]
     ours = [
@@ -115,7 +115,7 @@ def all_models(found: Gathered) -> list[Block]:
     ]
 
 
-def categories(found: Gathered) -> list[Block]:
+def categories(found: ReportInputs) -> list[Block]:
     """MMLU and CMMLU by category."""
     quoted, (base, tuned) = found.paper["categories"], (found.results[m]["categories"] for m in MODELS)
     rows = []
@@ -127,7 +127,7 @@ def categories(found: Gathered) -> list[Block]:
     return [Heading("MMLU and CMMLU by category"), Table(header, rows, frozenset({1, 2, 3, 4}))]
 
 
-def subjects(found: Gathered) -> list[Block]:
+def subjects(found: ReportInputs) -> list[Block]:
     """Accuracy of both models by subject."""
     scores = {model: found.results[model]["subjects"] for model in MODELS}
     rows = {
@@ -148,7 +148,7 @@ def _binomial(score: Mapping) -> Interval:
     return Interval(score["acc"], *clopper_pearson(right, score["n"]))
 
 
-def protocol(found: Gathered) -> list[Block]:
+def protocol(found: ReportInputs) -> list[Block]:
     """What differs between the two evaluations."""
     paper, ours = found.paper["protocol"], found.results["tuned"]["protocol"]
     tasks = ours["tasks"]

@@ -1,4 +1,4 @@
-"""The small files that git tracks, gathered from the outputs of the stages before."""
+"""The small files that git tracks: metrics, tables of plots, pictures, replies, model cards and REPORT.md."""
 
 import csv
 import io
@@ -16,17 +16,17 @@ from aurora.core.yaml_files import read_yaml
 from aurora.report.adapter_card import adapter_card
 from aurora.report.blocks import Picture, escaped, html, markdown
 from aurora.report.comparison import read_categories, read_questions
-from aurora.report.inputs import MODELS, NAMES, Gathered
+from aurora.report.inputs import MODELS, NAMES, ReportInputs
 from aurora.report.model_card import merged_card, with_scores
 from aurora.report.page import report_blocks
 
 PAPER = Path(__file__).with_name("paper.yaml")
-APART = ("categories", "subjects", "protocol")  # of results.json, told elsewhere than in metrics/eval.json
+APART = ("categories", "subjects", "protocol")  # of results.json, which metrics/eval.json leaves out
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where the stages before left what the report tells."""
+    """Where the earlier stages left what the report reads."""
 
     clean: Path  # metrics.json
     format: Path  # metrics.json
@@ -41,7 +41,7 @@ class Outputs:
 
 
 def evaluation(results: dict[str, dict]) -> dict:
-    """metrics/eval.json: for each model what eval measured, without those by category, subject and kind of prompt."""
+    """metrics/eval.json: what eval measured on each model, without scores by category, subject and kind of prompt."""
     found = {
         model: {name: value for name, value in results[model].items() if name not in APART}
         for model in MODELS
@@ -173,7 +173,7 @@ def read_rows(folders: dict[str, Path], name: str, keys: tuple[str, ...]) -> dic
 
 
 def read_results(folders: dict[str, Path]) -> dict[str, dict]:
-    """results.json of both models. Raises DataError if one lacks a part that the report tells."""
+    """results.json of both models. Raises DataError if one lacks a part that the report needs."""
     results = {}
     for model in MODELS:
         path = folders[model] / "results.json"
@@ -211,7 +211,7 @@ def read_router_changes(folders: dict[str, Path], results: dict[str, dict]) -> d
 
 
 def read_inputs(outputs: Outputs) -> list[dict]:
-    """Path, URI, licence, bytes and DVC hash of what was fetched; a model, which may have 90 GB, by its manifest."""
+    """Path, URI, licence, bytes and DVC hash of each fetched source; a model, which may have 90 GB, by its manifest."""
     manifest = read_fetched(outputs.base_manifest, FETCH_BASE)
     model = {
         "path": outputs.base_manifest.as_posix(),
@@ -224,7 +224,7 @@ def read_inputs(outputs: Outputs) -> list[dict]:
 
 
 def read_hashes(outputs: Outputs) -> dict[str, str]:
-    """The hash by which DVC knows each output of a stage that is told of, by its path."""
+    """The DVC hash of each output that the report reads, by its path."""
     paths = [
         outputs.sft,
         *outputs.models.values(),
@@ -262,7 +262,7 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "eval": evaluation(results),
     }
     blocks = report_blocks(
-        Gathered(
+        ReportInputs(
             paper=read_paper(),
             clean=metrics["clean"],
             sft=metrics["sft"],

@@ -76,7 +76,11 @@ class Checkpoints:
         remove(self.path(step))
         partial.rename(self.path(step))
         flush(self.folder)
-        for old in self.steps()[: -self.limit]:
+        self.prune(self.limit)
+
+    def prune(self, kept: int) -> None:
+        """Removes all but the newest `kept` checkpoints."""
+        for old in self.steps()[:-kept]:
             remove(self.path(old))
 
 

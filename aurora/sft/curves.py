@@ -4,9 +4,13 @@ import csv
 import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    import dvclive
 
 CURVE = ("step", "loss", "learning_rate", "grad_norm", "held_out_loss")
 LIVE = Path("dvclive")  # ignored by git; `dvc plots show dvclive/plots/metrics/train` draws it at any time
@@ -24,7 +28,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, stop_after_steps: int | None) -> None:
         self.stop_after_steps = stop_after_steps
-        self.bar = None
+        self.bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
@@ -36,7 +40,8 @@ class Progress(TrainerCallback):
         )
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(1)
+        if self.bar is not None:
+            self.bar.update(1)
         if state.global_step == self.stop_after_steps:
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
@@ -57,7 +62,8 @@ class Live(TrainerCallback):
     """Curves by dvclive, for eyes alone: untracked, with tokens a second, rewritten whole after a resume."""
 
     def __init__(self, folder: Path = LIVE) -> None:
-        self.folder, self.live = folder, None
+        self.folder = folder
+        self.live: dvclive.Live | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:

@@ -78,30 +78,63 @@ def inference_memory(
     }
 
 
+def _first(config: object, *names: str) -> int:
+    """The first of these that a config has."""
+    value = next((found for name in names if (found := getattr(config, name, None))), 1)
+    return max(value) if isinstance(value, list) else value
+
+
 class _Shape:
     """Sizes of a decoder, and what one layer of it holds for a number of tokens, in bytes."""
 
     def __init__(self, skeleton: "PreTrainedModel", quantization: Quantization) -> None:
-        config = skeleton.config
+        from torch import nn
+
+        from aurora.model.experts import fused_tensors
+
+        config = skeleton.config.get_text_config()
         dtype = quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]
         self.width, self.packed = BYTES[dtype], quantization.bits == 4
         self.layers, self.hidden = config.num_hidden_layers, config.hidden_size
-        self.inner, self.vocabulary = config.intermediate_size, config.vocab_size
+        self.vocabulary = config.vocab_size
         head = getattr(config, "head_dim", None) or self.hidden // config.num_attention_heads
         self.queries = config.num_attention_heads * head
-        self.keys = config.num_key_value_heads * head
-        self.experts_each = getattr(config, "num_experts_per_tok", 1) or 1
-        self.experts = getattr(config, "num_local_experts", 1)
+        self.keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head
+        # From the weights, since each family has other names for these in its config.
+        fused = [getattr(module, part) for _, module, part in fused_tensors(skeleton) if part == "down_proj"]
+        self.experts = len(fused[0]) if fused else 1
+        self.experts_each = (
+            _first(config, "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts") if fused else 1
+        )
+        widths = [
+            next((size for size in tensor.shape[1:] if size != self.hidden), self.hidden) for tensor in fused
+        ]
+        self.inner = max(widths, default=0) or self._dense_width(skeleton)
+        self.linear = {
+            name.rpartition(".")[2]: module.in_features
+            for name, module in skeleton.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+    def _dense_width(self, skeleton: "PreTrainedModel") -> int:
+        from torch import nn
+
+        sizes = [
+            module.out_features
+            for name, module in skeleton.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features != self.vocabulary
+        ]
+        return max(sizes, default=self.hidden)
 
     def layer(self, tokens: int, sft: Sft) -> int:
         """What autograd keeps of one layer: norms in float32, attention, LoRA's inputs, the experts' products."""
         norms = 2 * 4 * self.hidden
         attention = self.width * (2 * self.queries + 2 * self.queries)
         copies = 4 if self.width < 4 else 0  # LoRA computes in float32
-        inputs = {"o_proj": self.queries}
         lora = 0
-        for target in sft.lora.target_modules:
-            size = inputs.get(target, self.hidden)
+        listed = sft.lora.target_modules
+        for target in self.linear if isinstance(listed, str) else listed:
+            size = self.linear.get(target, self.hidden)
             lora += size * (copies + (5 if sft.lora.lora_dropout else 0)) + 4 * 2 * sft.lora.r
         # Packed experts keep what they were given; dense ones what each product was given.
         experts = self.width * (self.hidden if self.packed else self.experts_each * 4 * self.inner)

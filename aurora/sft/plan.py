@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from aurora.core.errors import DataError, ModelError, ResourceError
+from aurora.core.errors import DataError, ModelError, ParamsError, ResourceError
 from aurora.core.files import write_json
 from aurora.core.manifests import manifest_hash
-from aurora.model.folder import meta_model
+from aurora.lora.targets import Targets, find_targets
+from aurora.model.folder import is_recurrent, meta_model, require_packable
 from aurora.model.machine import GIB, Machine, default_device, machine
 from aurora.model.packed_cache import place_of
 from aurora.model.quantization import Quantization
@@ -40,7 +41,7 @@ class Rows:
     longest: int  # tokens of the longest row
     most_trained: int  # labels of the row that has most
     source: str  # where the numbers are from
-    greatest: int = 0  # token id; 0 where the rows are not there yet
+    largest_id: int = 0  # token id; 0 where the rows are not there yet
     packed: int | None = None  # rows that TRL packs them into, where that was counted
 
 
@@ -76,7 +77,8 @@ class Plan:
 def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
     """The plan of a training alone, for a base that lies on the disk. Raises ModelError if it does not serve."""
     skeleton = meta_model(base)
-    trainable_parameters(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
+    check_model(base, skeleton, sft, quantization)
+    targets_of(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
     arrival = largest_arrival(base, skeleton, quantization)
     return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base, skeleton, quantization))
 
@@ -98,7 +100,7 @@ def training_plan(
     epoch_steps = ceil(batches / sft.gradient_accumulation_steps)
     whole = ceil(sft.num_train_epochs * epoch_steps)
     steps = min(whole, sft.stop_after_steps or whole)
-    trainable = trainable_parameters(skeleton, sft)
+    trainable = targets_of(skeleton, sft).trainable
     return Plan(
         rows=rows,
         steps=steps,
@@ -121,7 +123,7 @@ def measure_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    rows = tokens = longest = most = greatest = 0
+    rows = tokens = longest = most = largest_id = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for name in ("input_ids", "labels"):
@@ -136,7 +138,7 @@ def measure_rows(path: Path) -> Rows:
                 starts = numpy.cumsum(lengths) - lengths
                 rows, tokens = rows + len(lengths), tokens + int(lengths.sum())
                 longest = max(longest, int(lengths.max(initial=0)))
-                greatest = max(greatest, int(numpy.asarray(batch["input_ids"].flatten()).max(initial=0)))
+                largest_id = max(largest_id, int(numpy.asarray(batch["input_ids"].flatten()).max(initial=0)))
                 most = max(most, int(numpy.add.reduceat(trained, starts).max(initial=0)))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro format") from None
@@ -148,25 +150,36 @@ def measure_rows(path: Path) -> Rows:
         raise DataError(
             f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json"
         )
-    return Rows(rows, tokens, longest, most, path.as_posix(), greatest)
+    return Rows(rows, tokens, longest, most, path.as_posix(), largest_id)
 
 
-def trainable_parameters(skeleton: "PreTrainedModel", sft: Sft) -> int:
-    """LoRA weights: r x (inputs + outputs) for each target. Raises ModelError for a target that matches nothing."""
-    from torch import nn
+def targets_of(skeleton: "PreTrainedModel", sft: Sft) -> Targets:
+    """What gets an adapter. Raises ModelError for a target that matches nothing, or that merge could not put back."""
+    lora = sft.lora
+    if lora.modules_to_save and getattr(skeleton, "all_tied_weights_keys", None):
+        raise ModelError(
+            f"params.yaml: sft.lora.modules_to_save: embeddings and head of this {skeleton.config.model_type} share their"
+            " weights, which a merge would part; leave it out"
+        )
+    return find_targets(skeleton, lora.config(), "params.yaml: sft.lora")
 
-    count = 0
-    linear = [(name, module) for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
-    for target in sft.lora.target_modules:
-        found = [module for name, module in linear if name.rpartition(".")[2] == target]
-        if not found:
-            there = sorted({name.rpartition(".")[2] for name, _ in linear})
-            raise ModelError(
-                f"params.yaml: sft.lora.target_modules: {target} matches no layer of the base, a"
-                f" {skeleton.config.model_type}; its linear layers are {', '.join(there)}"
-            )
-        count += sum(sft.lora.r * (module.in_features + module.out_features) for module in found)
-    return count
+
+def check_model(base: Path, skeleton: "PreTrainedModel", sft: Sft, quantization: Quantization) -> None:
+    """Raises ModelError or ParamsError for what this kind of base cannot do, before a weight of it is read."""
+    from inspect import signature
+
+    kind = skeleton.config.model_type
+    if quantization.bits == 4:
+        require_packable(base, skeleton)
+    if sft.router_aux_loss_coef and "output_router_logits" not in signature(skeleton.forward).parameters:
+        raise ParamsError(
+            f"params.yaml: sft.router_aux_loss_coef is {sft.router_aux_loss_coef}, but a {kind} gives no load-balancing"
+            " loss; set 0.0"
+        )
+    if sft.packing and is_recurrent(skeleton.config):
+        raise ParamsError(
+            f"params.yaml: sft.packing: the recurrent layers of a {kind} would carry one row into the next; set false"
+        )
 
 
 def disk_left(base: Path, skeleton: "PreTrainedModel", quantization: Quantization) -> dict[str, int]:

@@ -7,20 +7,33 @@ from collections.abc import Collection
 from pathlib import Path
 
 from aurora.adapter.config import CONFIG, read_adapter_config
-from aurora.adapter.record import RECORD
+from aurora.adapter.record import RECORD, hub_address
 from aurora.core.errors import DataError, ModelError, ParamsError
 from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
+from aurora.core.recorded import keep_until_recorded, require_cache
 from aurora.model.allocator import keep_heap
-from aurora.model.folder import read_config
+from aurora.model.folder import meta_model, read_config, verify
 from aurora.model.machine import kernels, machine
 from aurora.model.quantization import Quantization
 from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
 from aurora.sft.params import Sft
-from aurora.sft.plan import check, measure_rows, plan, write_speed
+from aurora.sft.plan import check, measure_rows, plan, targets_of, write_speed
 from aurora.sft.record import training_record
 from aurora.sft.requirements import check_surroundings
+from aurora.sft.start import check_start, start_folder
 
 KEPT = "checkpoints.json"  # {"steps": […]}; so that the folder is never empty, which DVC would not bring back
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' `constant` drops the warm-up
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
 
@@ -38,8 +51,8 @@ def train(
     The adapters of the steps sft.keep_checkpoints go to `kept`/step-N.
 
     Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
-    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; it is
-    removed once all is written. Raises AuroraError for a base, rows, target or machine with which it cannot be
+    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; the last one
+    stays until dvc.lock names the outputs. Raises AuroraError for a base, rows, target or machine with which it cannot be
     done, and for a loss that is not finite.
     """
     import torch
@@ -75,9 +88,9 @@ def train(
 
     metrics = summary(trainer)
     record = training_record(base, rows, sft, quantization)
-    save_adapter(trainer.model, adapter, base, record)
+    save_adapter(trainer, adapter, base, record)
     if kept is not None:
-        save_kept(checkpoints.kept, kept, sft.keep_checkpoints, base, record)
+        save_kept(trainer, checkpoints.kept, kept, sft.keep_checkpoints, base, record)
     write_outcome(out, metrics, curve(trainer.state.log_history))
     for folder in (
         adapter,
@@ -85,7 +98,9 @@ def train(
         *([kept] if kept is not None else []),
     ):  # on the disk before the last checkpoint goes
         flush_folder(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch / "datasets")
+    checkpoints.prune(1)
+    keep_until_recorded(scratch, (adapter, out))
     line = (
         f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
         f" -> {metrics['held_out_loss_last']:.3f}"
@@ -117,11 +132,11 @@ def build_trainer(
 ):
     """A LabelledPositionsTrainer over the rows of the format stage."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTConfig
 
+    from aurora.lora.attach import attach, load_weights
     from aurora.model.loading import load_model, load_tokenizer
     from aurora.sft.curves import Live, Progress
     from aurora.sft.trainer import LabelledPositionsTrainer
@@ -137,7 +152,7 @@ def build_trainer(
         per_device_eval_batch_size=sft.per_device_train_batch_size,
         gradient_accumulation_steps=sft.gradient_accumulation_steps,
         average_tokens_across_devices=True,
-        lr_scheduler_type=sft.lr_scheduler_type,
+        lr_scheduler_type=SCHEDULES.get(sft.lr_scheduler_type, sft.lr_scheduler_type),
         warmup_steps=sft.warmup_steps,
         optim=sft.optim,
         weight_decay=sft.weight_decay,
@@ -170,17 +185,11 @@ def build_trainer(
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # else Trainer would spread one process over all cards it sees
     model = load_model(base, quantization)
+    targets = targets_of(meta_model(base), sft)
     set_seed(sft.seed)  # of the adapter's first weights
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=sft.lora.r,
-            lora_alpha=sft.lora.lora_alpha,
-            lora_dropout=sft.lora.lora_dropout,
-            target_modules=list(sft.lora.target_modules),
-        ),
-    )
+    model = attach(model, targets)
+    if sft.start_from:
+        load_weights(model, targets, start_folder(sft.start_from))
     weights = {
         parameter: parameter.data.float() for parameter in model.parameters() if parameter.requires_grad
     }
@@ -198,6 +207,7 @@ def build_trainer(
         parameter.data = weight
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    trainer.targets = targets
     trainer.progress = Progress(sft.stop_after_steps)
     trainer.add_callback(trainer.progress)
     trainer.add_callback(Live())
@@ -236,39 +246,75 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
         raise ParamsError(
             f"params.yaml: sft.keep_checkpoints has {late[0]}, but the training ends at step {planned.steps}; take it out"
         )
-    vocabulary = read_config(base).get("vocab_size")
+    require_cache(4 * planned.trainable)
+    skeleton = meta_model(base)
+    check_targets(base, skeleton, sft)
+    if sft.start_from:
+        check_start(sft, base)
+    vocabulary = skeleton.config.get_text_config().vocab_size
     for found in measured.values():
-        if vocabulary is not None and found.greatest >= vocabulary:
+        if found.largest_id >= vocabulary:
             raise DataError(
-                f"{found.source}: token {found.greatest} stands in a row, but the base knows {vocabulary}: tokeniser and"
+                f"{found.source}: token {found.largest_id} stands in a row, but the base knows {vocabulary}: tokeniser and"
                 f" weights of {base} are not of one model; fetch them from one, or enlarge its embeddings"
             )
     if memory:
         check(planned)
 
 
-def save_adapter(model, folder: Path, base: Path, record: dict) -> None:
+def check_targets(base: Path, skeleton, sft: Sft) -> None:
+    """Raises ModelError for a target that lies on the disk in a form to which merge could add nothing."""
+    if read_config(base).get("quantization_config"):
+        return
+    pieces = verify(base, skeleton, packing=False)
+    for target in targets_of(skeleton, sft).found:
+        name = target.name if target.is_parameter else f"{target.name}.weight"
+        if not pieces.get(name):
+            raise ModelError(
+                f"{base}: {target.name} is made of other tensors on the disk while it loads, so that merge could not put"
+                " its adapter back; leave it out of sft.lora"
+            )
+
+
+def save_adapter(trainer, folder: Path, base: Path, record: dict) -> None:
     """Writes the adapter as PEFT does, without what varies: set order, absolute paths, generated cards.
 
-    `record`, what it was trained from, goes beside it, so that merge knows the base again.
+    Experts stand in it as PEFT's target_parameters of a dense model. The tokeniser lies beside it, and `record`, what
+    it was trained from, so that merge knows the base again. A base from the hub is named as PEFT can find it.
     """
     with replacing(folder) as partial:
-        model.save_pretrained(partial)
-        if not (partial / WEIGHTS).is_file():
-            raise ModelError(f"{folder}: PEFT wrote no {WEIGHTS}")
-        _finish_adapter(partial, base, record)
+        trainer.model.save_pretrained(partial)
+        _finish_adapter(partial, trainer, base, record)
 
 
-def _finish_adapter(folder: Path, base: Path, record: dict) -> None:
+def _finish_adapter(folder: Path, trainer, base: Path, record: dict) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from aurora.lora.attach import is_packed, renamed
+
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ModelError(f"{folder}: PEFT wrote no {WEIGHTS}")
     config = read_adapter_config(folder)
-    config["base_model_name_or_path"] = base.as_posix()
-    config["target_modules"] = sorted(config["target_modules"])
+    if is_packed(trainer.model):
+        tensors = renamed(load_file(weights), trainer.targets, to_disk=True)
+        save_file(dict(sorted(tensors.items())), weights, metadata={"format": "pt"})
+    for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
+        value = getattr(trainer.targets.config, name)
+        config[name] = sorted(value) if isinstance(value, (set, list)) else value
+    name, revision = hub_address(base) or (base.as_posix(), None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
     write_json(folder / CONFIG, dict(sorted(config.items())))
     write_json(folder / RECORD, record)
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
 
 
-def save_kept(kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict) -> None:
+def save_kept(
+    trainer, kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict
+) -> None:
     """Writes the adapters of `steps` as `save_adapter` does, each to `folder`/step-N, and their list beside them.
 
     `kept` holds them as they were saved. Raises ModelError for a step whose checkpoint was not written.
@@ -279,7 +325,7 @@ def save_kept(kept: Path, folder: Path, steps: Collection[int], base: Path, reco
             if not (kept / f"step-{step}").is_dir():
                 raise ModelError(f"{folder}: no checkpoint of step {step} was written; run dvc repro -f sft")
             shutil.copytree(kept / f"step-{step}", partial / f"step-{step}")
-            _finish_adapter(partial / f"step-{step}", base, record)
+            _finish_adapter(partial / f"step-{step}", trainer, base, record)
         write_json(partial / KEPT, {"steps": sorted(set(steps))})
 
 

@@ -6,7 +6,7 @@ Reference: the GGUF specification and convert_hf_to_gguf.py of llama.cpp, whose 
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aurora.core.errors import ModelError
 
@@ -46,7 +46,7 @@ class LlamaFile:
             )
         self._check_shapes()
 
-    def get(self, key: str, default: object = None) -> object:
+    def get(self, key: str, default: object = None) -> Any:
         """A value of the file's metadata."""
         field = self.reader.fields.get(key)
         return default if field is None else field.contents()

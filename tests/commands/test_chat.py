@@ -46,7 +46,7 @@ def test_each_round_is_answered_greedily_in_the_form_of_the_training(model: Path
     expected = []
     for question in ("你好", "你是谁？"):
         history += encode(question, not history)
-        (reply,) = generate(loaded, [history], 6, tokenizer.eos_token_id)
+        (reply,) = generate(loaded, [history], 6, frozenset([tokenizer.eos_token_id]))
         history += [*reply, tokenizer.eos_token_id]
         expected.append(tokenizer.decode(reply, skip_special_tokens=True).strip())
     done = talk("你好", "", "你是谁？", "/new", "你好")

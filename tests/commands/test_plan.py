@@ -117,7 +117,7 @@ def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
     parts = {
         (1024, 0, 0): lambda: held_out_loss(model, held_out, None, 1024),
         (256, 0, 0): lambda: held_out_loss(model, held_out, None, 256),
-        (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, 2),
+        (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, frozenset([2])),
     }
     for (tokens, context, replying), part in parts.items():
         found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE)

@@ -34,7 +34,7 @@ def test_a_lack_of_memory_is_one_line(function: Callable, reason: str, capsys: p
         exit_with_message(function)()
     said = capsys.readouterr().err
     pattern = (
-        rf"error: memory ran out \({reason}\); `aurora plan` says what a training takes, and what to lower in"
+        rf"error: memory ran out \({reason}\); `aurora plan` shows what a training needs and what to lower in"
     )
     assert re.match(pattern, said) and said.count("\n") == 1, said
 
@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_line_wherever_it_comes_from(tmp_path: Path, capsys: 
             exit_with_message(function)()
         said = capsys.readouterr().err
         assert re.fullmatch(
-            r"error: the disk takes no more \(.+\); free some space and run dvc repro again\n", said
+            r"error: the disk is full \(.+\); free some space and run dvc repro again\n", said
         )
 
 

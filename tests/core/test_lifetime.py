@@ -59,7 +59,11 @@ print("alive")
 """
 
 
-@pytest.mark.parametrize(("holder", "lives"), [(os.getpid(), True), (2**22 + 1, False), (None, True)])
+@pytest.mark.parametrize(
+    ("holder", "lives"),
+    [(os.getpid(), True), (2**22 + 1, False), (None, True)],
+    ids=["it lives", "it is gone", "no note"],
+)
 def test_a_stage_whose_dvc_was_killed_before_it_could_look_ends(
     tmp_path: Path, holder: int | None, lives: bool
 ):

@@ -99,7 +99,7 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, out: Path, params: Eval = PARAMS) -> dict:
     out.mkdir(parents=True)
     inputs = (place / name for name in ("model", "benchmarks", "held_out.parquet", "prompts.yaml"))
-    return evaluate(*inputs, out, params, DENSE, "mistral", place / "sources")
+    return evaluate(*inputs, out, params, DENSE, "mistral", prompt_sources=place / "sources")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from stand_ins.tiny_mixtral import VOCABULARY, load_tokenizer, tiny_model
 
+from aurora.core.chinese import CHINESE_CHARACTER
 from aurora.core.errors import DataError
 from aurora.core.messages import Message
-from aurora.eval.language import HAN
 from aurora.eval.params import Replies
 from aurora.eval.prompt_set import Dialogue, answer_prompt_set, read_prompt_set
 from aurora.eval.replies import reply_metrics
@@ -36,7 +36,7 @@ def test_the_nine_kinds_and_the_first_words_are_there() -> None:
     assert kinds == ["first_words", *KINDS]
     assert [dialogue.turns for dialogue in found[:3]] == [("你好",), ("你是谁?",), ("我今天肚子疼",)]
     assert all((len(dialogue.turns) > 1) == (dialogue.kind == "dialogue") for dialogue in found)
-    assert all(HAN.search(turn) for dialogue in found for turn in dialogue.turns)
+    assert all(CHINESE_CHARACTER.search(turn) for dialogue in found for turn in dialogue.turns)
     assert len({dialogue.turns for dialogue in found}) == len(found) >= 39
 
 

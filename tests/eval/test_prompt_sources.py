@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import pyarrow.parquet
@@ -10,13 +9,12 @@ import pytest
 from stand_ins.tiny_mixtral import load_tokenizer, tiny_model
 
 from aurora.core.errors import DataError
+from aurora.core.files import write_json
 from aurora.eval.medical import exam_scores
 from aurora.eval.params import Replies
 from aurora.eval.prompt_set import question_encoder
 from aurora.eval.prompt_sources import answer_sources, encode_sources, read_prompt_sources
 from aurora.eval.replies import Prompt, greedy_replies
-from aurora.fetch.fetch import fetch
-from aurora.sources.source import Source
 
 PARAMS = Replies(prompts=1, max_new_tokens=6, batch_size=4)
 LINES = [
@@ -37,28 +35,31 @@ LINES = [
 ]
 
 
-def fetched(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Both formats as fetch leaves them: an archive as published, and JSON lines."""
-    monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile("test_sets.zip", "w") as archive:
-        for path in (root / "samples" / "language_confusion").rglob("*.csv"):
-            inside = path.relative_to(root / "samples" / "language_confusion")
-            archive.write(path, f"test_sets/{inside.as_posix()}")
-            archive.write(path, f"test_sets/{inside.parent.as_posix()}/de.csv")
-    Path("data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    for name, uri, format_ in (
-        ("language_confusion", "test_sets.zip!/test_sets", "language_confusion"),
-        ("alignbench", "data.jsonl", "alignbench"),
-    ):
-        source = Source(kind="prompts", uri=uri, dep=uri.split("!")[0], format=format_, licence="Apache-2.0")
-        fetch(name, source, Path("prompts") / name)
-    return tmp_path / "prompts"
+def place(folder: Path, format_: str, files: list[str]) -> Path:
+    """A manifest beside files, as fetch leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"source": folder.name, "kind": "prompts", "format": format_, "rows": None}
+    write_json(folder / "manifest.json", manifest | {"files": [{"path": name} for name in files]})
+    return folder
+
+
+def fetched(tmp_path: Path, root: Path) -> Path:
+    """Both formats, the benchmark with a language that is not asked for."""
+    folder = tmp_path / "prompts"
+    shutil.copytree(root / "samples" / "language_confusion", folder / "language_confusion")
+    german = folder / "language_confusion/monolingual/own/de.csv"
+    german.write_text("prompt,source,language\nWas ist das?,own,de\n", encoding="utf-8")
+    files = [path.relative_to(german.parents[2]).as_posix() for path in german.parents[2].rglob("*.csv")]
+    place(folder / "language_confusion", "language_confusion", sorted(files))
+    lines = "".join(json.dumps(line) + "\n" for line in LINES)
+    (place(folder / "alignbench", "alignbench", ["data.jsonl"]) / "data.jsonl").write_text(lines, encoding="utf-8")
+    return folder
 
 
 def test_prompts_are_read_answered_and_written(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path
 ) -> None:
-    folder = fetched(tmp_path, root, monkeypatch)
+    folder = fetched(tmp_path, root)
     sources = read_prompt_sources(folder)
     assert [(source.name, len(source.rows)) for source in sources] == [
         ("alignbench", 2),
@@ -107,16 +108,12 @@ EXAM = [
 ]
 
 
-def test_the_medical_examination_is_scored_as_its_authors_do(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("q.json").write_text(json.dumps(EXAM), encoding="utf-8")
-    Path("a.json").write_text(
-        json.dumps([{"id": 1, "answer": "B"}, {"id": 2, "answer": "AB"}]), encoding="utf-8"
-    )
-    for name, file, format_ in (("cmb", "q.json", "cmb"), ("cmb_answers", "a.json", "cmb_answers")):
-        source = Source(kind="prompts", uri=file, dep=file, format=format_, licence="Apache-2.0")
-        fetch(name, source, Path("prompts") / name)
-    (source,) = read_prompt_sources(Path("prompts"))
+def test_the_medical_examination_is_scored_as_its_authors_do(tmp_path: Path) -> None:
+    answers = [{"id": 1, "answer": "B"}, {"id": 2, "answer": "AB"}]
+    for name, rows in (("cmb", EXAM), ("cmb_answers", answers)):
+        path = place(tmp_path / name, name, ["rows.json"]) / "rows.json"
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    (source,) = read_prompt_sources(tmp_path)
     assert source.texts()[0] == (
         "以下是中国医师考试中执业医师考试的一道单项选择题，不需要做任何分析和解释，直接输出答案选项。\n"
         "正常体温大约是\nA. 35 度\nB. 36.5 度\nC. 39 度\nE. 41 度"
@@ -131,15 +128,15 @@ def test_the_medical_examination_is_scored_as_its_authors_do(tmp_path: Path, mon
         assert (found["acc"], found["n"], set(found["types"])) == (accuracy, 2, {"医师考试", "护理考试"})
     with pytest.raises(DataError, match="CMB question 2: no answer of this id"):
         exam_scores(source.rows, ["A", "B"], {1: "A"})
-    shutil.rmtree("prompts/cmb_answers")
+    shutil.rmtree(tmp_path / "cmb_answers")
     with pytest.raises(DataError, match="none of format cmb_answers"):
-        read_prompt_sources(Path("prompts"))
+        read_prompt_sources(tmp_path)
 
 
 def test_a_prompt_beyond_the_context_is_one_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path
 ) -> None:
-    sources = read_prompt_sources(fetched(tmp_path, root, monkeypatch))
+    sources = read_prompt_sources(fetched(tmp_path, root))
     with pytest.raises(
         DataError, match=r"alignbench, prompt \d: \d+ tokens, and a reply of 6, but the context has 12"
     ):
@@ -155,18 +152,18 @@ def test_a_prompt_beyond_the_context_is_one_line(
     ],
 )
 def test_damage_is_one_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, message: str
+    root: Path, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
-    folder = fetched(tmp_path, root, monkeypatch)
+    folder = fetched(tmp_path, root)
     (folder / name / "data.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_prompt_sources(folder)
 
 
 def test_a_table_without_prompts_is_one_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path
 ) -> None:
-    path = fetched(tmp_path, root, monkeypatch) / "language_confusion/monolingual/own/zh.csv"
+    path = fetched(tmp_path, root) / "language_confusion/monolingual/own/zh.csv"
     path.write_text("question,source\n你好,own\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"zh\.csv row 0: no prompt or no source"):
         read_prompt_sources(path.parents[3])

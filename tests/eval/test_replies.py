@@ -191,12 +191,12 @@ def test_tokens_are_those_of_transformers() -> None:
         ]
         for tokens in prompts
     ]
-    assert generate(model, prompts, 24, -1) == [tokens.tolist() for tokens in alone]
+    assert generate(model, prompts, 24, frozenset([-1])) == [tokens.tolist() for tokens in alone]
     # An end in the midst of each, at another place, so that rows leave the batch one by one.
     for end in {tokens[place].item() for place, tokens in zip((3, 8, 12, 20), alone, strict=True)}:
         expected = [tokens.tolist() for tokens in alone]
         expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in expected]
-        assert generate(model, prompts, 24, end) == expected
+        assert generate(model, prompts, 24, frozenset([end])) == expected
 
 
 def test_replies_come_in_the_order_of_prompts(tmp_path: Path) -> None:

@@ -184,21 +184,24 @@ def test_a_matrix_may_come_in_parts(double_quant, cuts, monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_groups_slabs_and_fused_kernels_do_not_change_a_product(turned, dtype, monkeypatch):
+def test_groups_slabs_and_fused_kernels_do_not_change_a_product(transposed, dtype, monkeypatch):
     packed = PackedExperts.of(torch.randn(8, 128, 64).to(dtype), True)
     experts, ends = [0, 2, 3, 6, 7], [3, 4, 11, 13, 17]
-    rows = torch.randn(17, 64 if turned else 128).to(dtype)
+    rows = torch.randn(17, 64 if transposed else 128).to(dtype)
     pieces = zip(experts, [0, *ends], ends, strict=False)
     expected = torch.cat(
-        [rows[a:b].float() @ (packed.dense(e).T if turned else packed.dense(e)).float() for e, a, b in pieces]
+        [
+            rows[a:b].float() @ (packed.dense(e).T if transposed else packed.dense(e)).float()
+            for e, a, b in pieces
+        ]
     )
     close = 1e-6 if dtype == torch.float32 else 2**-8
-    found = [product_of_few(packed, experts, ends, rows, turned)]
+    found = [product_of_few(packed, experts, ends, rows, transposed)]
     for most in (2**20, 2048, 1):
         monkeypatch.setitem(module.AT_ONCE, "cpu", most)
-        found.append(product(packed, experts, ends, rows, turned))
+        found.append(product(packed, experts, ends, rows, transposed))
     for result in found:
         assert result.dtype == dtype
         assert (result.float() - expected).norm(dim=1).le(close * expected.norm(dim=1)).all()

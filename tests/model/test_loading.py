@@ -14,8 +14,10 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from stand_ins.tiny_mixtral import DENSE, NF4, SHAPE
+from stand_ins.zoo import build, write_base
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen3MoeConfig,
@@ -386,7 +388,7 @@ def test_there_is_one_loader(root):
     }
     assert loaders == {"aurora/model/loading.py"}
     users = {path.stem for path in (root / "aurora").rglob("*.py") if "import load_model" in path.read_text()}
-    assert {"training", "evaluation"} <= users
+    assert {"train", "evaluate"} <= users
 
 
 # Bad input: one line each, and nothing is loaded.
@@ -476,9 +478,9 @@ def break_it(path: Path, kind: str) -> None:
         ("dtype float8", "experts.5.w2.weight is F8_E4M3, which NF4 cannot hold"),
         ("transformers 4 in 4 bits", "a 4-bit checkpoint of bitsandbytes .* take the 16-bit model"),
         ("gptq", "already quantised by gptq; take the 16-bit model"),
-        ("missing shard", "not found, though the index names it"),
+        ("missing shard", "missing, though model.safetensors.index.json names it"),
         ("cut-off shard", "bytes, its header says"),
-        ("damaged shard", "not a safetensors file, or damaged"),
+        ("damaged shard", "truncated or damaged"),
         ("pickle", "pytorch_model.bin, a pickle, which is not read"),
     ],
 )
@@ -494,13 +496,66 @@ def test_a_broken_folder_is_named_in_one_line(folder, tmp_path, monkeypatch, kin
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_a_dense_model_in_4_bits_is_refused(tmp_path):
-    from transformers import MistralConfig, MistralForCausalLM
+def linear_weights(model) -> dict[str, torch.Tensor]:
+    """The dequantised weight of every Linear4bit."""
+    return {
+        f"{name}.weight": bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Linear4bit)
+    }
 
-    names = {key: value for key, value in SMALL.items() if "expert" not in key}
-    MistralForCausalLM(MistralConfig(**names)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="no fused expert tensor was found to pack"):
-        load_model(tmp_path, NF4, device="cpu")
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma3_text", "phi3"])
+def test_a_dense_model_loads_in_4_bits_as_bitsandbytes_packs_it(tmp_path, kind):
+    folder = write_base(tmp_path, kind)
+    ours = load_model(folder, NF4, device="cpu")
+    stock = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+    )
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    weights = linear_weights(stock)
+    assert len(weights) >= 8
+    for name, weight in weights.items():
+        dense.get_parameter(name).data = weight
+    ids = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours(ids).logits, dense(ids).logits)
+    for bits, dtype in ((16, torch.bfloat16), (32, torch.float32)):
+        held = load_model(folder, NF4.model_copy(update={"bits": bits}), device="cpu")
+        assert {weight.dtype for weight in held.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "granitemoe"])
+def test_experts_that_lie_fused_on_disk_load_in_4_bits(tmp_path, kind):
+    model = build(kind)
+    model.save_pretrained(tmp_path / "single")
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    ids = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        single, fused = (
+            load_model(tmp_path / name, NF4, device="cpu")(ids).logits for name in ("single", "fused")
+        )
+    assert torch.equal(single, fused)
+
+
+def test_experts_that_nf4_cannot_hold_are_told_with_the_remedy(tmp_path, monkeypatch):
+    folder = write_base(tmp_path, "mixtral", hidden_size=36, intermediate_size=50, num_attention_heads=2)
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
+    )
+    with pytest.raises(ModelError, match=r"gate_up_proj is \(4, 100, 36\), and NF4 .* quantization.bits: 16"):
+        load_model(folder, NF4, device="cpu")
+
+
+def test_experts_outside_the_interface_are_refused_in_4_bits_alone(tmp_path):
+    folder = write_base(tmp_path, "llama4_text")
+    with pytest.raises(ModelError, match=r"outside transformers' experts interface.*quantization\.bits: 16"):
+        load_model(folder, NF4, device="cpu")
+    load_model(folder, DENSE, device="cpu")
 
 
 def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypatch):

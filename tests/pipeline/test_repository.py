@@ -133,3 +133,13 @@ def test_the_story_is_told_by_the_tracked_numbers(root: Path):
     for model in (base, tuned):
         for benchmark in ("ceval", "mmlu", "cmmlu"):
             assert {"acc", "stderr", "n"} <= set(model[benchmark])
+
+
+def test_autocrlf_changes_no_stage(root: Path, clone: Path, tmp_path: Path):
+    """A git that writes CRLF by default (Windows's) checks out the bytes that dvc.lock names."""
+    folder = tmp_path / "crlf"
+    run(tmp_path, "git", "clone", "--quiet", "--config", "core.autocrlf=true", str(clone), str(folder))
+    assert run(folder, "git", "status", "--porcelain") == ""
+    assert would_run(folder) == would_run(clone)
+    names = run(clone, "git", "ls-files", "-z").split("\0")
+    assert all((folder / name).read_bytes() == (clone / name).read_bytes() for name in filter(None, names))

@@ -8,7 +8,6 @@ from ruamel.yaml import YAML
 
 from aurora.pipeline.params import Params, load_params
 from aurora.pipeline.rooms import SOURCE_BUILDERS, faults, imported, room_of
-from aurora.pipeline.versions import version_faults
 
 ROOT = Path(__file__).parent.parent.parent
 DVC_YAML = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -199,81 +198,3 @@ def test_every_declared_parameter_is_a_section_of_the_schema(stage: str):
 )
 def test_every_profile_fits_the_schema(path: Path):
     load_params(path)
-
-
-VERSION_CASES = {
-    "an import without its version": (
-        {"aurora/one/run.py": "import numpy\nimport trl\n"},
-        "dvc.yaml: work: version of trl is missing, imported by {root}/aurora/one/run.py; add it",
-    ),
-    "a version of nothing": (
-        {"aurora/one/run.py": "import click\n"},
-        "dvc.yaml: work: version of numpy is listed, but nothing there imports or brings it; take it out",
-    ),
-    "one that an imported library needs": (
-        {"aurora/one/run.py": "import pandas\n"},
-        "version of pandas is missing",
-    ),
-    "a pin of pip's that differs": (
-        {"constraints.txt": "numpy==2.0\n"},
-        "versions.yaml: numpy is 1.0, but 2.0 in constraints.txt",
-    ),
-    "a pin of the project that differs": (
-        {"pyproject.toml": "[project]\ndependencies = ['numpy==2.0']\n"},
-        "versions.yaml: numpy is 1.0, but 2.0 in pyproject.toml",
-    ),
-    "a group that no stage declares": (
-        {
-            "versions.yaml": "data: {numpy: '1.0'}\nmodel: {torch: '2'}\n",
-            "constraints.txt": "numpy==1.0\ntorch==2\n",
-        },
-        "versions.yaml: group model is declared by no stage; remove it",
-    ),
-    "a declared group that is absent": (
-        {"versions.yaml": "{}\n"},
-        "dvc.yaml: work: versions.yaml has no group data",
-    ),
-    "two versions of one library": (
-        {"versions.yaml": "data: {numpy: '1.0'}\nmore: {numpy: '2.0'}\n"},
-        "versions.yaml: numpy is 1.0 in data, but 2.0 in another group; write it once and refer to it",
-    ),
-    "another version where a source is made": (
-        {
-            "aurora/small_base/versions.yaml": "numpy: '9'\n",
-            "aurora/small_base/__init__.py": "import numpy\n",
-        },
-        "aurora/small_base/versions.yaml: numpy is 9, but 1.0 in versions.yaml",
-    ),
-}
-
-
-@pytest.mark.parametrize(("files", "message"), VERSION_CASES.values(), ids=VERSION_CASES)
-def test_versions_are_tracked_where_they_count(tmp_path: Path, files: dict[str, str], message: str):
-    stage = {"cmd": "python -m stages.work", "deps": [], "params": [{"versions.yaml": ["data"]}]}
-    sound = {
-        "dvc.yaml": json.dumps({"stages": {"work": stage}}),
-        "stages/work.py": "import aurora.one.run\n",
-        "stages/__init__.py": "",
-        "aurora/__init__.py": "",
-        "aurora/one/run.py": "import click\nimport numpy\nfrom json import dumps\n",
-        "versions.yaml": "data: {numpy: '1.0'}\n",
-        "constraints.txt": "Numpy==1.0+cpu\nother==3\n",
-        "pyproject.toml": "[project]\ndependencies = ['numpy==1.0', 'other']\n",
-    }
-
-    for folder in SOURCE_BUILDERS:
-        (tmp_path / folder).mkdir(parents=True)
-
-    def write(content: dict[str, str]) -> None:
-        for name, text in content.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-
-    write(sound)
-    assert version_faults(tmp_path) == []
-    write(files)
-    assert message.format(root=tmp_path) in "\n".join(version_faults(tmp_path))
-
-
-def test_the_versions_of_this_repository_are_those_of_its_stages():
-    assert version_faults(ROOT) == []

@@ -6,7 +6,7 @@ import pytest
 
 from aurora.report.blocks import Picture, Table, markdown
 from aurora.report.comparison import compare_questions, ledger
-from aurora.report.inputs import Gathered
+from aurora.report.inputs import ReportInputs
 from aurora.report.published import (
     LANGUAGES,
     base_scores,
@@ -39,10 +39,10 @@ AFTER = questions({("ceval", "law"): "AB", ("cmmlu", "arts"): "AAAAAAAB", ("mmlu
 CATEGORIES = {("cmmlu", "arts"): "cmmlu_humanities", ("mmlu", "anatomy"): "mmlu_stem"}
 
 
-def gathered(base: dict, tuned: dict, **more: object) -> Gathered:
+def gathered(base: dict, tuned: dict, **more: object) -> ReportInputs:
     parts = {"clean": {}, "sft": {}, "merge": {}, "prompts": {}, "curve": []}
     parts |= {"questions": {"base": BEFORE, "tuned": AFTER}, "categories": CATEGORIES}
-    return Gathered(paper=read_paper(), results={"base": base, "tuned": tuned}, **parts | more)
+    return ReportInputs(paper=read_paper(), results={"base": base, "tuned": tuned}, **parts | more)
 
 
 def rows(blocks: list) -> list[list[str]]:

@@ -93,7 +93,7 @@ def test_adapter_is_float32_and_names_no_machine(case: Path, tmp_path: Path):
         "rows": {"train": "a", "held_out": "b", "sources": {}},
         **{part: {} for part in ("sft", "quantization", "versions")},
     }
-    save_adapter(trainer.model, tmp_path / "adapter", BASE, record)
+    save_adapter(trainer, tmp_path / "adapter", BASE, record)
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     # TRL rounds the first weights to bfloat16; ours were drawn in float32 and trained as such.
@@ -251,7 +251,7 @@ def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
     config |= {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        ModelError, match=r"target_modules: q_proj matches no layer.*phi3.*qkv_proj"
+        ModelError, match=r"target_modules: k_proj matches no layer.*phi3.*qkv_proj"
     ) as caught:
         check_before(tmp_path, ROWS, params.sft, params.quantization)
     assert "\n" not in str(caught.value)

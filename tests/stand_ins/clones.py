@@ -145,6 +145,11 @@ def with_small_commands(folder: Path, sizes: dict[str, int] | None = None) -> No
     commit(folder, "small commands")
 
 
+def outputs(folder: Path) -> list[str]:
+    """The files that the stages of the clone in `folder` are to write."""
+    return sorted(name for entry in _table(folder, {}).values() for name in entry["writes"])
+
+
 def _table(folder: Path, sizes: dict[str, int]) -> dict[str, dict]:
     """For each stage what it reads and the files it is to write: outputs, and what other stages read below them."""
     with chdir(folder):

@@ -31,8 +31,9 @@ def run(folder: Path, *command: str, under: tuple[str, ...] = ()) -> str:
 def fetch(folder: Path, params: dict, *names: str, under: tuple[str, ...] = ()) -> None:
     """Fetches these sources of `params`."""
     for name in names:
-        kind = params["sources"][name]["kind"]
-        run(folder, "-c", FETCH, name, "--out", f"data/raw/{kind}/{name}", under=under)
+        section = "sources" if name in params["sources"] else "downloads"
+        out = f"data/raw/{params[section][name]['kind']}/{name}"
+        run(folder, "-c", FETCH, name, "--section", section, "--out", out, under=under)
 
 
 def stages(folder: Path, *names: str, under: tuple[str, ...] = ()) -> None:
