@@ -65,8 +65,6 @@ def read_items(path: Path) -> Iterator[object]:
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked where they are compressed, whatever its name."""
-    import pyarrow
-
     with open(path, "rb") as file:
         start = file.read(4)
     kind = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
@@ -74,6 +72,8 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
         with open(path, "rb") as file:
             yield file
     else:
+        import pyarrow  # here alone: it takes memory in every process of clean
+
         with pyarrow.input_stream(str(path), compression=kind) as stream:
             yield io.BufferedReader(stream)
 

@@ -17,6 +17,11 @@ JOINER = re.compile("[\u200c\u200d]")
 IDLE_JOINER = re.compile(
     "(?:(?<=[\x00-\x7f\u3000-\u9fff\uff00-\uffef])|^)[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f\u3000-\u9fff\uff00-\uffef]|$)"
 )
+# All of these in one class, since most texts have none.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ue000-\uf8ff\ufff9-\ufffb"
+    "\ufffe\uffff]"
+)
 LINE_END = re.compile("\r\n?|[\u2028\u2029\x0b\x0c\x85]")
 
 CODE = re.compile(
@@ -72,9 +77,9 @@ BYTE = {byte.decode("cp1252", "ignore") or chr(byte[0]): byte[0] for byte in (by
 
 def visible(text: str) -> str:
     """Text without invisible characters, with `\\n` line ends and no blanks at its ends."""
-    if "\r" in text or LINE_END.search(text):
-        text = LINE_END.sub("\n", text)
-    text = INVISIBLE.sub("", text)
+    if not UNSEEN.search(text):
+        return text
+    text = INVISIBLE.sub("", LINE_END.sub("\n", text))
     if JOINER.search(text):
         text = IDLE_JOINER.sub("", text)
     return text

@@ -116,7 +116,9 @@ def rows_of(params: Params, rows: Path) -> Rows:
     if is_current("format"):
         found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
         return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
-    counts = {name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"}
+    counts = {
+        name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"
+    }
     missing = [name for name, count in counts.items() if count is None]
     if missing:
         raise DataError(

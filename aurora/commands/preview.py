@@ -91,9 +91,7 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     click.echo()
     _echo_rows(kept[:3], tokenizer)
     click.echo("# for sources in params.yaml; write the licence")
-    click.echo(
-        f"  {name}:\n    kind: instructions\n    uri: {path}\n    format: {layout.name}\n    licence:"
-    )
+    click.echo(f"  {name}:\n    kind: instructions\n    uri: {path}\n    format: {layout.name}\n    licence:")
 
 
 def _echo_reasons(outcomes: list) -> None:

@@ -140,7 +140,7 @@ def start_from_known(environ: MutableMapping[str, str] = os.environ) -> None:
         _check_launcher(environ)
     elif said := [name for name in ignored if not name.endswith("_NUM_THREADS")]:
         print(f"ignores {', '.join(said)} of the environment; params.yaml has the recipe", file=sys.stderr)
-    environ |= SET
+    environ.update(SET)
 
 
 def _any(name: str, patterns: tuple[str, ...]) -> bool:

@@ -44,7 +44,7 @@ def evaluate(
     goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
-    SourceError for one whose data is not to be had.
+    SourceError for one whose data is not available.
     """
     # Before the model, since a mistake here is cheap to find.
     subjects = read_subjects(benchmarks, params)

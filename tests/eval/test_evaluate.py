@@ -440,7 +440,7 @@ def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(SourceError, match=r"eval\.other_tasks\.arc_challenge: its data is not to be had"):
+    with pytest.raises(SourceError, match=r"eval\.other_tasks\.arc_challenge: its data is not available"):
         load_other_task("arc_challenge", 0)
 
 

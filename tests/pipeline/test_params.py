@@ -50,7 +50,11 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sft.learning_rate", None, r"sft\.learning_rate: missing"),
         ("sft.learning_rate", "fast", r"sft\.learning_rate: .*'fast'"),
         ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
-        ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules: 'w1' cannot get an adapter"),
+        (
+            "sft.lora.target_modules",
+            ["embed_tokens"],
+            r"target_modules: embed_tokens gets no adapter; list it under",
+        ),
         ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
         ("sources.base", None, r"exactly one of kind model together, named base"),
         ("hub_models", None, r"hub_models: missing"),

@@ -233,7 +233,9 @@ def test_every_number_of_the_paper_stands_in_the_report_and_is_marked(outputs: O
         quoted = [row["model"], *(f"{row[name]:g}" for name in ("ceval", "mmlu", "cmmlu")), "quoted"]
         assert quoted in rows
     assert sum(row[-1] == "**measured**" and len(row) == 5 for row in rows) == 2
-    sizes = {name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").all_sources.items()}
+    sizes = {
+        name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").all_sources.items()
+    }
     for row in paper["table_2"]:  # the pins of the profile say the same
         assert sizes[row["name"]] == row["single_round"] + row["multiple_rounds"]
 

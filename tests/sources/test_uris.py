@@ -275,7 +275,7 @@ MODEL = {"kind": "model", "format": "transformers"}
         ({"uri": "own/x", "pin": "record"}, "remove pin"),
         ({"uri": f"hf://o/n@{COMMIT}", "sha256": "0" * 64}, "uri names a whole model"),
         ({"uri": "own/x", "format": "mmlu"}, "is not one of kind instructions"),
-        ({"uri": "own/x", "format": "shareGPT"}, "Input should be 'alpaca'"),
+        ({"uri": "own/x", "format": "shareGPT"}, "Input should be 'auto'"),
         ({"uri": "own/x", "licence": " "}, "licence is empty or has a control character"),
         ({"uri": "own/x", "licence": "MIT\n| a"}, "licence is empty or has a control character"),
         ({"uri": "https://h/x", "sha256": "ABC"}, "should match pattern"),
