@@ -47,7 +47,7 @@ def _import_from_source(name: str) -> None:
     spec = spec_from_file_location(
         name, file, loader=FromSource(name, file), submodule_search_locations=[place]
     )
-    assert spec and spec.loader
+    assert spec is not None and spec.loader is not None  # the loader was given
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
 

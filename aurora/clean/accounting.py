@@ -57,6 +57,7 @@ def account(
 
 def _sums(outcomes: list[Outcome]) -> dict:
     kept = [outcome for outcome in outcomes if not outcome.drop]
+    conversations = [outcome.kept for outcome in outcomes if outcome.kept]
     repaired = Counter(name for outcome in kept for name in outcome.repaired)
     dropped = Counter(outcome.drop.reason for outcome in outcomes if outcome.drop)
     return {
@@ -64,8 +65,8 @@ def _sums(outcomes: list[Outcome]) -> dict:
         "read_single_round": sum(outcome.rounds <= 1 for outcome in outcomes),
         "read_multiple_rounds": sum(outcome.rounds > 1 for outcome in outcomes),
         "kept": len(kept),
-        "single_round": sum(len(outcome.kept.rounds) == 1 for outcome in kept),
-        "multiple_rounds": sum(len(outcome.kept.rounds) > 1 for outcome in kept),
+        "single_round": sum(len(each.rounds) == 1 for each in conversations),
+        "multiple_rounds": sum(len(each.rounds) > 1 for each in conversations),
         "repaired_rows": sum(bool(outcome.repaired) for outcome in kept),
         "repaired": dict(sorted(repaired.items())),
         "dropped": dict(sorted(dropped.items())),
@@ -96,7 +97,8 @@ def _emptied(
         if sums["kept"] or not sums["read"]:
             continue
         reasons = sorted(sums["dropped"].items(), key=lambda item: (-item[1], item[0]))
-        first = next(o.drop for o in outcomes if o.source == name and o.drop.reason == reasons[0][0])
+        drops = (outcome.drop for outcome in outcomes if outcome.source == name and outcome.drop)
+        first = next(drop for drop in drops if drop.reason == reasons[0][0])
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
         yield (
             f"{name}: no row is left of {sums['read']:,}: {told}; the first {first.reason}: {first.evidence[:160]}"

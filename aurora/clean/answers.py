@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aurora.clean.params import Clean
+from aurora.core.messages import Round
 
-Rounds = Sequence[tuple[str, str]]  # prompt and answer; a Round has more behind them
+Rounds = Sequence[tuple[str, str] | Round]  # prompt and answer; a Round has more behind them
 EVIDENCE = 160  # characters kept of what shows a fault
 
 

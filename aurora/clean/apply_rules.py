@@ -47,7 +47,7 @@ def apply_rules(turns: Turns | Drop, params: Clean, unmarked: bool = False) -> A
         for message, text in zip(messages, texts, strict=True)
     ]
     rounds, fault = whole_rounds(messages, repaired, params)
-    drop = None if rounds else Drop(fault.reason, fault.evidence)
+    drop = Drop(fault.reason, fault.evidence) if fault and not rounds else None
     again = texts != given or 2 * len(rounds) != len(messages)  # a repair may make room for another
     for _ in range(PASSES):
         if drop:

@@ -184,7 +184,7 @@ def clean(
         (
             (outcome.id, outcome.kept, cluster, outcome.topic)
             for outcome, cluster in zip(outcomes, clusters, strict=True)
-            if not outcome.drop
+            if outcome.kept
         ),
         key=lambda row: (row[0], row[1].source, row[1].position),
     )
@@ -217,7 +217,7 @@ def _taken(outcomes: list[Outcome], source: str, take: int | float) -> list[Outc
         gone = [outcome for outcome in kept if int(order(outcome)[:16], 16) >= take * 2**64]
     places = {outcome.position for outcome in gone}
     return [
-        _dropped(outcome, "not_taken", outcome.kept.rounds[0].prompt[:160])
+        _dropped(outcome, "not_taken", _texts(outcome)[0][:160])
         if outcome.source == source and not outcome.drop and outcome.position in places
         else outcome
         for outcome in outcomes
@@ -226,7 +226,7 @@ def _taken(outcomes: list[Outcome], source: str, take: int | float) -> list[Outc
 
 def _texts(outcome: Outcome) -> list[str]:
     """Prompts and answers of a kept row."""
-    return [text for each in outcome.kept.rounds for text in each[:2]]
+    return [text for each in (outcome.kept.rounds if outcome.kept else ()) for text in each[:2]]
 
 
 def _dropped(outcome: Outcome, reason: str, evidence: str) -> Outcome:
@@ -245,7 +245,7 @@ def _without_exact_duplicates(outcomes: list[Outcome]) -> list[Outcome]:
                 outcome = _dropped(
                     outcome,
                     "exact_duplicate",
-                    f"{stays.source} {stays.position}: {outcome.kept.rounds[0].prompt[:120]}",
+                    f"{stays.source} {stays.position}: {_texts(outcome)[0][:120]}",
                 )
         result.append(outcome)
     return result
@@ -269,7 +269,7 @@ def _without_contamination(
                 if hit:
                     place, share = hit
                     found[place.split("/", 1)[0]] += 1
-                    prompt = outcomes[number].kept.rounds[0].prompt
+                    prompt = _texts(outcomes[number])[0]
                     result[number] = _dropped(
                         outcomes[number], "contaminated", f"{place} ({share:.2f}): {prompt[:160]}"
                     )
@@ -304,7 +304,7 @@ def _without_near_duplicates(
         result[rows[row]] = _dropped(
             outcomes[rows[row]],
             "near_duplicate",
-            f"{kept.source} {kept.position} (Jaccard {similarity:.3f}): {outcomes[rows[row]].kept.rounds[0].prompt[:120]}",
+            f"{kept.source} {kept.position} (Jaccard {similarity:.3f}): {_texts(outcomes[rows[row]])[0][:120]}",
         )
     sizes = Counter(found.cluster)
     facts["near_duplicates"] = {

@@ -84,11 +84,10 @@ def _bars(counts: Mapping[str, int]) -> str:
 
 def _examples(cleaned: Cleaned) -> Iterable[str]:
     reasons: dict[str, list] = {}
-    for outcome in sorted(
-        cleaned.dropped, key=lambda outcome: (outcome.drop.reason, outcome.source, outcome.position)
-    ):
-        reasons.setdefault(outcome.drop.reason, []).append(outcome)
-    for reason, outcomes in reasons.items():
+    for outcome in sorted(cleaned.dropped, key=lambda outcome: (outcome.source, outcome.position)):
+        if outcome.drop:
+            reasons.setdefault(outcome.drop.reason, []).append(outcome)
+    for reason, outcomes in sorted(reasons.items()):
         yield f"<h3>{escape(reason)}: {len(outcomes):,}</h3>"
         step = max(1, len(outcomes) // EXAMPLES)
         for outcome in outcomes[::step][:EXAMPLES]:

@@ -1,7 +1,5 @@
 """Benchmark questions, and the conversations that contain one."""
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aurora.benchmarks import read
 from aurora.clean.shingles import BORDER, characters, joined, ngrams, windows
 from aurora.core.errors import DataError
 from aurora.core.manifests import read_manifest
@@ -56,31 +55,8 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def _read(path: Path, place: str, format_: str) -> list[Question]:
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); fetch the benchmark again") from None
-    columns = [0, 1, 2, 3, 4]
-    if format_ != "mmlu":
-        header = [name.strip().lower() for name in rows[0]] if rows else []
-        try:
-            columns = [header.index(name) for name in ("question", "a", "b", "c", "d")]
-        except ValueError:
-            raise DataError(
-                f"{path}: the header has no columns question, A, B, C, D (there is {', '.join(header)}); "
-                "correct the format of the source in params.yaml"
-            ) from None
-        rows = rows[1:]
-    result = []
-    for number, row in enumerate(rows):
-        if not row:
-            continue
-        if len(row) <= max(columns):
-            raise DataError(f"{path} row {number}: {len(row)} columns, too few; fetch the benchmark again")
-        result.append(
-            Question(f"{place}:{number}", row[columns[0]], tuple(row[column] for column in columns[1:]))
-        )
-    return result
+    rows = read.read_questions(path, read.LAYOUTS[format_])
+    return [Question(f"{place}:{number}", row.text, row.options) for number, row in enumerate(rows)]
 
 
 class Questions:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from aurora.core.errors import DataError
+from aurora.core.messages import Role
+from aurora.sources.source import Part
 
 TURN_LISTS = (
     "messages",
@@ -17,16 +19,13 @@ TURN_LISTS = (
 SPELLINGS = {  # met in published files -> Alpaca column
     "指示": "instruction", "指令": "instruction", "说明": "instruction", "输入": "input", "输出": "output",
 }  # fmt: skip
-ROLES = {
-    name: role
-    for role, names in {
-        "user": "user human prompter usr 用户 人类 提问者",
-        "assistant": "assistant gpt chatgpt model bot chatbot ai bard bing 助手 助理 机器人 function_call",
-        "system": "system developer 系统",
-        "tool": "tool function observation ipython tool_response function_response",
-    }.items()
-    for name in names.split()
+NAMES_OF_ROLES: dict[Role, str] = {
+    "user": "user human prompter usr 用户 人类 提问者",
+    "assistant": "assistant gpt chatgpt model bot chatbot ai bard bing 助手 助理 机器人 function_call",
+    "system": "system developer 系统",
+    "tool": "tool function observation ipython tool_response function_response",
 }
+ROLES = {name: role for role, names in NAMES_OF_ROLES.items() for name in names.split()}
 PREFERENCE = {"chosen", "rejected"}
 
 
@@ -46,7 +45,7 @@ class Layout:
     system: str = "system"
     history: str = "history"
     tools: str = "tools"
-    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
+    roles: Mapping[str, Role] = field(default_factory=lambda: ROLES)
     input_expected: bool = False
     """Whether the source has a column `input`, so that a row without it may have it under another name."""
 
@@ -107,8 +106,8 @@ def layout_of(
     source: str,
     format_: str,
     items: Sequence[object],
-    columns: Mapping[str, str] | None = None,
-    roles: Mapping[str, str] | None = None,
+    columns: Mapping[Part, str] | None = None,
+    roles: Mapping[str, Role] | None = None,
 ) -> Layout:
     """The layout of a source, by its entry in params.yaml and its first rows `items`.
 
@@ -131,14 +130,20 @@ def layout_of(
     return replace(layout, roles=known, input_expected=has_input and "input" in layout.prompt)
 
 
-def mapped(columns: Mapping[str, str]) -> Layout:
+def mapped(columns: Mapping[Part, str]) -> Layout:
     """The layout that `columns` of a source describes: part of a conversation -> column."""
     names = {part: column(name) for part, name in columns.items()}
     prompt = tuple(names[part] for part in ("prompt", "input") if part in names)
-    others = {part: names[part] for part in ("system", "history", "tools") if part in names}
-    if "messages" in names:
-        return Layout("columns", turns=(names["messages"],), **others)
-    return Layout("columns", prompt, (names["answer"],), **others)
+    turns = (names["messages"],) if "messages" in names else ()
+    return Layout(
+        "columns",
+        prompt=() if turns else prompt,
+        answer=() if turns else (names["answer"],),
+        turns=turns,
+        system=names.get("system", "system"),
+        history=names.get("history", "history"),
+        tools=names.get("tools", "tools"),
+    )
 
 
 def shown_keys(items: Sequence[object]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aurora.clean.layouts import PREFERENCE, Layout, column
-from aurora.core.messages import Message
+from aurora.core.messages import Message, Role
 
 # Columns of text that are never the missing input of a row.
 BESIDE = {"note", "id", "category", "source", "lang", "language", "tags", "注", "备注", "注释"}
@@ -179,7 +179,7 @@ def _turns(items: list, layout: Layout, repaired: list[str]) -> list[Message]:
     return messages
 
 
-def _turn(item: object, roles: Mapping[str, str], repaired: list[str]) -> list[Message]:
+def _turn(item: object, roles: Mapping[str, Role], repaired: list[str]) -> list[Message]:
     """The messages of one item of a turn list: a turn, or a whole round."""
     if not isinstance(item, dict):
         raise Unreadable("not_an_object", str(item)[:120])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 from aurora.clean.parse_rows import Drop, Repeated
 from aurora.core.errors import DataError
@@ -63,7 +64,7 @@ def read_items(path: Path) -> Iterator[object]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked where they are compressed, whatever its name."""
     with open(path, "rb") as file:
         start = file.read(4)
@@ -103,7 +104,7 @@ def _text(path: Path) -> Iterator[object]:
             )
 
 
-def _lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their 1-based numbers; joined files have a BOM in the middle."""
     for number, line in enumerate(file, start=1):
         if line.startswith(BOM):
@@ -165,10 +166,10 @@ def _values(path: Path, content: bytes) -> Iterator[object]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} byte {error.start}: {_not_utf8(error, content)}") from None
     del content  # the text alone stays in memory
-    at = SPACE.match(text).end()
+    at = _behind_space(text, 0)
     if text.startswith("{", at):
         item, at = _value(path, text, at, 0)
-        at = SPACE.match(text, at).end()
+        at = _behind_space(text, at)
         if at == len(text):
             yield from _unwrapped(item)
             return
@@ -177,16 +178,16 @@ def _values(path: Path, content: bytes) -> Iterator[object]:
         while at < len(text):
             item, at = _value(path, text, at, row)
             yield item
-            row, at = row + 1, SPACE.match(text, at).end()
+            row, at = row + 1, _behind_space(text, at)
         return
-    at = SPACE.match(text, at + 1).end()
+    at = _behind_space(text, at + 1)
     row = 0
     closed = text.startswith("]", at)
     while not closed:
         item, at = _value(path, text, at, row)
         yield item
         row += 1
-        at = SPACE.match(text, at).end()
+        at = _behind_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
@@ -194,10 +195,15 @@ def _values(path: Path, content: bytes) -> Iterator[object]:
                 f"{path} line {line}: the JSON list is cut off or broken behind row {row - 1}; fetch the source again"
             )
         if not closed:
-            at = SPACE.match(text, at + 1).end()
+            at = _behind_space(text, at + 1)
     rest = text[at + 1 :].strip()
     if rest:
         raise DataError(f"{path}: text behind the end of the JSON list: {rest[:30]!r}; correct the file")
+
+
+def _behind_space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _value(path: Path, text: str, at: int, row: int) -> tuple[object, int]:
@@ -225,7 +231,7 @@ def _unwrapped(item: object) -> Iterator[object]:
         yield item
 
 
-def _table(path: Path, header: bytes, file: io.BufferedIOBase, delimiter: str) -> Iterator[object]:
+def _table(path: Path, header: bytes, file: IO[bytes], delimiter: str) -> Iterator[object]:
     csv.field_size_limit(1 << 30)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     lines = chain([header.decode("utf-8") + "\n"], text)

@@ -56,11 +56,12 @@ def write_dropped(path: Path, cleaned: Cleaned) -> None:
     import pyarrow
 
     dropped = sorted(cleaned.dropped, key=lambda outcome: (outcome.source, outcome.position))
+    drops = [outcome.drop for outcome in dropped if outcome.drop]
     columns = {
         "source": [outcome.source for outcome in dropped],
         "position": [outcome.position for outcome in dropped],
-        "reason": [outcome.drop.reason for outcome in dropped],
-        "evidence": [outcome.drop.evidence for outcome in dropped],
+        "reason": [drop.reason for drop in drops],
+        "evidence": [drop.evidence for drop in drops],
     }
     types = (pyarrow.string(), pyarrow.int64(), pyarrow.string(), pyarrow.string())
     table = {

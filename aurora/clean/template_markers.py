@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import NamedTuple
 
-from aurora.core.messages import Message
+from aurora.core.messages import Message, Role
 
 SUSPECT = re.compile(
     r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]"
@@ -44,7 +44,7 @@ CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 class Part(NamedTuple):
     """A stretch of a text and whose it is; the first has no role."""
 
-    role: str | None
+    role: Role | None
     text: str
 
 
@@ -104,11 +104,14 @@ def _split(message: Message, after: str | None) -> list[Message]:
         parts = [Part(message.role, text)]  # not certain
     if parts == [Part(message.role, message.content)]:
         return [message]
-    return [Message(part.role, part.text, message.train, message.tool_calls) for part in parts]
+    return [
+        Message(part.role or message.role, part.text, message.train, message.tool_calls) for part in parts
+    ]
 
 
 def _parts(text: str) -> list[Part]:
-    parts, start, role = [], 0, None
+    parts: list[Part] = []
+    start, role = 0, None
     for found in MARKER.finditer(text):
         parts.append(Part(role, END.sub("", text[start : found.start()]).strip()))
         start, role = found.end(), "user" if found["user"] is not None else "assistant"

@@ -3,10 +3,10 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,7 +48,7 @@ class Conversation:
             self.model.prompt([*opening, {"role": "user", "content": "?"}])
         self.messages = opening
 
-    def answer(self, question: str, sampling: "Sampling") -> Iterator[str]:
+    def answer(self, question: str, sampling: "Sampling") -> Generator[str]:
         """Pieces of the answer. Raises DataError for a question without a place; the conversation is then as before.
 
         Where the caller stops asking, what has come so far is the answer.
@@ -149,7 +149,7 @@ class Session:
             "seed": (int, 0, 2**63 - 1),
             "max_tokens": (int, 1, 2**31),
         }
-        changes = {}
+        changes: dict[str, Any] = {}
         for item in text.split():
             name, _, value = item.partition("=")
             if name not in limits:
@@ -158,8 +158,8 @@ class Session:
             try:
                 changes[name] = kind(value)
             except ValueError:
-                changes[name] = None
-            if changes[name] is None or not low <= changes[name] <= high:
+                changes[name] = low - 1
+            if not low <= changes[name] <= high:
                 raise ParamsError(f"/sampling: {name} must be a number from {low} to {high}, found {value!r}")
         self.sampling = replace(self.sampling, **changes)
         told = [
@@ -189,7 +189,7 @@ class Session:
         self.show("\n")
 
 
-def side_by_side(names: list[str], answers: list[Iterator[str]], width: int) -> Iterator[str]:
+def side_by_side(names: list[str], answers: Sequence[Iterator[str]], width: int) -> Iterator[str]:
     """Lines of two texts in columns, each line as soon as it is whole in both; a token of each by turns."""
     room = max((width - len(GAP)) // 2, NEAR)
     texts, done = ["", ""], [False, False]

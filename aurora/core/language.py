@@ -33,6 +33,9 @@ PLAIN = """
 """
 PLAIN_WORDS = frozenset(PLAIN.split())  # no names, even where a capital letter begins them
 NAME_WORDS = 3  # words in a row that can be a name or a term within a Chinese sentence
+PHRASE_WORDS = 3  # words in a row, in small letters and in no Chinese, that are a phrase of another language
+# U+FFFD, which stands for bytes that are no text, private and unassigned characters: no reader takes them for Chinese.
+BROKEN = re.compile(r"[\ufffd\ue000-\uf8ff\ufff0-\ufffb\U000f0000-\U0010ffff]")
 WORD_WEIGHT = 1.6  # Chinese characters that say as much as one English word, in translated text
 CHINESE = 0.65  # share from which a text is Chinese; text given once in each language has about 0.5
 MIXED = 0.1  # share from which it is at least mixed
@@ -47,19 +50,24 @@ def language(text: str) -> Language:
       as 1.6 characters. Names and terms are left out of the measure: at most three words in a row, each with a
       capital letter or next to a digit (Python, GPT-4, New York) and none a plain word (The, Hello), within text
       that has Chinese characters.
-    - "mixed": at least 10 %. Half English and half Chinese is mixed, whichever comes first.
-    - "other": less. Kana and hangul count as words of another language, character by character.
+    - "mixed": at least 10 %; or more than that, but with a phrase of another language, which is a row of words of which
+      three or more have no capital letter, such as "Sure, I can explain that in Chinese:".
+    - "other": less. Kana, hangul and what is left of broken bytes (U+FFFD) count as another language, character by
+      character.
     """
     if not text.strip():
         return "empty"
     prose = CODE_LINE.sub(" ", CODE.sub(" ", text))  # while a full-width ； is no ; yet
     prose = FORMULA.sub(" ", ADDRESS.sub(" ", unicodedata.normalize("NFKC", prose)))
     han = len(CHINESE_CHARACTER.findall(prose))
-    foreign = WORD_WEIGHT * foreign_words(prose, bool(han)) + len(KANA.findall(prose))
+    foreign = WORD_WEIGHT * foreign_words(prose, bool(han))
+    foreign += len(KANA.findall(prose)) + len(BROKEN.findall(prose))
     if not han and not foreign:
         return "none"
     share = han / (han + foreign)
-    return "Chinese" if share >= CHINESE else "mixed" if share >= MIXED else "other"
+    if share >= CHINESE and not has_phrase(prose):
+        return "Chinese"
+    return "mixed" if share >= MIXED else "other"
 
 
 def foreign_words(prose: str, names: bool) -> int:
@@ -71,6 +79,15 @@ def foreign_words(prose: str, names: bool) -> int:
             continue
         count += len(words)
     return count
+
+
+def has_phrase(prose: str) -> bool:
+    """Whether there is a phrase of another language: within a line, words of which three or more have no capital."""
+    runs = (run for line in prose.split("\n") for run in RUN.findall(KANA.sub(" ", line)))
+    return any(
+        sum(word[0].islower() and len(word[0]) > 1 for word in WORD.finditer(run)) >= PHRASE_WORDS
+        for run in runs
+    )
 
 
 def _can_be_name(word: str, run: str) -> bool:

@@ -4,7 +4,7 @@ import glob
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -149,7 +149,7 @@ def _copied(origin: Path, partial: Path) -> list[dict]:
     return _entries(digests)
 
 
-def _refuse_special(origin: Path, files: Iterator[Path]) -> None:
+def _refuse_special(origin: Path, files: Iterable[Path]) -> None:
     """Raises SourceError for what is no file, and for a link that git carried in and that leads out of the repository."""
     inside = [Path.cwd().resolve(), *([origin.resolve()] if origin.is_absolute() else [])]
     for path in files:
@@ -164,7 +164,7 @@ def _refuse_special(origin: Path, files: Iterator[Path]) -> None:
             )
 
 
-def _refuse_if_full(files: Iterator[Path], partial: Path) -> None:
+def _refuse_if_full(files: Iterable[Path], partial: Path) -> None:
     size, free = sum(path.stat().st_size for path in files), free_bytes(partial)
     if size > free:
         raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")

@@ -106,7 +106,8 @@ class Formatter:
             systems = {row: text for row, text in enumerate(columns["system"].to_pylist()) if text}
             encoded, opening = list(encoded), list(opening)
         for row, system in systems.items():
-            for turn in range(*offsets[row : row + 2].tolist(), 2):
+            first, behind = offsets[row : row + 2].tolist()
+            for turn in range(first, behind, 2):
                 opening[turn] = self.prompt_format.opening(contents[turn].as_py(), system)
         turns = Turns(offsets, contents, encoded, opening, trained, systems, {}, {}, {})
         if "steps" in columns:
@@ -189,7 +190,8 @@ class Formatter:
         def sum_of(turns: Sequence[int]) -> int:
             return alone(turns[0]) + sum(map(length, turns[1:])) if turns else 0
 
-        users = range(*turns.offsets[index : index + 2].tolist(), 2)
+        first, behind = turns.offsets[index : index + 2].tolist()
+        users = range(first, behind, 2)
         read = sum_of(users)
         if index in turns.limits:
             counts["rounds_dropped_tool_calls"] = len(users) - turns.limits[index]
@@ -237,8 +239,8 @@ class Formatter:
         chosen = places.tolist()
         encoded = [turns.encoded[turn] for turn in chosen]
         if turns.opening is not turns.encoded:
-            for place in starts.tolist():
-                encoded[place] = turns.opening[chosen[place]]
+            for start in starts.tolist():
+                encoded[start] = turns.opening[chosen[start]]
         trained = turns.trained[places[::2] // 2]
         ids, labels, ends = self.prompt_format.join(encoded, rows["rounds"], trained)
         if turns.learnt:

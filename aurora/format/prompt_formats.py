@@ -27,13 +27,21 @@ Encoded = list[numpy.ndarray]  # token ids (int32) of each turn
 class PromptFormat(Protocol):
     """What a prompt format does for the format stage."""
 
-    checks_every_row: bool
-    """Whether `check` needs every row, or a sample."""
-    fixed_tokens: tuple[int, int]
-    """Tokens of a row beside its turns, and beside them of each of its rounds."""
-    opening_control: int
-    """Control tokens of a row's first prompt, without a system prompt."""
-    chinese: ChineseCost | ByteCost
+    @property
+    def checks_every_row(self) -> bool:
+        """Whether `check` needs every row, or a sample."""
+
+    @property
+    def fixed_tokens(self) -> tuple[int, int]:
+        """Tokens of a row beside its turns, and beside them of each of its rounds."""
+
+    @property
+    def opening_control(self) -> int:
+        """Control tokens of a row's first prompt, without a system prompt."""
+
+    @property
+    def chinese(self) -> ChineseCost | ByteCost:
+        """What Chinese costs in tokens."""
 
     def encode(self, contents: "pyarrow.StringArray") -> tuple[Encoded, Encoded]:
         """Ids of alternating turns, the user's first, and ids of the same turns where they begin a row."""

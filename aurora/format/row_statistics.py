@@ -166,7 +166,7 @@ def percentile(lengths: numpy.ndarray, percent: int) -> int | None:
     return int(numpy.percentile(lengths, percent, method="inverted_cdf"))
 
 
-def packed_rows(lengths: Sequence[int], max_length: int) -> int:
+def packed_rows(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> int:
     """Number of packed rows that best-fit decreasing fills (arXiv 2404.10830).
 
     Each length goes, longest first, into the fullest packed row that still has room for it.
@@ -192,13 +192,13 @@ def packed_rows(lengths: Sequence[int], max_length: int) -> int:
     return rows
 
 
-def packed_in_order(lengths: Sequence[int], max_length: int) -> int:
+def packed_in_order(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> int:
     """Number of rows that TRL packs rows of these lengths into, in their order, by `bfd`."""
     starts = range(0, len(lengths), PACKED_TOGETHER)
     return sum(packed_rows(lengths[start : start + PACKED_TOGETHER], max_length) for start in starts)
 
 
-def packing_efficiency(lengths: Sequence[int], max_length: int) -> float | None:
+def packing_efficiency(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> float | None:
     """Share of the slots that hold a token when TRL packs rows of these lengths, in their order, by `bfd`.
 
     Each packed row is padded to `max_length`; None without rows.

@@ -105,7 +105,7 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     commit = address.revision
     if not address.pinned:
         commit = api.repo_info(**repository, revision=commit).sha
-    repository["revision"] = commit
+    repository["revision"] = commit or ""
     expected = {
         file.path: _joined(uri, pins, file)
         for file in (

@@ -10,8 +10,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from aurora.core.errors import AuroraError, ResourceError, SourceError
 from aurora.core.files import remove
@@ -30,7 +32,12 @@ METHODS = (
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
 )  # of the others zipfile unpacks a whole block into memory
-PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open, b"\x5d\0\0": lzma.open}
+PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x5d\0\0": lzma.open,
+}
 # What the operating system says of a name or a place that no sound archive has.
 IMPOSSIBLE = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EILSEQ)
 
@@ -182,7 +189,8 @@ def _members(archive: Path, file: IO[bytes]) -> Iterator[Iterator[Member]]:
     opener = next((opener for magic, opener in PACKED.items() if start.startswith(magic)), None)
     with opener(file) if opener else file as content:
         try:
-            reader = tarfile.open(fileobj=Bounded(archive, content, HEADER_LIMIT), mode="r:")  # noqa: SIM115
+            bounded: Any = Bounded(archive, content, HEADER_LIMIT)  # as much of a file as tarfile uses
+            reader = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
         except tarfile.ReadError:
             raise SourceError(
                 f"{archive.name}: neither a zip nor a tar file; correct the uri in params.yaml"
@@ -199,6 +207,10 @@ def _of_zip(reader: zipfile.ZipFile) -> Iterator[Member]:
         yield Member(item.filename, item.file_size, item.is_dir(), plain, lambda item=item: reader.open(item))
 
 
+def _content(reader: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
+    return reader.extractfile(item) or BytesIO()  # of a folder
+
+
 def _of_tar(reader: tarfile.TarFile) -> Iterator[Member]:
     before = 0
     while (item := reader.next()) is not None:
@@ -206,10 +218,10 @@ def _of_tar(reader: tarfile.TarFile) -> Iterator[Member]:
             raise tarfile.ReadError("a size below zero")
         before = reader.offset
         # What the reader keeps of all members would fill the memory.
-        reader.members.clear()
-        reader.pax_headers.clear()
+        reader.members.clear()  # pyrefly: ignore[missing-attribute]
+        reader.pax_headers.clear()  # pyrefly: ignore[missing-attribute]
         plain = (item.isreg() and not item.issparse()) or item.isdir()
-        yield Member(item.name, item.size, item.isdir(), plain, lambda item=item: reader.extractfile(item))
+        yield Member(item.name, item.size, item.isdir(), plain, partial(_content, reader, item))
     reader.fileobj.seek(reader.offset)  # a reader takes a broken header for the end
     if reader.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no header and no end at byte {reader.offset:,}")

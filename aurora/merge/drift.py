@@ -49,19 +49,20 @@ def drift(
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
         result = {"adapter_effect": compare(wanted, logits(model, samples, "base"))}
-    tokenizer = load_tokenizer(base) if settings.gguf else None
-    prompts = read_prompts(rows, settings.gguf, tokenizer.eos_token_id) if settings.gguf else None
-    replies = {"adapter": replies_of(model, prompts)} if settings.gguf else {}
+    tokenizer, gguf = load_tokenizer(base), settings.gguf
+    prompts = read_prompts(rows, gguf, tokenizer.eos_token_id) if gguf else None
+    replies = {"adapter": replies_of(model, prompts)} if prompts else {}
     del model
     release()
+    found: list = []
     for bits in settings.merged_bits:
         found = merged_logits(merged, samples, bits, quantization)
         result[f"merged_{bits}_bits"] = compare(wanted, found)
         release()
-    if settings.gguf:
+    if gguf and prompts:
         replies["merged"] = replies_of(load_model(merged, quantization), prompts)
         release()
-        beside, replies["gguf"] = gguf_drift(merged, samples, prompts, settings.gguf.type, (wanted, found))
+        beside, replies["gguf"] = gguf_drift(merged, samples, prompts, gguf.type, (wanted, found))
         result["gguf"] = beside | _replies(replies, tokenizer)
     return {"rows": len(samples), "positions": sum(len(places) for _, places in samples), **result}
 

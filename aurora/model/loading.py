@@ -109,9 +109,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelError(f"{folder}: no tokeniser that loads ({reason}); fetch the model again") from None
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    known = vocabulary_of(Path(folder))
+    beyond = known is not None and (tokenizer.pad_token_id or 0) >= known  # some classes add one of their own
+    tokenizer.pad_token = tokenizer.eos_token if beyond else tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Tokens that the folder's weights know, by its config; None where it says nothing."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_config(folder)
+    return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
 
 
 def prove_packed(model: torch.nn.Module, folder: Path) -> None:

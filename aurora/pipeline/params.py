@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from aurora.checkpoints.params import Checkpoints
 from aurora.clean.params import Clean
 from aurora.core.errors import ParamsError
 from aurora.core.params import PARAMS_FILE, Section, describe, strict
@@ -34,6 +35,7 @@ class Params(Section):
     sft: Sft
     merge: Merge
     eval: Eval
+    checkpoints: Checkpoints
 
     @property
     def all_sources(self) -> dict[str, Source]:
@@ -45,6 +47,19 @@ class Params(Section):
         if name in self.hub_models:
             return f"fetch_hub@{name}"
         return f"fetch_download@{name}" if name in self.downloads else f"fetch@{name}"
+
+    @model_validator(mode="after")
+    def _scored_checkpoints_are_kept(self) -> "Params":
+        for step in self.checkpoints.steps:
+            if step not in self.sft.keep_checkpoints:
+                raise ValueError(
+                    f"checkpoints.steps has {step}, which sft.keep_checkpoints lacks, so that there is nothing to score; "
+                    "add it there"
+                )
+        for name in self.checkpoints.benchmarks:
+            if name not in self.eval.tasks:
+                raise ValueError(f"checkpoints.benchmarks has {name}, which eval.tasks lacks; add it there")
+        return self
 
     @model_validator(mode="after")
     def _sources_suffice(self) -> "Params":
@@ -73,6 +88,11 @@ class Params(Section):
             raise ValueError(
                 f"sources and downloads have no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
                 "questions, and for eval: add it as profiles/paper.yaml has it"
+            )
+        if not any(source.kind == "prompts" for _, source in sources):
+            raise ValueError(
+                "sources and downloads have none of kind prompts; dvc.yaml lists data/raw/prompts for eval: add language_confusion as "
+                "params.yaml in the repository has it"
             )
         if self.sft.packing and self.sft.packing_length < self.format.max_length:
             raise ValueError(

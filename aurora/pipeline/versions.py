@@ -137,7 +137,11 @@ def _libraries(file: Path) -> set[str]:
             names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, *PACKAGES}
     known = _distributions()
-    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [OF_EXTRAS.get(name, name)])}
+    return {
+        canonicalize_name(distribution)
+        for name in names
+        for distribution in known.get(name, [OF_EXTRAS.get(name, name)])
+    }
 
 
 @cache

@@ -84,14 +84,15 @@ class ChatTemplate:
         from tokenizers import Tokenizer
 
         self.tokenizer, self.place = tokenizer, place
-        self.whole = getattr(tokenizer, "backend_tokenizer", None)
-        if self.whole is None:
+        whole = getattr(tokenizer, "backend_tokenizer", None)
+        if whole is None:
             raise ModelError(f"{place}: its tokeniser has no tokenizer.json, which chat_template needs")
+        self.whole: Tokenizer = whole
         self.plain = Tokenizer.from_str(self.whole.to_str())  # every text is content to it
         self.plain.encode_special_tokens = True
         added = self.whole.get_added_tokens_decoder()
         self.special = {index for index, token in added.items() if token.special}
-        names = sorted((added[index].content for index in self.special), key=len, reverse=True)
+        names: list[str] = sorted((added[index].content for index in self.special), key=len, reverse=True)
         self.mark = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self.parts = self._take_apart()
         self._cut_parts()
@@ -314,7 +315,10 @@ class ChatTemplate:
         )
 
     def join(
-        self, encoded: Sequence[numpy.ndarray], rounds: Sequence[int], trained: Sequence[bool] | None = None
+        self,
+        encoded: Sequence[numpy.ndarray],
+        rounds: Sequence[int],
+        trained: Sequence[bool] | numpy.ndarray | None = None,
     ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
         """Rows laid end to end, as aurora.prompt.mistral.join_rows has them.
 
@@ -346,12 +350,12 @@ class ChatTemplate:
 
     def check(
         self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], decode: bool, place: str,
-        system: str = "", trained: Sequence[bool] | None = None,
+        system: str = "", trained: Sequence[bool] | numpy.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Raises ModelError where a row is not what the template writes for its contents, or its spans no answers."""
         if system and not self.system_parts:
             contents, system = [with_system(system, contents[0]), *contents[1:]], ""
-        before, between = self.system_parts if system else (self.parts.first, "")
+        before, between = (self.system_parts if system else None) or (self.parts.first, "")
         expected = before + system + between + self.parts.text(contents)[len(self.parts.first) :]
         if self.render(contents, system) != expected:
             raise ModelError(

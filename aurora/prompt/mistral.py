@@ -60,7 +60,7 @@ def encode_messages(
 
 def join_rows(
     encoded: Sequence[numpy.ndarray],
-    rounds: Sequence[int],
+    rounds: Sequence[int] | numpy.ndarray,
     prompt: PromptName,
     trained: numpy.ndarray | None = None,
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
@@ -112,7 +112,9 @@ def encode_prompt(
     return [*ids, *start, *processor.encode(prompt_text(last.content))]
 
 
-def trained_spans(ids: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
+def trained_spans(
+    ids: Sequence[int] | numpy.ndarray, labels: Sequence[int] | numpy.ndarray
+) -> list[list[int]]:
     """Token ids of each trained stretch, its </s> included."""
     ids, labels = numpy.asarray(ids), numpy.asarray(labels)
     edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([0], labels != IGNORED, [0])).astype(numpy.int8)))

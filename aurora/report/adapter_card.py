@@ -11,7 +11,12 @@ from aurora.core.manifests import find_manifest, read_origins
 from aurora.report.blocks import escaped
 
 BENCHMARKS = {"ceval": "C-Eval (val)", "mmlu": "MMLU (test)", "cmmlu": "CMMLU (test)"}
-MEASURES = {"loss": "held-out loss, nats a token", "zh_reply_rate": "share of replies in Chinese"}
+MEASURES = {
+    "loss": "held-out loss, nats per token",
+    "zh_reply_rate": "share of replies in Chinese",
+    "lpr": "line pass rate of replies (Language Confusion Benchmark)",
+    "wpr": "word pass rate of replies (Language Confusion Benchmark)",
+}
 USE = """\
 ## Use
 

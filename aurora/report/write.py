@@ -5,6 +5,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
+
 from aurora.core.declared import FETCH_BASE
 from aurora.core.errors import DataError
 from aurora.core.files import dvc_hash, read_json, replacing, write_json, write_text
@@ -13,7 +15,7 @@ from aurora.core.parquet import read_parquet
 from aurora.core.yaml_files import read_yaml
 from aurora.report.adapter_card import adapter_card
 from aurora.report.blocks import Picture, escaped, html, markdown
-from aurora.report.comparison import read_questions
+from aurora.report.comparison import read_categories, read_questions
 from aurora.report.inputs import MODELS, NAMES, ReportInputs
 from aurora.report.model_card import merged_card
 from aurora.report.page import report_blocks
@@ -35,6 +37,7 @@ class Outputs:
     sources: Path  # sources.json of clean
     base_manifest: Path  # manifest of the fetched base
     lengths: Path  # CSV of token lengths by source
+    checkpoints: Path  # scores.json of kept adapters
 
 
 def evaluation(results: dict[str, dict]) -> dict:
@@ -45,6 +48,11 @@ def evaluation(results: dict[str, dict]) -> dict:
     }
     for scores in found.values():
         scores["prompts"] = {name: value for name, value in scores["prompts"].items() if name != "kinds"}
+        if scores.get("router"):
+            scores["router"] = {
+                language: {name: value for name, value in part.items() if name != "load"}
+                for language, part in scores["router"].items()
+            }
     return found
 
 
@@ -174,6 +182,8 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             "loss",
             "replies",
             "no_language",
+            "lpr",
+            "bleu_4",
             "categories",
             "subjects",
             "prompts",
@@ -183,6 +193,21 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             if part not in results[model]:
                 raise DataError(f"{path}: no '{part}'; write it again by: dvc repro -f eval@{model}")
     return results
+
+
+def read_router_changes(folders: dict[str, Path], results: dict[str, dict]) -> dict[str, list[float]]:
+    """By language, the share of tokens of each layer whose first expert differs; empty where none was measured."""
+    if not all(results[model].get("router") for model in MODELS):
+        return {}
+    rows = read_rows(folders, "router.parquet", ("language",))
+    found: dict[str, list[float]] = {}
+    for language in dict.fromkeys(row["language"] for row in rows["base"]):
+        base, tuned = (
+            numpy.array([row["top_expert"] for row in rows[model] if row["language"] == language])
+            for model in MODELS
+        )
+        found[language] = (base != tuned).mean(axis=0).tolist()
+    return found
 
 
 def read_inputs(outputs: Outputs) -> list[dict]:
@@ -208,6 +233,7 @@ def read_hashes(outputs: Outputs) -> dict[str, str]:
         outputs.lengths,
         outputs.merge,
         outputs.adapter,
+        outputs.checkpoints,
     ]
     return {path.as_posix(): dvc_hash(path) for path in paths}
 
@@ -241,6 +267,9 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             results=results,
             questions={model: read_questions(folder) for model, folder in outputs.models.items()},
             prompts=prompts,
+            categories=read_categories(outputs.models["tuned"]),
+            router_changes=read_router_changes(outputs.models, results),
+            checkpoints=read_json(outputs.checkpoints, "checkpoints")["scores"],
             curve=list(csv.DictReader(io.StringIO(curve_text))),
             inputs=read_inputs(outputs),
             hashes=read_hashes(outputs),

@@ -1,7 +1,7 @@
 """A loaded model that answers a chat token by token, several chats at a time."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ class ChatModel:
             )
         return ids
 
-    def answer(self, ids: Sequence[int], sampling: Sampling, answer: Answer) -> Iterator[str]:
+    def answer(self, ids: Sequence[int], sampling: Sampling, answer: Answer) -> Generator[str]:
         """Pieces of the answer to a prompt, each of whole characters; `answer` holds what has come so far.
 
         A caller that stops asking ends the work: nothing is computed ahead.

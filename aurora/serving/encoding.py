@@ -91,6 +91,7 @@ class _TemplateEncoder:
     def __call__(self, messages: Messages) -> list[int]:
         check_chat(messages)
         text, template, ids, at = self._render(messages), self.template, [], 0
+        assert template.whole is not None
         for found in template.mark.finditer(text):
             ids += self._content(text[at : found.start()], messages)
             ids.append(template.whole.token_to_id(found[0]))

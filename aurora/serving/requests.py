@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -91,7 +91,7 @@ class ChatRequest(_Strict):
 
     def sampling(self) -> Sampling:
         """Greedy unless a temperature is given; without a seed, a new one for each request."""
-        given = {
+        given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": secrets.randbits(63) if self.seed is None else self.seed,

@@ -54,8 +54,9 @@ def _take(start: StartFrom, folder: Path) -> None:
 
 def check_start(sft: Sft, base: Path) -> None:
     """Raises ModelError for an adapter of another base, ParamsError for one of another shape."""
-    assert sft.start_from is not None  # the caller has looked
-    folder = start_folder(sft.start_from)
+    if (start := sft.start_from) is None:
+        return
+    folder = start_folder(start)
     check_base(folder, base)
     config, wanted = read_adapter_config(folder), sft.lora.config().to_dict()
     for name in SAME:

