@@ -12,7 +12,7 @@ from aurora.core.files import write_text
 from aurora.core.manifests import read_manifest
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
-from aurora.eval.language import language
+from aurora.core.language import language
 from aurora.eval.language_confusion import verdict
 from aurora.eval.medical import REPLY_TOKENS, exam_scores, read_answers, read_exam
 from aurora.eval.prompt_set import question_encoder

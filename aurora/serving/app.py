@@ -106,7 +106,7 @@ def build_app(
         middleware=[]
         if any_host
         else [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])],
-        exception_handlers={RequestError: _say, HTTPException: _say_http},
+        exception_handlers={RequestError: _say, HTTPException: _say},
     )
 
 
@@ -206,11 +206,8 @@ def _event(content: dict) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _say(request: Request, error: RequestError) -> Response:
+async def _say(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):  # Starlette's own: no such path, another method
+        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    assert isinstance(error, RequestError)
     return JSONResponse(error.body(), status_code=error.status)
-
-
-async def _say_http(request: Request, error: HTTPException) -> Response:
-    return await _say(
-        request, RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
-    )
