@@ -45,7 +45,7 @@ def reason(item: object, format_: str = "messages") -> str:
 
 def cleaned(tmp_path: Path, rows: object, format_: str = "alpaca", **entry: object) -> Cleaned:
     source = Source(
-        kind="instructions", uri="own.json", dep="own.json", format=format_, licence="MIT", **entry
+        kind="instructions", uri="own.json", format=format_, licence="MIT", **entry
     )
     off = CLEAN.model_copy(update={"contamination": None})
     return clean({"own": put(tmp_path, "own", rows, format_)}, [], off, {"own": source})
@@ -121,7 +121,7 @@ def test_several_system_turns_are_joined_and_a_later_one_goes_to_the_next_prompt
 
 def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
     rows = [{"conversations": PAIR}, {"conversations": PAIR, "system": "简短。"}]
-    source = Source(kind="instructions", uri="o.json", dep="o.json", format="sharegpt", licence="MIT")
+    source = Source(kind="instructions", uri="o.json", format="sharegpt", licence="MIT")
     off = CLEAN.model_copy(update={"contamination": None, "near_duplicates": None})
     found = clean({"own": put(tmp_path, "own", rows, "sharegpt")}, [], off, {"own": source})
     assert len({conversation.id for conversation, _ in found.kept}) == 2
