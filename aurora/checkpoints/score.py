@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.benchmarks.read import LAYOUTS
 from aurora.checkpoints.params import Checkpoints
 from aurora.core.errors import DataError, ParamsError
 from aurora.core.files import write_json
@@ -40,8 +39,8 @@ def score_checkpoints(
         raise ParamsError(
             f"params.yaml: checkpoints.benchmarks has {foreign[0]}, which eval.tasks lacks; add it there"
         )
-    subjects = read_subjects(benchmarks, settings) if params.benchmarks else {}
-    subjects = {name: subjects[name] for name in LAYOUTS if name in params.benchmarks}
+    found = read_subjects(benchmarks, settings) if params.benchmarks else {}
+    subjects = {str(name): members for name, members in found.items() if name in params.benchmarks}
     check_subjects(subjects)
     scores = _scores(base, folders, rows, subjects, settings, quantization) if folders else []
     write_json(out / "scores.json", {"scores": scores})

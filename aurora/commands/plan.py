@@ -186,16 +186,14 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
             name: (len(members), sum(len(subject.questions) for subject in members))
             for name, members in subjects.items()
         }
+    runs = {str(name): len(languages) for name, languages in settings.paper_protocol.prompts.items()}
     found: dict[str, tuple[int, int]] = {}
     for protocol in settings.protocols:
         asked = {name: questions for name, (_, questions) in counts.items()}
         if protocol == "paper":  # MMLU without the first row of each file, and each language on its own
             if "mmlu" in asked:
                 asked["mmlu"] -= counts["mmlu"][0]
-            asked = {
-                name: number * len(settings.paper_protocol.prompts.get(name, ()))
-                for name, number in asked.items()
-            }
+            asked = {name: number * runs.get(name, 0) for name, number in asked.items()}
         tokens = sum(number * QUESTION_TOKENS[protocol][name] for name, number in asked.items())
         found[protocol] = sum(asked.values()), tokens
     return found
