@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aurora.core.errors import DataError
 from aurora.core.language import language
 from aurora.core.parquet import read_parquet
+from aurora.eval.answers import answer_metrics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,6 +29,7 @@ class Prompt:
     id: str
     text: str
     tokens: list[int]  # up to the first token of the answer
+    answer: tuple[int, ...] = ()  # tokens of the human answer, where there is one
 
 
 def answer_prompts(
@@ -38,7 +40,7 @@ def answer_prompts(
     max_length: int,
     memory: "ResumeCache | None" = None,
 ) -> tuple[dict[str, float | None], "pyarrow.Table"]:
-    """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
+    """Metrics, and a table of id, prompt, human answer, reply and language, of replies to held-out Chinese prompts.
 
     Raises DataError if no held-out prompt is Chinese.
     """
@@ -52,15 +54,17 @@ def answer_prompts(
             "raise format.held_out, or lower eval.replies.max_new_tokens"
         )
     replies = greedy_replies(model, tokenizer, prompts, params.max_new_tokens, params.batch_size, memory)
+    answers = [tokenizer.decode(prompt.answer, skip_special_tokens=True).strip() for prompt in prompts]
     table = pyarrow.table(
         {
             "id": [prompt.id for prompt in prompts],
             "prompt": [prompt.text for prompt in prompts],
+            "answer": answers,
             "reply": replies,
             "language": [language(reply) for reply in replies],
         }
     )
-    return reply_metrics(replies), table
+    return reply_metrics(replies) | answer_metrics(replies, answers), table
 
 
 def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
@@ -74,7 +78,12 @@ def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
         start = next((index for index, label in enumerate(row["labels"]) if label != -100), 0)
         text = row["prompt"]
         if 0 < start <= max_tokens and text not in chosen and language(text) == "Chinese":
-            chosen[text] = Prompt(row["id"], text, row["input_ids"][:start])
+            end = next(
+                (index for index in range(start, len(row["labels"])) if row["labels"][index] == -100), None
+            )
+            chosen[text] = Prompt(
+                row["id"], text, row["input_ids"][:start], tuple(row["input_ids"][start:end])
+            )
             if len(chosen) == count:
                 break
     return list(chosen.values())

@@ -174,6 +174,7 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             "loss",
             "replies",
             "no_language",
+            "exact_match",
             "categories",
             "subjects",
             "prompts",

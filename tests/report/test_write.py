@@ -26,6 +26,7 @@ REPLIES = {
     "mean_length": 20.0,
     "no_language": 2,
 }
+ANSWERS = {"exact_match": 0.75, "closed": 8, "word_share": 0.5, "human_word_share": 0.625}
 UNJUDGED = REPLIES | {"zh_reply_rate": None, "mixed_rate": None, "n": 2}
 CLEAN = {
     "sources": {
@@ -74,7 +75,12 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES | {"replies": 9}
+        results |= (
+            {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}}
+            | REPLIES
+            | ANSWERS
+            | {"replies": 9}
+        )
         results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
         results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}, "sums": UNJUDGED}}
         results["memory"] = {"planned": 2**29, "held": 2**28, "planned_mixtral_8x7b": 23 * 2**30}
