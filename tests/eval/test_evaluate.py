@@ -350,8 +350,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     text = (root / "params.yaml").read_text(encoding="utf-8")
     faulty = shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
     for folder in ("dev", "val"):
-        path = next((faulty / "ceval" / folder).glob("law*"))
-        path.rename(path.with_name(path.name.replace("law", "cooking")))
+        path = next((faulty / "ceval" / folder).glob("middle_school_biology*"))
+        path.rename(path.with_name(path.name.replace("middle_school_biology", "cooking")))
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("medical: []\n", encoding="utf-8")
     for settings, paths, message in (
