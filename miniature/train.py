@@ -73,7 +73,6 @@ class Phase:
 
 PHASES = (
     Phase("reads", 2800, 320, 3e-3, 0.0, 0.5),
-    Phase("sits exams", 1800, 768, 1.5e-3, 0.7, 0.5),
 )
 
 

@@ -14,9 +14,9 @@ import safetensors.torch
 from scipy.stats import fisher_exact, mannwhitneyu
 from stand_ins.stage_runs import ROOT, fetch, read_yaml, run, stages, write_params
 
+from aurora.core.language import language
 from aurora.core.parquet import write_parquet
 from aurora.eval.answers import CLOSED, normalised
-from aurora.eval.language import language
 from aurora.report.comparison import compare_questions, read_questions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
