@@ -71,9 +71,7 @@ class Phase:
     decay: float  # share of the steps, at the end, in which the rate falls to a tenth
 
 
-PHASES = (
-    Phase("reads", 2800, 320, 3e-3, 0.0, 0.5),
-)
+PHASES = (Phase("reads", 2800, 320, 3e-3, 0.0, 0.5),)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from aurora.checkpoints.params import Checkpoints
 from aurora.core.errors import DataError, ParamsError
 from aurora.core.files import write_json
 from aurora.eval.evaluate import check_subjects, read_subjects, score_benchmarks
-from aurora.eval.params import Eval
+from aurora.eval.params import Benchmark, Eval
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def score_checkpoints(
             f"params.yaml: checkpoints.benchmarks has {foreign[0]}, which eval.tasks lacks; add it there"
         )
     found = read_subjects(benchmarks, settings) if params.benchmarks else {}
-    subjects = {str(name): members for name, members in found.items() if name in params.benchmarks}
+    subjects = {name: members for name, members in found.items() if name in params.benchmarks}
     check_subjects(subjects)
     scores = _scores(base, folders, rows, subjects, settings, quantization) if folders else []
     write_json(out / "scores.json", {"scores": scores})
@@ -51,7 +51,7 @@ def _scores(
     base: Path,
     folders: dict[int, Path],
     rows: Path,
-    subjects: dict[str, list["Subject"]],
+    subjects: dict["Benchmark", list["Subject"]],
     settings: Eval,
     quantization: Quantization,
 ) -> list[dict]:
@@ -84,7 +84,7 @@ def _score(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     rows: Path,
-    subjects: dict[str, list["Subject"]],
+    subjects: dict["Benchmark", list["Subject"]],
     settings: Eval,
     cache: "ResumeCache",
 ) -> dict:

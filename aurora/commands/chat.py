@@ -59,7 +59,7 @@ class Conversation:
         ids = self.model.prompt(asked)
         return self._said(asked, Answer(len(ids)), lambda answer: self.model.answer(ids, sampling, answer))
 
-    def _said(self, asked: list[dict], answer, pieces: Callable) -> Iterator[str]:
+    def _said(self, asked: list[dict], answer, pieces: Callable) -> Generator[str]:
         try:
             yield from pieces(answer)
         finally:

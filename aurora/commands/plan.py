@@ -18,7 +18,7 @@ from aurora.eval.evaluate import read_subjects
 from aurora.eval.held_out import SLICE
 from aurora.eval.params import Eval
 from aurora.format.row_statistics import packed_in_order
-from aurora.model.folder import meta_model
+from aurora.model.folder import meta_model, read_config
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
@@ -84,9 +84,7 @@ def shape_of(params: Params, base: Path):
     if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
     if source.address.scheme == "embedded":
-        from aurora.small_base import CONFIG
-
-        config, known = MixtralConfig(**CONFIG), source.uri
+        config, known = MixtralConfig(**read_config(Path(source.uri))), source.uri
     elif name := next((name for name in SHAPES if name.lower() in source.uri.lower()), None):
         config = CONFIG_MAPPING[SHAPES[name]["model_type"]](**SHAPES[name])
         known = f"the shape of {name}; the base is not fetched yet"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from aurora.core.language import HAN, language
+from aurora.core.chinese import CHINESE_CHARACTER
+from aurora.core.language import language
 
 if TYPE_CHECKING:
     import jieba
@@ -54,7 +55,7 @@ def dictionary_share(texts: Sequence[str]) -> float | None:
     for text in texts:
         letters += sum(map(str.isalpha, text))
         for word in cutter.cut(text, HMM=False):
-            if len(word) > 1 and cutter.FREQ.get(word) and HAN.search(word):
+            if len(word) > 1 and cutter.FREQ.get(word) and CHINESE_CHARACTER.search(word):
                 known += len(word)
     return known / letters if letters else None
 

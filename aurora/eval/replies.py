@@ -66,7 +66,9 @@ def answer_prompts(
             "language": [language(reply) for reply in replies],
         }
     )
-    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(replies, answers), table
+    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(
+        replies, answers
+    ), table
 
 
 def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:

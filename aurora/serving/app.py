@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -206,11 +207,11 @@ def _event(content: dict) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _say(request: Request, error: RequestError) -> Response:
+async def _say(request: Request, error: Any) -> Response:
     return JSONResponse(error.body(), status_code=error.status)
 
 
-async def _say_http(request: Request, error: HTTPException) -> Response:
+async def _say_http(request: Request, error: Any) -> Response:
     return await _say(
         request, RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
     )

@@ -44,9 +44,7 @@ def reason(item: object, format_: str = "messages") -> str:
 
 
 def cleaned(tmp_path: Path, rows: object, format_: str = "alpaca", **entry: object) -> Cleaned:
-    source = Source(
-        kind="instructions", uri="own.json", format=format_, licence="MIT", **entry
-    )
+    source = Source(kind="instructions", uri="own.json", format=format_, licence="MIT", **entry)
     off = CLEAN.model_copy(update={"contamination": None})
     return clean({"own": put(tmp_path, "own", rows, format_)}, [], off, {"own": source})
 
