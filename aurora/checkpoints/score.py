@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.benchmarks.read import LAYOUTS
 from aurora.checkpoints.params import Checkpoints
 from aurora.core.errors import DataError, ParamsError
 from aurora.core.files import write_json
 from aurora.eval.evaluate import check_subjects, read_subjects, score_benchmarks
-from aurora.eval.params import Eval
+from aurora.eval.params import Benchmark, Eval
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def score_checkpoints(
         raise ParamsError(
             f"params.yaml: checkpoints.benchmarks has {foreign[0]}, which eval.tasks lacks; add it there"
         )
-    subjects = read_subjects(benchmarks, settings) if params.benchmarks else {}
-    subjects = {name: subjects[name] for name in LAYOUTS if name in params.benchmarks}
+    found = read_subjects(benchmarks, settings) if params.benchmarks else {}
+    subjects = {name: members for name, members in found.items() if name in params.benchmarks}
     check_subjects(subjects)
     scores = _scores(base, folders, rows, subjects, settings, quantization) if folders else []
     write_json(out / "scores.json", {"scores": scores})
@@ -52,7 +51,7 @@ def _scores(
     base: Path,
     folders: dict[int, Path],
     rows: Path,
-    subjects: dict[str, list["Subject"]],
+    subjects: dict["Benchmark", list["Subject"]],
     settings: Eval,
     quantization: Quantization,
 ) -> list[dict]:
@@ -85,7 +84,7 @@ def _score(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     rows: Path,
-    subjects: dict[str, list["Subject"]],
+    subjects: dict["Benchmark", list["Subject"]],
     settings: Eval,
     cache: "ResumeCache",
 ) -> dict:

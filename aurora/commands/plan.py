@@ -18,7 +18,7 @@ from aurora.eval.evaluate import read_subjects
 from aurora.eval.held_out import SLICE
 from aurora.eval.params import Eval
 from aurora.format.row_statistics import packed_in_order
-from aurora.model.folder import meta_model
+from aurora.model.folder import meta_model, read_config
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
@@ -84,9 +84,7 @@ def shape_of(params: Params, base: Path):
     if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
     if source.address.scheme == "embedded":
-        from aurora.small_base import CONFIG
-
-        config, known = MixtralConfig(**CONFIG), source.uri
+        config, known = MixtralConfig(**read_config(Path(source.uri))), source.uri
     elif name := next((name for name in SHAPES if name.lower() in source.uri.lower()), None):
         config = CONFIG_MAPPING[SHAPES[name]["model_type"]](**SHAPES[name])
         known = f"the shape of {name}; the base is not fetched yet"
@@ -186,16 +184,14 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
             name: (len(members), sum(len(subject.questions) for subject in members))
             for name, members in subjects.items()
         }
+    runs = {str(name): len(languages) for name, languages in settings.paper_protocol.prompts.items()}
     found: dict[str, tuple[int, int]] = {}
     for protocol in settings.protocols:
         asked = {name: questions for name, (_, questions) in counts.items()}
         if protocol == "paper":  # MMLU without the first row of each file, and each language on its own
             if "mmlu" in asked:
                 asked["mmlu"] -= counts["mmlu"][0]
-            asked = {
-                name: number * len(settings.paper_protocol.prompts.get(name, ()))
-                for name, number in asked.items()
-            }
+            asked = {name: number * runs.get(name, 0) for name, number in asked.items()}
         tokens = sum(number * QUESTION_TOKENS[protocol][name] for name, number in asked.items())
         found[protocol] = sum(asked.values()), tokens
     return found

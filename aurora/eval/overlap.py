@@ -23,6 +23,7 @@ def overlap_metrics(replies: Sequence[str], answers: Sequence[str]) -> dict[str,
         if not hypothesis.split() or not reference.split():
             continue
         totals["bleu_4"] += sentence_bleu([list(answer)], list(reply), smoothing_function=smoothing)
-        for name, score in rouge.get_scores(hypothesis, reference)[0].items():
+        found: dict = rouge.get_scores(hypothesis, reference)[0]
+        for name, score in found.items():
             totals[NAMES[name]] += score["f"]
     return {name: 100 * total / max(1, len(replies)) for name, total in totals.items()}

@@ -16,6 +16,7 @@ from aurora.benchmarks.read import LETTERS
 from aurora.core.errors import DataError
 from aurora.core.messages import PromptName
 from aurora.eval.benchmarks import Subject
+from aurora.eval.params import Benchmark
 from aurora.eval.prompt_set import question_encoder
 from aurora.prompt.chat_template import ChatTemplate
 
@@ -104,7 +105,7 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self.question = question_encoder(tokenizer, form)
         self.template = ChatTemplate(tokenizer, tokenizer.name_or_path) if form == "chat_template" else None
-        self.shots: dict[tuple[str, str, bool], list[int]] = {}
+        self.shots: dict = {}  # ids of a shot by its question, answer and place
 
     def encode(self, turns: list[str]) -> list[int]:
         """Ids of alternating turns, the user's first."""
@@ -128,7 +129,7 @@ class ChatEncoder:
 
 
 def score_paper_protocol(
-    lm: "PrefixLM", subjects: dict[str, list[Subject]], params: "Eval", form: PromptName
+    lm: "PrefixLM", subjects: dict[Benchmark, list[Subject]], params: "Eval", form: PromptName
 ) -> tuple[dict, "pyarrow.Table"]:
     """Scores by benchmark and language of the prompt, such as `cmmlu_en`, and one row for each question.
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError
 from aurora.core.files import write_text
+from aurora.core.language import language
 from aurora.core.manifests import read_manifest
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
-from aurora.core.language import language
 from aurora.eval.language_confusion import verdict
 from aurora.eval.medical import REPLY_TOKENS, exam_scores, read_answers, read_exam
 from aurora.eval.prompt_set import question_encoder
@@ -151,7 +151,7 @@ def answer_sources(
             metrics = _write_confusion(source, replies, out / f"{source.name}.parquet")
             results["language_confusion"][source.name] = metrics
         elif source.format == "cmb":
-            results["medical"][source.name] = exam_scores(source.rows, replies, source.answers)
+            results["medical"][source.name] = exam_scores(source.rows, replies, source.answers or {})
         else:
             _write_alignbench(source, replies, out / f"{source.name}.jsonl", model_id)
     return results

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aurora.core.errors import DataError
 from aurora.core.language import language
 from aurora.core.parquet import read_parquet
+from aurora.eval.answers import answer_metrics
 from aurora.eval.language_confusion import pass_rates
 from aurora.eval.overlap import overlap_metrics
 
@@ -41,7 +42,7 @@ def answer_prompts(
     max_length: int,
     memory: "ResumeCache | None" = None,
 ) -> tuple[dict[str, float | None], "pyarrow.Table"]:
-    """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
+    """Metrics, and a table of id, prompt, human answer, reply and language, of replies to held-out Chinese prompts.
 
     Raises DataError if no held-out prompt is Chinese.
     """
@@ -55,16 +56,19 @@ def answer_prompts(
             "raise format.held_out, or lower eval.replies.max_new_tokens"
         )
     replies = greedy_replies(model, tokenizer, prompts, params.max_new_tokens, params.batch_size, memory)
+    answers = [tokenizer.decode(prompt.answer, skip_special_tokens=True).strip() for prompt in prompts]
     table = pyarrow.table(
         {
             "id": [prompt.id for prompt in prompts],
             "prompt": [prompt.text for prompt in prompts],
+            "answer": answers,
             "reply": replies,
             "language": [language(reply) for reply in replies],
         }
     )
-    answers = [tokenizer.decode(prompt.answer, skip_special_tokens=True).strip() for prompt in prompts]
-    return reply_metrics(replies) | overlap_metrics(replies, answers), table
+    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(
+        replies, answers
+    ), table
 
 
 def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:

@@ -8,6 +8,7 @@ import numpy
 
 from aurora.eval.benchmarks import Subject
 from aurora.eval.held_out import batches, pack
+from aurora.eval.params import Benchmark
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,7 +21,7 @@ LANGUAGES = {"ceval": "Chinese", "cmmlu": "Chinese", "mmlu": "English"}  # of th
 def router_statistics(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
-    subjects: dict[str, list[Subject]],
+    subjects: dict[Benchmark, list[Subject]],
     limit: int,
     batch_tokens: int,
 ) -> tuple[dict | None, "pyarrow.Table"]:
@@ -57,7 +58,7 @@ def routers(model: "PreTrainedModel") -> list["torch.nn.Module"]:
 
 
 def token_rows(
-    tokenizer: "PreTrainedTokenizerFast", subjects: dict[str, list[Subject]], limit: int
+    tokenizer: "PreTrainedTokenizerFast", subjects: dict[Benchmark, list[Subject]], limit: int
 ) -> dict[str, list[list[int]]]:
     """For each language the ids of questions, of which together at most `limit` tokens are counted."""
     found: dict[str, list[list[int]]] = {}

@@ -119,7 +119,7 @@ def read_deltas(adapter: Path, base: Path | None = None) -> dict[str, Change]:
         target = parameters.get(module)
         rank = int(_pattern(config.get("rank_pattern"), module, config["r"])) if target is None else target.r
         experts = 1 if target is None else target.experts or 1
-        _check_pair(adapter, module, file.infos[parts["A"]], file.infos[parts["B"]], int(rank) * experts)
+        _check_pair(adapter, module, file.infos[parts["A"]], file.infos[parts["B"]], rank * experts)
         if target is None:
             alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
             scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -1,5 +1,6 @@
 """Two evaluations question by question: what changed, and whether chance alone explains it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +99,7 @@ def read_categories(folder: Path) -> dict[tuple[str, str], str]:
 
 
 def ledger(
-    before: dict, after: dict, languages: dict[str, str], categories: dict[tuple[str, str], str]
+    before: dict, after: dict, languages: Mapping[str, str], categories: Mapping[tuple[str, str], str]
 ) -> list[Difference]:
     """What B gained and lost against A, paired by question: by language, by benchmark and by category.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aurora.report.blocks import Block, Heading, Link, Paragraph, Picture, Table
 from aurora.report.charts import bars, lines, shares
-from aurora.report.inputs import CONFUSION_MEASURES, MODELS, REPLY_MEASURES, ReportInputs, change
+from aurora.report.inputs import CONFUSION_MEASURES, MODELS, REPLY_MEASURES, ReportInputs, change, shown
 from aurora.report.published import (
     base_scores,
     checkpoints,
@@ -32,6 +32,7 @@ def report_blocks(found: ReportInputs) -> list[Block]:
             "; the stages of this run measured all others.",
         ),
         *_languages(found),
+        *_answers(found),
         *_loss(found),
         *benchmarks(found),
         *forgetting(found),
@@ -86,6 +87,27 @@ def _languages(found: ReportInputs) -> list[Block]:
             "others. LPR and WPR are the line and word pass rate of the Language Confusion Benchmark. All replies stand in ",
             Link("metrics/replies.md"),
             ".",
+        ),
+    ]
+
+
+def _answers(found: ReportInputs) -> list[Block]:
+    base, tuned = (found.results[model] for model in MODELS)
+    rows = [
+        (
+            f"{tuned['closed']} closed questions answered rightly",
+            change(base["exact_match"], tuned["exact_match"], ".0%"),
+        ),
+        ("letters in words of jieba's dictionary", change(base["word_share"], tuned["word_share"], ".0%")),
+        ("the same in the human answers", shown(tuned["human_word_share"], ".0%")),
+    ]
+    return [
+        Heading("Sense of the replies"),
+        Table(("held-out prompts", "base → tuned"), rows),
+        Paragraph(
+            "A closed question has a Chinese human answer of at most 40 characters; a right reply is that answer, but for "
+            "punctuation, spaces, width and case. Words have two or more characters; letters of other languages "
+            "stand in none."
         ),
     ]
 

@@ -72,7 +72,7 @@ def _range(values: list[float]) -> str:
 def forgetting(found: ReportInputs) -> list[Block]:
     """What the tune gained and lost, paired by question."""
     rows = []
-    for item in ledger(*(found.questions[model] for model in MODELS), LANGUAGES, found.categories):
+    for item in ledger(found.questions["base"], found.questions["tuned"], LANGUAGES, found.categories):
         name = (
             f"all questions in {item.name}"
             if item.name in LANGUAGES.values()
@@ -104,7 +104,7 @@ def forgetting(found: ReportInputs) -> list[Block]:
 
 def protocols(found: ReportInputs) -> list[Block]:
     """Both protocols in one table, ours and quoted; nothing where only one was run."""
-    sides = [found.results[model].get("paper") for model in MODELS]
+    sides = [found.results[model].get("paper") or {} for model in MODELS]
     if not all(sides):
         return []
     paper = next(row for row in found.paper["table_3"] if row["model"] == found.paper["our_name"])
@@ -118,11 +118,11 @@ def protocols(found: ReportInputs) -> list[Block]:
             benchmark, _, language = key.rpartition("_")
             if benchmark != name:
                 continue
-            scores = [side.get(key) for side in sides]
+            scores = [side.get(key) or {} for side in sides]
             prompt = f"paper, {'English' if language == 'en' else 'Chinese'} prompt"
             rows.append([NAMES[name], prompt, *map(_percent, scores), f"{paper[name]:g}", _count(scores[-1])])
             for category in sorted(scores[-1]["categories"]):
-                parts = [score["categories"].get(category) for score in scores]
+                parts = [score.get("categories", {}).get(category) for score in scores]
                 count = _count(parts[-1])
                 rows.append([category, prompt, *map(_percent, parts), f"{quoted.get(category, '-')}", count])
     return [
@@ -199,7 +199,7 @@ def medical(found: ReportInputs) -> list[Block]:
 
 def router(found: ReportInputs) -> list[Block]:
     """What the router does, Chinese against English text; nothing where it was not measured."""
-    sides = [found.results[model].get("router") for model in MODELS]
+    sides = [found.results[model].get("router") or {} for model in MODELS]
     if not all(sides):
         return []
     rows = []

@@ -184,6 +184,7 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             "no_language",
             "lpr",
             "bleu_4",
+            "exact_match",
             "categories",
             "subjects",
             "prompts",

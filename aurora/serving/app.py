@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -106,7 +107,7 @@ def build_app(
         middleware=[]
         if any_host
         else [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])],
-        exception_handlers={RequestError: _say, HTTPException: _say},
+        exception_handlers={RequestError: _say, HTTPException: _say_http},
     )
 
 
@@ -206,8 +207,11 @@ def _event(content: dict) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _say(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):  # Starlette's own: no such path, another method
-        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
-    assert isinstance(error, RequestError)
+async def _say(request: Request, error: Any) -> Response:
     return JSONResponse(error.body(), status_code=error.status)
+
+
+async def _say_http(request: Request, error: Any) -> Response:
+    return await _say(
+        request, RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    )

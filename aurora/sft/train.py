@@ -312,9 +312,7 @@ def _finish_adapter(folder: Path, trainer, base: Path, record: dict) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
 
 
-def save_kept(
-    trainer, kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict
-) -> None:
+def save_kept(trainer, kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict) -> None:
     """Writes the adapters of `steps` as `save_adapter` does, each to `folder`/step-N, and their list beside them.
 
     `kept` holds them as they were saved. Raises ModelError for a step whose checkpoint was not written.

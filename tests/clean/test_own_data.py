@@ -44,9 +44,7 @@ def reason(item: object, format_: str = "messages") -> str:
 
 
 def cleaned(tmp_path: Path, rows: object, format_: str = "alpaca", **entry: object) -> Cleaned:
-    source = Source(
-        kind="instructions", uri="own.json", dep="own.json", format=format_, licence="MIT", **entry
-    )
+    source = Source(kind="instructions", uri="own.json", format=format_, licence="MIT", **entry)
     off = CLEAN.model_copy(update={"contamination": None})
     return clean({"own": put(tmp_path, "own", rows, format_)}, [], off, {"own": source})
 
@@ -121,7 +119,7 @@ def test_several_system_turns_are_joined_and_a_later_one_goes_to_the_next_prompt
 
 def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
     rows = [{"conversations": PAIR}, {"conversations": PAIR, "system": "简短。"}]
-    source = Source(kind="instructions", uri="o.json", dep="o.json", format="sharegpt", licence="MIT")
+    source = Source(kind="instructions", uri="o.json", format="sharegpt", licence="MIT")
     off = CLEAN.model_copy(update={"contamination": None, "near_duplicates": None})
     found = clean({"own": put(tmp_path, "own", rows, "sharegpt")}, [], off, {"own": source})
     assert len({conversation.id for conversation, _ in found.kept}) == 2
@@ -304,7 +302,7 @@ def compressed(kind: str, content: bytes) -> bytes:
         ("rows.json", json.dumps({"version": 1, "data": ROWS}, indent=1).encode()),
         ("rows.json", (" \r\n" * 40000 + TEXT).encode()),
         ("rows.jsonl", ("\n" * 70000 + LINES).encode()),
-        ("rows.jsonl.gz", gzip.compress(LINES.encode())),
+        ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("rows.json.zst", compressed("zstd", TEXT.encode())),
         ("rows.jsonl.bz2", __import__("bz2").compress(LINES.encode())),
     ],
@@ -351,7 +349,7 @@ def test_a_hub_folder_is_its_shards(tmp_path: Path):
     [
         (LINES.encode()[:-4], "line 2 byte [0-9]+: the file is cut off within a character; fetch it again"),
         (TEXT.encode()[: TEXT.encode().rindex("。".encode()) + 1], "byte [0-9]+: the file is cut off within a character"),
-        (gzip.compress(LINES.encode())[:-20], "damaged or unreadable"),
+        (gzip.compress(LINES.encode(), mtime=0)[:-20], "damaged or unreadable"),
         (b"\x00\x01", "begins with"),
     ],
 )  # fmt: skip

@@ -189,6 +189,6 @@ def test_a_source_that_cannot_be_read_does_not_hide_the_others(checkout: Path):
     fetch("mmlu", load_params().sources["mmlu"], FOLDERS["mmlu"])
     lines = {line.split()[0]: line for line in shown().splitlines()}
     assert (
-        " unreadable: data/raw/instructions/sharegpt_70k/sharegpt_70k.jsonl: neither" in lines["sharegpt_70k"]
+        " unreadable: data/raw/instructions/sharegpt_70k/sharegpt_70k.jsonl: no JSON" in lines["sharegpt_70k"]
     )
     assert lines["mmlu"].endswith("yes")

@@ -23,6 +23,7 @@ from stand_ins.tiny_mixtral import load_tokenizer, tiny_model, write_model
 from aurora.core.errors import DataError, SourceError
 from aurora.core.files import write_json
 from aurora.core.parquet import write_parquet
+from aurora.eval.answers import answer_metrics
 from aurora.eval.benchmarks import read_benchmark
 from aurora.eval.evaluate import (
     evaluate,
@@ -132,6 +133,13 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
+    found, expected = (
+        answer_metrics(*zip(*((row["reply"], row["answer"]) for row in replies), strict=True)),
+        {},
+    )
+    for name, value in found.items():
+        expected[name] = value if value is None else pytest.approx(value, abs=1e-6)
+    assert {name: results[name] for name in expected} == expected
     assert results["replies"] == len(replies)
     assert results["no_language"] == sum(row["language"] == "none" for row in replies)
     judged = [row["language"] == "Chinese" for row in replies if row["language"] != "none"]
@@ -363,8 +371,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     text = (root / "params.yaml").read_text(encoding="utf-8")
     faulty = shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
     for folder in ("dev", "val"):
-        path = next((faulty / "ceval" / folder).glob("law*"))
-        path.rename(path.with_name(path.name.replace("law", "cooking")))
+        path = next((faulty / "ceval" / folder).glob("middle_school_biology*"))
+        path.rename(path.with_name(path.name.replace("middle_school_biology", "cooking")))
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("medical: []\n", encoding="utf-8")
     for settings, paths, message in (

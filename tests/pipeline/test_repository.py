@@ -83,7 +83,7 @@ def test_an_evaluation_setting_leaves_the_models_alone(clone: Path):
 
 
 def test_one_changed_source_is_fetched_alone(clone: Path):
-    file = "samples/mmlu/data/test/astronomy_test.csv"
+    file = "samples/mmlu/data/test/nutrition_test.csv"
     first = (clone / file).read_text(encoding="utf-8").partition(",")[0]
     stages = changed(clone, file, re.escape(first), f"{first} ")
     assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@mmlu"]

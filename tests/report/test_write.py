@@ -30,6 +30,7 @@ REPLIES = {
     "lpr_judged": 8,
 }
 OVERLAP = {"bleu_4": 18.5, "rouge_1": 38.0, "rouge_2": 19.0, "rouge_l": 26.5}
+ANSWERS = {"exact_match": 0.75, "closed": 8, "word_share": 0.5, "human_word_share": 0.625}
 UNJUDGED = REPLIES | {"zh_reply_rate": None, "mixed_rate": None, "n": 2}
 CLEAN = {
     "sources": {
@@ -78,7 +79,12 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES | {"replies": 9}
+        results |= (
+            {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}}
+            | REPLIES
+            | ANSWERS
+            | {"replies": 9}
+        )
         results |= OVERLAP
         results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
         results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}, "sums": UNJUDGED}}

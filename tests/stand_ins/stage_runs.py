@@ -9,8 +9,6 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent.parent
-# The base as the small profile has it, but hardly trained: what is tested is the way, not the model.
-FETCH = "import stages, aurora.small_base as base; base.TEXT_STEPS = base.CHAT_STEPS = 3; from stages.fetch import main; main()"
 
 
 def run(folder: Path, *command: str, under: tuple[str, ...] = ()) -> str:
@@ -33,7 +31,7 @@ def fetch(folder: Path, params: dict, *names: str, under: tuple[str, ...] = ()) 
     for name in names:
         section = "sources" if name in params["sources"] else "downloads"
         out = f"data/raw/{params[section][name]['kind']}/{name}"
-        run(folder, "-c", FETCH, name, "--section", section, "--out", out, under=under)
+        run(folder, "-m", "stages.fetch", name, "--section", section, "--out", out, under=under)
 
 
 def stages(folder: Path, *names: str, under: tuple[str, ...] = ()) -> None:
