@@ -12,7 +12,8 @@ PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
 repro: environment
 	@$(IN_VENV) aurora check
 	@$(IN_VENV) dvc repro
-	@sed -n '/^## Base and tuned/,/^Intervals/p' REPORT.md | grep '^|'
+	@echo; sed -n 3p REPORT.md; echo
+	@echo "next: . $(VENV)/bin/activate; aurora chat base tuned; less REPORT.md; dvc plots show"
 
 # finished experiments by what they were set to and what came of it; hashes of paths, times and what is of second rank left out
 experiments:

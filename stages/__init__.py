@@ -73,11 +73,13 @@ from aurora.core.declared import require_versions
 from aurora.core.environment import is_launched, start_from_known
 from aurora.core.errors import AuroraError
 from aurora.core.lifetime import end_with_dvc
+from aurora.core.progress import calm_bars
 from aurora.core.recorded import remove_recorded, require_cache, require_recorded_inputs
 
 end_with_dvc()
 try:
     start_from_known()
+    calm_bars()
     require_versions()
     if "DVC_STAGE" in os.environ and not is_launched(os.environ):
         require_cache()
