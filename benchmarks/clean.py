@@ -21,12 +21,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from aurora.clean import apply_rules as judgement
-from aurora.clean import filters
-from aurora.clean import repairs as mending
-from aurora.clean.apply_rules import whole_rounds
+from aurora.clean import filters, repairs
+from aurora.clean.apply_rules import _repair, whole_rounds
 from aurora.clean.clean import CHUNK, clean
 from aurora.clean.contamination import Questions, read_questions
+from aurora.clean.layouts import LAYOUTS
 from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
 from aurora.clean.parse_rows import parse
 from aurora.clean.read_files import read_items
@@ -161,7 +160,7 @@ def edited(text: str, chance: random.Random) -> str:
     return "".join(characters)
 
 
-class ResumeCache(threading.Thread):
+class PeakMemory(threading.Thread):
     """Greatest resident memory of this process and its children, in bytes; shared pages count for each."""
 
     def __init__(self) -> None:
@@ -182,7 +181,7 @@ class ResumeCache(threading.Thread):
 
 def whole(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
     size = sum((folder / "rows.json").stat().st_size for folder in folders.values())
-    memory = ResumeCache()
+    memory = PeakMemory()
     memory.start()
     start, before = time.perf_counter(), sum(os.times()[:4])
     cleaned = clean(folders, benchmarks, params)
@@ -209,7 +208,7 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
     for name, folder in folders.items():
         count = round(SHARED * PAPER[name] / sum(PAPER.values()))
         for item, _ in zip(read_items(folder / "rows.json"), range(count), strict=False):
-            raw.append((item, "sharegpt" if "sharegpt" in folder.name else "alpaca"))
+            raw.append((item, LAYOUTS["sharegpt" if "sharegpt" in folder.name else "alpaca"]))
     times = {"read JSON": time.process_time() - start}
 
     def timed(name: str, work):
@@ -222,26 +221,36 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         "parse", lambda: [turn for turn in (parse(*pair) for pair in raw) if hasattr(turn, "messages")]
     )
     texts = [message.content for turn in turns for message in turn.messages]
-    timed("invisible characters", lambda: [mending.visible(text) for text in texts])
-    timed("mojibake, repair", lambda: [mending.MOJIBAKE.search(text) for text in texts])
+    timed("invisible characters", lambda: [repairs.visible(text) for text in texts])
+    timed("mojibake, repair", lambda: [repairs.MOJIBAKE.search(text) for text in texts])
     timed(
-        "html remnants", lambda: [mending.without_html(text) for text in texts if "<" in text or "&" in text]
+        "html remnants", lambda: [repairs.without_html(text) for text in texts if "<" in text or "&" in text]
     )
-    mended = [tuple(judgement._mend(turn.messages, [], params)) for turn in turns]
+    repaired = [
+        [
+            Message(message.role, text)
+            for message, text in zip(
+                turn.messages, _repair([m.content for m in turn.messages], [], params), strict=True
+            )
+        ]
+        for turn in turns
+    ]
     rounds = [
         pairs
-        for pairs in timed("roles", lambda: [whole_rounds(item, [], params)[0] for item in mended])
+        for pairs in timed("roles", lambda: [whole_rounds(item, [], params)[0] for item in repaired])
         if pairs
     ]
     for _switch, rule in filters.RULES:
         timed(rule.__name__.replace("_", " "), lambda rule=rule: [rule(pairs, params) for pairs in rounds])
     timed(
         "traditional",
-        lambda: [filters.traditional_share([part for pair in pairs for part in pair]) for pairs in rounds],
+        lambda: [
+            filters.traditional_share([part for pair in pairs for part in pair[:2]]) for pairs in rounds
+        ],
     )
-    timed("topic", lambda: [topic(*pairs[0]) for pairs in rounds])
-    turns = [[part for pair in pairs for part in pair] for pairs in rounds]
-    timed("content id, exact duplicates", lambda: {content_id(messages_of(pairs)) for pairs in rounds})
+    timed("topic", lambda: [topic(*pairs[0][:2]) for pairs in rounds])
+    turns = [[part for pair in pairs for part in pair[:2]] for pairs in rounds]
+    timed("content id, exact duplicates", lambda: {content_id(pairs) for pairs in rounds})
     index = Questions([question for path in benchmarks for question in read_questions(path)], 0.8)
     timed(
         "contamination (index apart)",
@@ -254,18 +263,12 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         print(f"{name:<28} {seconds:>7.2f} s {100 * seconds / total:>5.1f} %")
 
 
-def messages_of(pairs: list[tuple[str, str]]) -> tuple[Message, ...]:
-    return tuple(
-        Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)
-    )
-
-
 def conversations(folders: dict[str, Path], count: int) -> list[str]:
     result = []
     for folder in folders.values():
-        format_ = "sharegpt" if "sharegpt" in folder.name else "alpaca"
+        layout = LAYOUTS["sharegpt" if "sharegpt" in folder.name else "alpaca"]
         for item, _ in zip(read_items(folder / "rows.json"), range(count // 3), strict=False):
-            turns = parse(item, format_)
+            turns = parse(item, layout)
             if hasattr(turns, "messages"):
                 result.append("\n".join(message.content for message in turns.messages))
     return result

@@ -1,4 +1,4 @@
-"""Prefix sharing beside lm-eval's own backend, the CPU work of the full suite, and batched decoding.
+"""Prefix sharing beside lm-eval's own backend, the CPU work of the full suite, both protocols, and batched decoding.
 
     AURORA_REAL_DATA=FOLDER .venv/bin/python benchmarks/eval.py [--questions 48] [--threads 2]
 
@@ -79,7 +79,7 @@ def requests(data: Path, limit: int) -> list:
 
 
 def resident() -> int:
-    """ResumeCache of this process, in bytes."""
+    """Memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -165,20 +165,11 @@ def part_backend(kind: str, data: Path, limit: int, threads: int) -> dict:
 
 def part_overhead(data: Path, threads: int) -> dict:
     """Seconds for tasks, prompts, tokens, passes and scores of all 26,970 questions, the model stubbed."""
-    import torch
-
     start = time.perf_counter(), time.process_time()
-    torch.set_num_threads(threads)
     from aurora.eval.evaluate import score_benchmarks
-    from aurora.eval.prefix import PassRunner, PrefixLM
     from aurora.pipeline.params import load_params
 
-    logits = torch.randn(1, 32000)
-    PassRunner.run = lambda self, step, places=None: logits.expand(len(step.rows), -1)
-    model, tokenizer = torch.nn.Linear(1, 1), build_tokenizer()
-    model.config = build_config()
-    model.device, model.tie_weights = torch.device("cpu"), lambda: None
-    lm = PrefixLM(model, tokenizer=tokenizer, max_length=4096, batch_tokens=8192, backend="causal")
+    lm = stubbed(threads)
     params = load_params(Path(__file__).parent.parent / "params.yaml").eval
     _, table = score_benchmarks(lm, subjects(data, 1, None), params)
     return {
@@ -187,6 +178,52 @@ def part_overhead(data: Path, threads: int) -> dict:
         "processor": time.process_time() - start[1],
         "tokens": lm.tokens_forwarded,
     }
+
+
+def stubbed(threads: int):
+    """A PrefixLM with the real tokeniser, whose passes cost nothing."""
+    import torch
+
+    from aurora.eval.prefix import PassRunner, PrefixLM
+
+    torch.set_num_threads(threads)
+    logits = torch.randn(1, 32000)
+    PassRunner.run = lambda self, step, places=None: logits.expand(len(step.rows), -1)
+    model = torch.nn.Linear(1, 1)
+    model.config = build_config()
+    model.device, model.tie_weights = torch.device("cpu"), lambda: None
+    return PrefixLM(model, tokenizer=build_tokenizer(), max_length=4096, batch_tokens=8192, backend="causal")
+
+
+def part_protocols(data: Path, threads: int) -> dict:
+    """Tokens to forward for every question under both protocols, and their CPU work, the model stubbed."""
+    from aurora.eval.evaluate import score_benchmarks
+    from aurora.eval.paper_protocol import score_paper_protocol
+    from aurora.pipeline.params import load_params
+
+    lm, asked = stubbed(threads), subjects(data, 1, None)
+    params = load_params(Path(__file__).parent.parent / "profiles" / "paper.yaml").eval
+    found = {}
+    for name in NAMES:
+        lm.tokens_forwarded, start = 0, time.process_time()
+        results, _ = score_benchmarks(lm, {name: asked[name]}, params)
+        found[f"{name}, lm-eval"] = [results[name]["n"], lm.tokens_forwarded, time.process_time() - start]
+        for language in params.paper_protocol.prompts[name]:
+            prompts = params.paper_protocol.model_copy(update={"prompts": {name: [language]}})
+            lm.tokens_forwarded, start = 0, time.process_time()
+            results, _ = score_paper_protocol(
+                lm,
+                {name: asked[name]},
+                params.model_copy(update={"paper_protocol": prompts}),
+                "bos_every_turn",
+            )
+            key = f"{name}_{language}"
+            found[f"{name}, paper, {language}"] = [
+                results[key]["n"],
+                lm.tokens_forwarded,
+                time.process_time() - start,
+            ]
+    return found
 
 
 def build_config():
@@ -266,11 +303,13 @@ def in_process(part: str, arguments: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Prints the three tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=48, help="questions a subject")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("backends", "overhead", "decode"), help="One of the three tables.")
+    parser.add_argument(
+        "--only", choices=("backends", "overhead", "protocols", "decode"), help="One of the tables."
+    )
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if "AURORA_REAL_DATA" not in os.environ:
@@ -281,11 +320,13 @@ def main() -> None:
             "stock": lambda: part_backend("stock", data, arguments.questions, arguments.threads),
             "ours": lambda: part_backend("ours", data, arguments.questions, arguments.threads),
             "overhead": lambda: part_overhead(data, arguments.threads),
+            "protocols": lambda: part_protocols(data, arguments.threads),
             "decode": lambda: part_decode(arguments.threads),
         }
         print(json.dumps(parts[arguments.part]()))
         return
-    tables = {"backends": print_backends, "overhead": print_overhead, "decode": print_decode}
+    tables = {"backends": print_backends, "overhead": print_overhead}
+    tables |= {"protocols": print_protocols, "decode": print_decode}
     for name, table in tables.items():
         if arguments.only in (None, name):
             table(arguments)
@@ -330,6 +371,13 @@ def print_overhead(arguments: argparse.Namespace) -> None:
         f"\nCPU work of the full suite, model stubbed: {full['questions']:,} questions in {full['wall']:.1f} s "
         f"({full['processor']:.1f} s of processor), {full['tokens']:,} tokens to forward"
     )
+
+
+def print_protocols(arguments: argparse.Namespace) -> None:
+    """Cost of a question under both protocols."""
+    print(f"\n{'':24}{'questions':>10}{'tokens':>12}{'a question':>12}{'CPU, s':>8}")
+    for name, (count, tokens, seconds) in in_process("protocols", arguments).items():
+        print(f"{name:24}{count:10,}{tokens:12,}{tokens / count:12.0f}{seconds:8.1f}")
 
 
 def print_decode(arguments: argparse.Namespace) -> None:

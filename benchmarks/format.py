@@ -71,7 +71,7 @@ def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Pa
     import pyarrow
     import pyarrow.parquet
 
-    from aurora.core.messages import Message, content_id
+    from aurora.core.messages import Round, content_id
 
     source = random.Random(0)
     kinds = {
@@ -88,7 +88,7 @@ def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Pa
         messages = [
             {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
         ]
-        key = content_id(tuple(Message(**message) for message in messages))
+        key = content_id(tuple(map(Round, turns[::2], turns[1::2])))
         rows[key] = ("single" if single else "multi", messages)
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     ids = sorted(rows)

@@ -1,16 +1,21 @@
 """Kills of dvc, of a stage, or of both at random moments of the small profile, and what `dvc repro` makes of it.
 
-    python benchmarks/kills.py [--kills 30] [--seed 0]
+    python benchmarks/kills.py [--kills 100] [--merges 20] [--seed 0]
 
 In a clone of HEAD `dvc repro` runs from empty, is killed (SIGKILL), started again, and so on. Each kill has a stage drawn
 for it, and comes at a random moment of the time that this stage takes, or of a later one where it is done; kills are in
 the order of the stages, so that every start goes on from the last. At the end it runs whole.
-Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, and a dvc.lock, metrics or report
-that differ from those of the commit. It ends non-zero where one is found.
+Then two branches run different stages, and `aurora merge && dvc repro` of one into the other is killed and begun again.
+Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, a dvc.lock, metrics or report that
+differ from those of the commit or of a merge that nobody killed, and a training that begins anew where a checkpoint was,
+or runs in a merge at all. It ends non-zero where one is found.
 """
 
 import random
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -113,6 +118,13 @@ def wait_until_alone(run: Run) -> list[psutil.Process]:
     return left
 
 
+def trained_again(run: Run, told: int, checkpoint: bool) -> list[str]:
+    """A line if the log, from its character `told` on, has a training from the first step although a checkpoint was there."""
+    since = run.log()[told:]
+    again = checkpoint and "tokens/s" in since and "going on from" not in since
+    return ["sft began anew though a checkpoint was there"] if again else []
+
+
 def finish(run: Run) -> str:
     """Runs to the end; what is wrong, or nothing."""
     if status := run.start().wait():
@@ -122,7 +134,7 @@ def finish(run: Run) -> str:
 
 def torture(run: Run, kills: int, draw: random.Random) -> list[str]:
     """Kills so many times, finishes, and returns what was wrong; a line for each kill goes to stdout."""
-    faults = []
+    faults, told, checkpoint = [], 0, False
     for number, drawn in enumerate(sorted(draw.choices(STAGES, k=kills), key=STAGES.index), 1):
         wanted = drawn
         while True:
@@ -141,29 +153,98 @@ def torture(run: Run, kills: int, draw: random.Random) -> list[str]:
             wanted = "report"
         stage = run.kill(dvc, target)
         left = wait_until_alone(run)
+        faults += [f"kill {number}: {line}" for line in trained_again(run, told, checkpoint)]
+        told, checkpoint = len(run.log()), any(run.folder.glob(".aurora/sft/*/checkpoints/checkpoint-*"))
         faults += [f"kill {number}: {' '.join(words_of(process))} outlived {target}" for process in left]
         for process in left:
             process.kill()
         print(f"{number:<6}{target:<8}{wanted:<8}{moment:>8.1f}  {stage:<12}{len(left)} left", flush=True)
     if fault := finish(run):
         faults.append(f"at the end: {fault}")
+    return [*faults, *trained_again(run, told, checkpoint)]
+
+
+def said(folder: Path, *command: str, check: bool = True) -> str:
+    """What a command prints in a clone."""
+    environment = surroundings(folder) | {"PYTHONPATH": str(folder)}
+    for role in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{role}_NAME": "Kills", f"GIT_{role}_EMAIL": "kills@example.org"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stdout[-1500:]}{done.stderr[-1500:]}")
+    return done.stdout
+
+
+def branch(folder: Path, name: str, key: str, value: str) -> None:
+    """A branch off the commit that has run with another value of a key of params.yaml."""
+    said(folder, "git", "switch", "--quiet", "--create", name, "start")
+    said(folder, str(DVC), "checkout", "--force")
+    params = folder / "params.yaml"
+    params.write_text(re.sub(rf"(?m)^( +){key}: \S+$", rf"\g<1>{key}: {value}", params.read_text()))
+    said(folder, str(DVC), "repro")
+    said(folder, "git", "commit", "--all", "--quiet", f"--message={name}")
+
+
+def begin_merge(folder: Path, runs: Path) -> None:
+    """The state in which git stops, with the run cache as it was before any merge."""
+    said(folder, "git", "reset", "--hard", "--quiet", "loss")
+    said(folder, str(DVC), "checkout", "--force")
+    shutil.rmtree(folder / ".dvc/cache/runs")
+    shutil.copytree(runs, folder / ".dvc/cache/runs")
+    said(folder, "git", "merge", "rate", check=False)
+
+
+def torture_merge(folder: Path, kills: int, draw: random.Random) -> list[str]:
+    """Kills so many merges, finishes each, and returns what was wrong."""
+    said(folder, "git", "branch", "start")
+    branch(folder, "rate", "learning_rate", "2e-3")
+    branch(folder, "loss", "loss_rows", "16")
+    runs = folder.with_name("runs")
+    shutil.copytree(folder / ".dvc/cache/runs", runs)
+    merge = f"{DVC.with_name('aurora')} merge; {DVC} repro"
+    begin_merge(folder, runs)
+    began = time.monotonic()
+    said(folder, "sh", "-c", merge)
+    seconds, whole = time.monotonic() - began, said(folder, "git", "diff", "loss")
+    faults = []
+    for number in range(1, kills + 1):
+        begin_merge(folder, runs)
+        run = Run(folder, ("sh", "-c", merge))
+        moment, told, process = draw.uniform(0, seconds), len(run.log()), run.start()
+        try:
+            process.wait(moment)
+        except psutil.TimeoutExpired:
+            run.kill(process, "both")
+        faults += [f"merge {number}: {' '.join(words_of(left))} outlived" for left in wait_until_alone(run)]
+        if run.start().wait():
+            faults.append(f"merge {number}: {run.log()[told:][-1500:]}")
+        if said(folder, "git", "diff", "loss") != whole:
+            faults.append(f"merge {number}: not what a merge that nobody killed gives")
+        if "Running stage 'sft'" in run.log()[told:]:
+            faults.append(f"merge {number}: trained again")
+        print(f"merge {number:<6}killed after {moment:>5.1f} s of {seconds:.1f}", flush=True)
     return faults
 
 
 @click.command()
-@click.option("--kills", default=30, show_default=True)
+@click.option("--kills", default=100, show_default=True)
+@click.option("--merges", default=20, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(kills: int, seed: int) -> None:
+def main(kills: int, merges: int, seed: int) -> None:
     """Kill, run again, compare."""
     with tempfile.TemporaryDirectory() as name:
         folder = cloned(Path(name).resolve() / "clone")
         (folder / "dvc.lock").unlink()
         print(f"{'kill':<6}{'of':<8}{'behind':<8}{'by s':>8}  {'stage':<12}processes left")
-        faults = torture(Run(folder), kills, random.Random(seed))
+        draw = random.Random(seed)
+        faults = torture(Run(folder), kills, draw)
+        if merges and not faults:
+            faults = torture_merge(folder, merges, draw)
     for fault in faults:
         print(fault)
     print(
-        f"{kills} kills: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are {'NOT ' * bool(faults)}those of the commit"
+        f"{kills} kills, {merges} killed merges: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are"
+        f" {'NOT ' * bool(faults)}what they are without a kill"
     )
     sys.exit(bool(faults))
 

@@ -1,36 +1,92 @@
 """The stages of dvc.yaml, one script each. What holds for all of them stands here, and runs before any of their imports.
 
-The order in which a matrix product or a softmax adds up depends on the vector instructions that a library finds.
-MKL promises equal results on all x86-64 processors in its COMPATIBLE mode alone; ATen and oneDNN get a ceiling that
-every processor of the last decade has. So a stage that runs on CPU gives the same bytes on another machine.
+Code comes from the sources of this repository and from the installed packages, and from nowhere else: no compiled file
+of the repository is trusted, and no module that lies in its root or on PYTHONPATH shadows a library.
 """
 
-import logging
+# ruff: noqa: E402 (what is imported before the search path is cleared is built into Python)
+import marshal
 import os
 import sys
-import warnings
-from importlib.util import find_spec
+from importlib.machinery import FileFinder, SourceFileLoader
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
-os.environ |= {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-# Libraries tell their makers what is used; a stage connects to nothing but what it fetches.
-os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-# Threads that wait for each other spin only briefly: with other work on the machine, long spinning costs most of it.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+ROOT = os.path.dirname(os.path.abspath(__path__[0]))  # noqa: PTH100, PTH120 (a file of the root could shadow pathlib)
+
+
+class FromSource(SourceFileLoader):
+    """Compiles each module anew: a .pyc counts as its source's where size and second agree, which an edit can keep."""
+
+    def get_code(self, fullname: str):
+        """The code of the module's source."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _finder(path: str) -> FileFinder:
+    if not f"{path}/".startswith((f"{ROOT}/aurora/", f"{ROOT}/stages/")):
+        raise ImportError(path)
+    return FileFinder(path, (FromSource, [".py"]))
+
+
+def _start_again_if_stale() -> None:
+    """Python has read this file before anything here could say how: starts it again where that was a stale .pyc."""
+    try:
+        with open(__cached__, "rb") as file, open(__file__, "rb") as source:
+            fresh = marshal.loads(file.read()[16:]) == compile(source.read(), __file__, "exec")
+    except (OSError, NameError, TypeError, EOFError, ValueError):
+        return  # it came from its source
+    if not fresh:
+        os.unlink(__cached__)  # noqa: PTH108
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _import_from_source(name: str) -> None:
+    place = f"{ROOT}/{name}"
+    file = f"{place}/__init__.py"
+    spec = spec_from_file_location(
+        name, file, loader=FromSource(name, file), submodule_search_locations=[place]
+    )
+    assert spec is not None and spec.loader is not None  # the loader was given
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+_start_again_if_stale()
+shadowing = {ROOT, os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}  # noqa: PTH109
+sys.path[:] = [path for path in sys.path if path and os.path.abspath(path) not in shadowing]  # noqa: PTH100
+sys.path_hooks.insert(0, _finder)
+for known in [path for path in sys.path_importer_cache if path.startswith(ROOT)]:
+    del sys.path_importer_cache[known]
+if "aurora" not in sys.modules:
+    _import_from_source("aurora")
 
 if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
     sys.exit(
         f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate"
     )
 
+import logging
+import warnings
+
 from aurora.core.declared import require_versions
+from aurora.core.environment import is_launched, start_from_known
 from aurora.core.errors import AuroraError
 from aurora.core.lifetime import end_with_dvc
+from aurora.core.progress import calm_bars
+from aurora.core.recorded import remove_recorded, require_cache, require_recorded_inputs
 
+end_with_dvc()
 try:
+    start_from_known()
+    calm_bars()
     require_versions()
+    if "DVC_STAGE" in os.environ and not is_launched(os.environ):
+        require_cache()
+        require_recorded_inputs(os.environ["DVC_STAGE"])
+        remove_recorded()
 except AuroraError as error:
     sys.exit(f"error: {error}")
-end_with_dvc()
 
 # What libraries say here about arguments that Aurora or TRL chose, and no user can act on.
 logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""clean: every instruction row kept, mended, or dropped with a reason."""
+"""clean: every instruction row kept, repaired, or dropped with a reason."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,12 @@ import click
 from aurora.clean.clean import clean
 from aurora.clean.clean_page import write_page
 from aurora.clean.params import Clean
-from aurora.clean.row_tables import write_tables
+from aurora.clean.row_tables import write_dropped, write_tables
 from aurora.core.errors import DataError, exit_with_message
 from aurora.core.files import remove, replacing, write_json
 from aurora.core.manifests import origin_of
 from aurora.core.params import read_section
-from aurora.sources.source import Source
+from aurora.sources.source import Download, LocalSource, Source
 
 
 @click.command()
@@ -27,19 +27,25 @@ from aurora.sources.source import Source
 @exit_with_message
 def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     """Writes conversations.parquet, dropped.parquet, sources.json, metrics.json and report.html into OUT."""
-    sources = read_section("sources", dict[str, Source])
+    sources: dict[str, Source] = {
+        **read_section("sources", dict[str, LocalSource]),
+        **read_section("downloads", dict[str, Download]),
+    }
     params = read_section("clean", Clean)
     folders = _folders(instructions, sources, "instructions")
     searched = _folders(benchmarks, sources, "benchmark")
     origins = [origin_of(folder) for folder in sorted([*folders.values(), *searched.values()])]
-    cleaned = clean(folders, searched.values(), params)
+    cleaned = clean(folders, searched.values(), params, sources)
     if not cleaned.kept:
+        out.mkdir(parents=True, exist_ok=True)
+        write_dropped(out / "dropped.parquet", cleaned)
+        why = [note for note in cleaned.metrics["notes"] if "no row is left" in note]
         raise DataError(
-            "clean: no row is left; data/clean would be empty: look at the rules of clean in params.yaml"
+            f"clean: no row is left; {'; '.join(why)}; {out / 'dropped.parquet'} has every row's reason"
         )
     with replacing(out) as partial:
         partial.mkdir()
-        write_tables(partial, cleaned)
+        write_tables(partial, cleaned, {name: source.repeat for name, source in sources.items()})
         write_json(partial / "sources.json", {"sources": origins})
         write_json(partial / "metrics.json", cleaned.metrics)
         write_page(partial / "report.html", cleaned)

@@ -18,17 +18,37 @@ from aurora.model.quantization import Quantization
 @click.option("--benchmarks", type=click.Path(path_type=Path), required=True, help="Fetched benchmarks.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="held_out.parquet of format.")
 @click.option("--prompts", type=click.Path(path_type=Path), required=True, help="Fixed prompts by kind.")
+@click.option("--prompt-sources", type=click.Path(path_type=Path), help="Fetched prompts, in a folder each.")
 @click.option("--own-tasks", type=click.Path(path_type=Path), help="Folder of lm-eval task files.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @exit_with_message
-def main(model: Path, benchmarks: Path, rows: Path, prompts: Path, own_tasks: Path | None, out: Path) -> None:
+def main(
+    model: Path,
+    benchmarks: Path,
+    rows: Path,
+    prompts: Path,
+    prompt_sources: Path | None,
+    own_tasks: Path | None,
+    out: Path,
+) -> None:
     """Evaluate one model."""
     params = read_section("eval", Eval)
     quantization = read_section("quantization", Quantization)
     form = read_section("format.prompt", PromptName)
     with replacing(out) as partial:
         partial.mkdir()
-        results = evaluate(model, benchmarks, rows, prompts, partial, params, quantization, form, own_tasks)
+        results = evaluate(
+            model,
+            benchmarks,
+            rows,
+            prompts,
+            partial,
+            params,
+            quantization,
+            form,
+            own_tasks=own_tasks,
+            prompt_sources=prompt_sources,
+        )
     scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.tasks)
     judged = results["replies"] - results["no_language"]
     print(

@@ -7,6 +7,7 @@ import click
 from aurora.core.errors import exit_with_message
 from aurora.core.files import replacing, write_json
 from aurora.core.params import read_section
+from aurora.core.recorded import require_cache
 from aurora.merge.copy_bytes import disk_errors
 from aurora.merge.ends import ends_of
 from aurora.merge.merge import merge
@@ -30,6 +31,7 @@ def main(base: Path, adapter: Path, rows: Path, merged: Path, out: Path) -> None
     params = read_section("merge", Merge)
     quantization = read_section("quantization", Quantization)
     settings = params.drift
+    require_cache(sum(file.stat().st_size for file in base.glob("*.safetensors")))
     torch.set_num_threads(params.threads)
     if settings:
         require_room(base, adapter, settings, quantization)

@@ -19,9 +19,12 @@ from aurora.sft.train import SCRATCH, check_before, train
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="Base model folder.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="Folder of the format stage.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder to write.")
+@click.option(
+    "--checkpoints", type=click.Path(path_type=Path), required=True, help="Folder of kept adapters."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics and curve.")
 @exit_with_message
-def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
+def main(base: Path, rows: Path, adapter: Path, checkpoints: Path, out: Path) -> None:
     """Fine-tune the base."""
     params, quantization = read_section("sft", Sft), read_section("quantization", Quantization)
     try:
@@ -30,7 +33,7 @@ def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
             check_workers(params)
             if is_first_worker():
                 check_before(base, rows, params, quantization)
-            line = train(base, rows, adapter, out, params, quantization)
+            line = train(base, rows, adapter, out, params, quantization, checkpoints)
             if line:  # of the first process alone
                 print(line)
             return
@@ -42,7 +45,7 @@ def main(base: Path, rows: Path, adapter: Path, out: Path) -> None:
             if many:
                 launch(params, sys.argv[1:])
             else:
-                print(train(base, rows, adapter, out, params, quantization))
+                print(train(base, rows, adapter, out, params, quantization, checkpoints))
     except KeyboardInterrupt:
         if not is_worker():
             print("\nsft: interrupted; dvc repro goes on from the last checkpoint", file=sys.stderr)

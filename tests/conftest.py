@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stand_ins.hub_server import LocalHub, certificate
@@ -42,22 +44,26 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A local hub over https, which huggingface_hub and aurora.hub take for the real one, in an empty folder."""
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub import constants, file_download, set_client_factory
+    from huggingface_hub.utils import _http
 
-    from aurora.hub import transfer
+    from aurora import hub as downloads
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(loopback_certificate))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "PAUSES", (0.0, 0.0))
+    for module in (_http, file_download):  # the library's pauses between its tries
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     monkeypatch.chdir(tmp_path)
-    set_client_factory(default_client_factory)  # closes the client that trusts another test's surroundings
+    set_client_factory(
+        _http.default_client_factory
+    )  # closes the client that trusts another test's surroundings
     with LocalHub(loopback_certificate) as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield hub
-    set_client_factory(default_client_factory)
+    set_client_factory(_http.default_client_factory)

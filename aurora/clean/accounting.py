@@ -1,4 +1,4 @@
-"""What became of every row, and the sums that must add up."""
+"""The outcome of every row, and sums that must add up."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aurora.clean.parse_rows import Drop
 from aurora.core.errors import DataError
-from aurora.core.messages import Message
+from aurora.core.messages import Conversation
 
 # Table 2 of arXiv 2312.14557: single and multiple rounds of the raw files.
 PAPER = {"alpaca_data_zh_51k": (51461, 0), "alpaca_gpt4_data_zh": (48818, 0), "sharegpt_70k": (41066, 35333)}
@@ -14,42 +14,61 @@ PAPER = {"alpaca_data_zh_51k": (51461, 0), "alpaca_gpt4_data_zh": (48818, 0), "s
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one row."""
+    """The outcome of one row."""
 
     source: str
     position: int  # 0-based row of the source file
     rounds: int  # rounds as read; 0 if the row could not be read
-    messages: tuple[Message, ...]  # empty if dropped
-    mended: tuple[str, ...]
+    kept: Conversation | None  # None if dropped
+    repaired: tuple[str, ...]
     drop: Drop | None
     id: str = ""  # content id of a kept row
     traditional: bool = False
     topic: str = ""  # of a kept row
 
 
-def account(outcomes: list[Outcome], expected: Mapping[str, int | None]) -> dict:
-    """metrics.json: per source and in total read, kept, mended and dropped by kind, and rounds."""
+def account(
+    outcomes: list[Outcome],
+    expected: Mapping[str, int | None],
+    ignored: Mapping[str, Counter[str]],
+    repeats: Mapping[str, int],
+    advised: Mapping[str, str],
+) -> dict:
+    """metrics.json: per source and in total read, kept, repaired and dropped by kind, and rounds.
+
+    `ignored` are the columns of each source that were not read, with the rows that have them; `repeats` how many
+    times each row of a source is trained; `advised` what would fit a source of which no row could be read.
+    """
     sources = {name: _sums([o for o in outcomes if o.source == name]) for name in expected}
     for name, sums in sources.items():
         sums["expected_rows"] = expected[name]
+        if ignored.get(name):
+            sums["ignored_columns"] = dict(sorted(ignored[name].items()))
+        if repeats.get(name, 1) > 1:
+            sums["repeat"] = repeats[name]
         if sums["kept"] + sum(sums["dropped"].values()) != sums["read"]:
             raise DataError(f"clean: source {name}: kept and dropped do not add up to read: {sums}")
-    return {"sources": sources, "total": _sums(outcomes), "notes": list(_notes(sources))}
+    return {
+        "sources": sources,
+        "total": _sums(outcomes),
+        "notes": [*_notes(sources), *_emptied(outcomes, sources, advised)],
+    }
 
 
 def _sums(outcomes: list[Outcome]) -> dict:
     kept = [outcome for outcome in outcomes if not outcome.drop]
-    mended = Counter(name for outcome in kept for name in outcome.mended)
+    conversations = [outcome.kept for outcome in outcomes if outcome.kept]
+    repaired = Counter(name for outcome in kept for name in outcome.repaired)
     dropped = Counter(outcome.drop.reason for outcome in outcomes if outcome.drop)
     return {
         "read": len(outcomes),
         "read_single_round": sum(outcome.rounds <= 1 for outcome in outcomes),
         "read_multiple_rounds": sum(outcome.rounds > 1 for outcome in outcomes),
         "kept": len(kept),
-        "single_round": sum(len(outcome.messages) == 2 for outcome in kept),
-        "multiple_rounds": sum(len(outcome.messages) > 2 for outcome in kept),
-        "mended_rows": sum(bool(outcome.mended) for outcome in kept),
-        "mended": dict(sorted(mended.items())),
+        "single_round": sum(len(each.rounds) == 1 for each in conversations),
+        "multiple_rounds": sum(len(each.rounds) > 1 for each in conversations),
+        "repaired_rows": sum(bool(outcome.repaired) for outcome in kept),
+        "repaired": dict(sorted(repaired.items())),
         "dropped": dict(sorted(dropped.items())),
         "traditional": sum(outcome.traditional for outcome in kept),
     }
@@ -68,3 +87,20 @@ def _notes(sources: Mapping[str, dict]) -> Iterator[str]:
                 f"{name}: the paper counts {single:,} single-round and {multiple:,} multi-round conversations, "
                 f"the file has {sums['read_single_round']:,} and {sums['read_multiple_rounds']:,}"
             )
+
+
+def _emptied(
+    outcomes: list[Outcome], sources: Mapping[str, dict], advised: Mapping[str, str]
+) -> Iterator[str]:
+    """Sources of which nothing is kept, with the reasons, the first evidence and what would fit."""
+    for name, sums in sources.items():
+        if sums["kept"] or not sums["read"]:
+            continue
+        reasons = sorted(sums["dropped"].items(), key=lambda item: (-item[1], item[0]))
+        drops = (outcome.drop for outcome in outcomes if outcome.source == name and outcome.drop)
+        first = next(drop for drop in drops if drop.reason == reasons[0][0])
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
+        yield (
+            f"{name}: no row is left of {sums['read']:,}: {told}; the first {first.reason}: {first.evidence[:160]}"
+            + (f"; {advised[name]}" if advised.get(name) else "")
+        )

@@ -1,4 +1,4 @@
-"""Rules about what an answer is: a placeholder, a refusal, or the voice of another vendor's model.
+"""Rules for answers: placeholders, refusals, and answers in the name of another vendor's model.
 
 Each says with a Fault at which round a conversation stops being fit, or None; see aurora/clean/filters.py.
 """
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aurora.clean.params import Clean
+from aurora.core.messages import Round
 
-Rounds = Sequence[tuple[str, str]]
+Rounds = Sequence[tuple[str, str] | Round]  # prompt and answer; a Round has more behind them
 EVIDENCE = 160  # characters kept of what shows a fault
 
 
 class Fault(NamedTuple):
-    """Round at which a conversation stops being fit, and why."""
+    """The first faulty round of a conversation, and the reason."""
 
     index: int  # 0-based round
     reason: str
@@ -43,7 +44,7 @@ MARKER = re.compile(
 
 MODELS = (
     r"(?:Open\s?AI|Chat\s?GPT|GPT[-\s]?[345](?:\.5)?(?:-turbo)?|InstructGPT|Anthropic|Claude(?!\s?(?:Monet|Debussy|Shannon|·))|"
-    r"文心一言|文心|ERNIE|Bard|Gemini|LaMDA|PaLM|通义千问|通义|Qwen|讯飞星火|星火认知|Kimi|豆包|LLaMA|Vicuna|MOSS|ChatGLM|智谱|"
+    r"文心(?:一言)?+|ERNIE|Bard|Gemini|LaMDA|PaLM|通义(?:千问)?+|Qwen|讯飞星火|星火认知|Kimi|豆包|LLaMA|Vicuna|MOSS|ChatGLM|智谱|"
     r"百川|Baichuan|DeepSeek|深度求索|New\s?Bing|Copilot|Siri|小爱同学|混元|盘古大模型|悟道)"
 )
 VENDORS = (
@@ -66,11 +67,13 @@ OTHER_MODEL = re.compile(
     re.IGNORECASE,
 )
 FICTION = re.compile(r"第一人称|小说|故事|剧本|科幻")
-NAMED = (  # a first look, in small letters: most answers name no one
-    "openai", "open ai", "gpt", "anthropic", "claude", "文心", "ernie", "bard", "gemini", "lamda", "palm",
-    "通义", "qwen", "星火", "kimi", "豆包", "llama", "vicuna", "moss", "chatglm", "智谱", "百川", "baichuan",
-    "deepseek", "深度求索", "bing", "copilot", "siri", "小爱同学", "混元", "盘古", "悟道", "google", "谷歌", "百度", "阿里",
-    "腾讯", "华为", "讯飞", "微软", "microsoft", "meta", "facebook", "清华", "月之暗面", "字节跳动", "苹果公司",
+NAMED = re.compile(  # a first look, in small letters: most answers name no one
+    "|".join((
+        "openai", "open ai", "gpt", "anthropic", "claude", "文心", "ernie", "bard", "gemini", "lamda", "palm",
+        "通义", "qwen", "星火", "kimi", "豆包", "llama", "vicuna", "moss", "chatglm", "智谱", "百川", "baichuan",
+        "deepseek", "深度求索", "bing", "copilot", "siri", "小爱同学", "混元", "盘古", "悟道", "google", "谷歌", "百度", "阿里",
+        "腾讯", "华为", "讯飞", "微软", "microsoft", "meta", "facebook", "清华", "月之暗面", "字节跳动", "苹果公司",
+    ))
 )  # fmt: skip
 
 ABLE = r"(?:无法|無法|不能|没有能力|沒有能力|没法|不便|不会|不可以|没有办法|不具备|沒有辦法)"
@@ -104,14 +107,14 @@ ASKS = re.compile(  # for the text that the prompt forgot, and says no more
 # A prompt that says that more will come.
 PROMISES = re.compile(r"我(?:会|将|要|想|来|给|希望|需要)|\bI(?:'ll| will| want)\b")
 WROTE_FOR_SOMEONE = re.compile(
-    r"信|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
+    r"(?<![微相自短威守置确可亲坚迷笃])信(?!息|用|任|号|念|仰|心|赖|誉|徒|条|道|奉|服|贷)|邮件|郵件|借口|藉口|道歉|客服|顾客|客户|对话|台词|拒绝|婉拒|翻译|译成|译为|改写|回复|回应|角色|扮演|短信|留言|谢绝|造句|语气"
 )
 REFUSAL_LENGTH = 260  # characters; a longer answer apologises and then helps
 
 
 def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer that stands in for one: `<noinput>`, 无输入, punctuation alone."""
-    for index, (prompt, answer) in enumerate(rounds):
+    """A placeholder instead of an answer: `<noinput>`, 无输入, only punctuation."""
+    for index, (prompt, answer, *_) in enumerate(rounds):
         inner = answer.strip(EDGE).lower()
         # Marks alone are no answer, but an operator can be one.
         marks = not inner and not OPERATOR.search(answer) and not ABOUT_MARKS.search(prompt)
@@ -124,9 +127,8 @@ def placeholder_answer(rounds: Rounds, params: Clean) -> Fault | None:
 
 def other_model(rounds: Rounds, params: Clean) -> Fault | None:
     """An answer in which the assistant says that it is another vendor's model."""
-    for index, (prompt, answer) in enumerate(rounds):
-        small = answer.lower()
-        if not any(name in small for name in NAMED) or FICTION.search(prompt):
+    for index, (prompt, answer, *_) in enumerate(rounds):
+        if not NAMED.search(answer.lower()) or FICTION.search(prompt):
             continue
         if found := OTHER_MODEL.search(answer):
             return Fault(index, "other_model", around(answer, found))
@@ -135,7 +137,7 @@ def other_model(rounds: Rounds, params: Clean) -> Fault | None:
 
 def refusal(rounds: Rounds, params: Clean) -> Fault | None:
     """A short answer that declines, or asks for the text that the prompt forgot."""
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         if len(answer) > REFUSAL_LENGTH:
             continue
         found = REFUSAL_OF_MACHINE.search(answer, 0, 160)

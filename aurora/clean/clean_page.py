@@ -1,52 +1,96 @@
-"""A page to look at what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
+"""A page that shows what clean did: counts, examples of every reason, histograms, and a sample of kept rows."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from aurora.clean.clean import Cleaned
 from aurora.core.files import write_text
+from aurora.core.messages import Conversation
+from aurora.core.page import render
 
+TEMPLATE = Path(__file__).with_name("clean_page.html")
 EXAMPLES = 3  # of each reason
 SAMPLE = 12  # kept rows
+SHOWN = 800  # characters of a conversation
 LENGTHS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)  # characters of a conversation
 ROUNDS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
-STYLE = """body{font:15px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border-bottom:1px solid #ddd;padding:.2rem .7rem;text-align:left;
-vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{background:#4a7ab5;height:.8rem}
-pre{white-space:pre-wrap;background:#f6f6f4;padding:.6rem;margin:.2rem 0 1rem;font:inherit}h2{margin-top:2.2rem}"""
+COLUMNS = ("read", "kept", "repaired_rows", "single_round", "multiple_rounds", "traditional")
+STAYS = re.compile(r"(\S+) (\d+)[: ]")  # source and position of the row for which a duplicate goes
+WORDS = {
+    "contaminated": "holds a benchmark question, so that its score would measure memory",
+    "empty_answer": "the answer has no text",
+    "empty_prompt": "the prompt has no text",
+    "exact_duplicate": "has the messages of an earlier row",
+    "leaked_translation_prompt": "begins with the order to the translator of the data set",
+    "lone_surrogate": "holds half of a character pair, which no UTF-8 file can hold",
+    "missing_key": "lacks a column of its format",
+    "mojibake": "was read in a wrong encoding, and no repair is certain",
+    "near_duplicate": "differs from an earlier row in a few characters",
+    "no_messages": "has no messages",
+    "no_whole_round": "has no prompt with an answer",
+    "not_an_object": "is no JSON object",
+    "not_chinese": "has too few Chinese characters",
+    "not_to_train": "its source marks it as not to be trained",
+    "other_model": "the answer presents itself as another vendor's model",
+    "placeholder_answer": "the answer stands for no answer",
+    "refusal": "the answer refuses, or asks for a text that the prompt forgot",
+    "short_answer": "the answer is shorter than clean.min_answer_characters",
+    "template_markers": "markers of a chat template stand in the text, and no split is certain",
+    "too_long": "no whole round is within clean.max_characters",
+    "traditional": "is written in traditional characters",
+    "truncated_answer": "the answer breaks off in the middle of the text",
+    "unknown_role": "names a role that no dialect has",
+    "unreachable_prompt": "the prompt needs a picture, a recording or a page",
+    "wrong_type": "a column has another type than its format",
+    # repairs
+    "blanks_trimmed": "blanks at the ends of a text were removed",
+    "encoding_repaired": "text in a wrong encoding was decoded again",
+    "html_removed": "tags and entities of web pages were removed",
+    "invisible_removed": "characters that no reader sees were removed",
+    "key_translated": "columns or roles were named in another language",
+    "leading_assistant_trimmed": "an answer without a prompt at the beginning was removed",
+    "no_input_marker": "an input that says that there is none was left out",
+    "number_to_text": "a number became text",
+    "reasoning_removed": "hidden reasoning beside the answer was left out",
+    "template_removed": "markers of a chat template were removed",
+    "trailing_user_trimmed": "a prompt without an answer at the end was removed",
+    "traditional_converted": "traditional characters were converted",
+}
 
 
 def write_page(path: Path, cleaned: Cleaned) -> None:
     """Writes the page as one HTML file without scripts or outside links."""
     total = cleaned.metrics["total"]
     kept = [conversation for conversation, _cluster in cleaned.kept]
-    lengths = [sum(len(message.content) for message in row.messages) for row in kept]
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>clean</title><style>{STYLE}</style>",
-        f"<h1>clean: kept {total['kept']:,} of {total['read']:,}</h1>",
-        *(f"<p>{escape(note)}</p>" for note in cleaned.metrics["notes"]),
-        "<h2>Sources</h2>",
-        _sources(cleaned.metrics["sources"] | {"total": total}),
-        "<h2>Mended</h2>",
-        _bars(total["mended"]),
-        "<h2>Dropped</h2>",
-        _bars(total["dropped"]),
-        *_examples(cleaned),
-        "<h2>Topics</h2>",
-        _bars(dict(sorted(cleaned.metrics["topics"].items(), key=lambda item: (-item[1], item[0])))),
-        "<h2>Characters of a conversation</h2>",
-        _bars(histogram(lengths, LENGTHS)),
-        "<h2>Rounds of a conversation</h2>",
-        _bars(histogram([row.rounds for row in kept], ROUNDS)),
-        "<h2>A sample of what was kept</h2>",
-    ]
-    # The first by content id: random, and the same again.
-    for row in kept[:SAMPLE]:
-        text = "\n".join(f"{message.role}: {message.content}" for message in row.messages)
-        parts.append(f"<p>{escape(row.source)} {row.position}</p><pre>{escape(text[:800])}</pre>")
-    write_text(path, "\n".join(parts) + "\n")
+    lengths = [sum(len(text) for each in row.rounds for text in each[:2]) for row in kept]
+    sources = cleaned.metrics["sources"] | {"total": total}
+    page = render(
+        TEMPLATE,
+        title=f"clean: kept {total['kept']:,} of {total['read']:,} rows",
+        notes=cleaned.metrics["notes"],
+        columns=("source", *COLUMNS, "dropped"),
+        sources=[
+            (name, *(f"{sums[column]:,}" for column in COLUMNS), f"{sum(sums['dropped'].values()):,}")
+            for name, sums in sources.items()
+        ],
+        repaired=by_count(total["repaired"]),
+        dropped=by_count(total["dropped"]),
+        words=WORDS | {name: _cut(name) for name in total["repaired"] if name.startswith("cut_at_")},
+        examples=list(_examples(cleaned, kept)),
+        topics=by_count(cleaned.metrics["topics"]),
+        lengths=histogram(lengths, LENGTHS),
+        rounds=histogram([len(row.rounds) for row in kept], ROUNDS),
+        # The first by content id: random, and the same again.
+        sample=[{"place": f"{row.source} {row.position}", "text": _text(row)} for row in kept[:SAMPLE]],
+    )
+    write_text(path, page)
+
+
+def by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    """The same counts, the largest first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def histogram(values: Iterable[int], bounds: tuple[int, ...]) -> dict[str, int]:
@@ -56,39 +100,31 @@ def histogram(values: Iterable[int], bounds: tuple[int, ...]) -> dict[str, int]:
     return {name: counts[bound] for bound, name in names.items()}
 
 
-def _sources(sources: Mapping[str, dict]) -> str:
-    columns = ("read", "kept", "mended_rows", "single_round", "multiple_rounds", "traditional")
-    head = "".join(f"<th>{column.replace('_', ' ')}" for column in ("source", *columns, "dropped"))
-    rows = "".join(
-        f"<tr><td>{escape(name)}"
-        + "".join(f"<td class=n>{sums[column]:,}" for column in columns)
-        + f"<td class=n>{sum(sums['dropped'].values()):,}"
-        for name, sums in sources.items()
-    )
-    return f"<table><tr>{head}{rows}</table>"
+def _cut(name: str) -> str:
+    reason = name.removeprefix("cut_at_")
+    return f"cut in front of the first round at fault: {WORDS.get(reason, reason)}"
 
 
-def _bars(counts: Mapping[str, int]) -> str:
-    most = max(counts.values(), default=0) or 1
-    return (
-        "<table>"
-        + "".join(
-            f"<tr><td>{escape(name)}<td class=n>{count:,}"
-            f"<td style='width:22rem'><div class=bar style='width:{100 * count / most:.1f}%'></div>"
-            for name, count in counts.items()
-        )
-        + "</table>"
-    )
+def _text(row: Conversation) -> str:
+    text = "\n".join(f"user: {each.prompt}\nassistant: {each.answer}" for each in row.rounds)
+    return (f"system: {row.system}\n{text}" if row.system else text)[:SHOWN]
 
 
-def _examples(cleaned: Cleaned) -> Iterable[str]:
+def _examples(cleaned: Cleaned, kept: list[Conversation]) -> Iterator[dict]:
+    """Some dropped rows of each reason, the most frequent reason first, and for a duplicate the row that stays."""
     reasons: dict[str, list] = {}
-    for outcome in sorted(
-        cleaned.dropped, key=lambda outcome: (outcome.drop.reason, outcome.source, outcome.position)
-    ):
-        reasons.setdefault(outcome.drop.reason, []).append(outcome)
-    for reason, outcomes in reasons.items():
-        yield f"<h3>{escape(reason)}: {len(outcomes):,}</h3>"
+    for outcome in sorted(cleaned.dropped, key=lambda outcome: (outcome.source, outcome.position)):
+        if outcome.drop:
+            reasons.setdefault(outcome.drop.reason, []).append(outcome)
+    places = {(row.source, row.position): row for row in kept}
+    for reason, outcomes in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])):
         step = max(1, len(outcomes) // EXAMPLES)
+        rows = []
         for outcome in outcomes[::step][:EXAMPLES]:
-            yield f"<p>{escape(outcome.source)} {outcome.position}</p><pre>{escape(outcome.drop.evidence)}</pre>"
+            shown = {"place": f"{outcome.source} {outcome.position}", "evidence": outcome.drop.evidence}
+            found = STAYS.match(outcome.drop.evidence) if reason.endswith("_duplicate") else None
+            stays = places.get((found[1], int(found[2]))) if found else None
+            if stays:
+                shown |= {"kept": _text(stays), "kept_place": f"{stays.source} {stays.position}"}
+            rows.append(shown)
+        yield {"name": reason, "count": len(outcomes), "rows": rows}

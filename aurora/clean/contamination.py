@@ -1,7 +1,6 @@
 """Benchmark questions, and the conversations that contain one."""
 
-import csv
-import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
+from aurora.benchmarks import read
 from aurora.clean.shingles import BORDER, characters, joined, ngrams, windows
 from aurora.core.errors import DataError
 from aurora.core.manifests import read_manifest
 
 CHINESE, LATIN = 8, 32  # characters of an n-gram; 32 Latin letters are five to seven words
+ALONE = {
+    True: 20,
+    False: 60,
+}  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
+WITH_OPTIONS = {True: 16, False: 48}  # the same of a stem and its options
+# A short stem that is a question or a sentence to complete, and no term: it has a word that no term has.
+ASKS = re.compile(
+    r"[?？，,=“”‘’]|_+[^\s_]*[^\W_]|[的是为于在有由被应将与和会以用称属指出可不从对其向及把使占哪何么几要能让给到得需]|\S+ \S+ \S+ \S+"
+)
 SPLITS = ("dev", "val", "test")
 BITS = 24  # a first look in a table of 2^24 flags spares most of the binary searches
 
@@ -46,31 +55,8 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def _read(path: Path, place: str, format_: str) -> list[Question]:
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); fetch the benchmark again") from None
-    columns = [0, 1, 2, 3, 4]
-    if format_ != "mmlu":
-        header = [name.strip().lower() for name in rows[0]] if rows else []
-        try:
-            columns = [header.index(name) for name in ("question", "a", "b", "c", "d")]
-        except ValueError:
-            raise DataError(
-                f"{path}: the header has no columns question, A, B, C, D (there is {', '.join(header)}); "
-                "correct the format of the source in params.yaml"
-            ) from None
-        rows = rows[1:]
-    result = []
-    for number, row in enumerate(rows):
-        if not row:
-            continue
-        if len(row) <= max(columns):
-            raise DataError(f"{path} row {number}: {len(row)} columns, too few; fetch the benchmark again")
-        result.append(
-            Question(f"{place}:{number}", row[columns[0]], tuple(row[column] for column in columns[1:]))
-        )
-    return result
+    rows = read.read_questions(path, read.LAYOUTS[format_])
+    return [Question(f"{place}:{number}", row.text, row.options) for number, row in enumerate(rows)]
 
 
 class Questions:
@@ -78,8 +64,9 @@ class Questions:
 
     Only letters, digits and characters count (aurora/clean/shingles.py). A question in Chinese gives n-grams of 8
     characters, another one of 32. A conversation contains a question if it has `share` of its n-grams. A question
-    that is short (fewer than 10 or 40 characters), or whose words serve several questions (下列说法正确的是), counts
-    with its options, or where a prompt is that question and nothing else.
+    that is short (传染性单核细胞增多症____), or whose words serve several questions (下列说法正确的是), counts with its
+    options alone, since any text on its subject has its words; but where a prompt is that question and nothing else,
+    and asks (强奸属于____, not 传染性单核细胞增多症____), it is the question.
     """
 
     def __init__(self, questions: Sequence[Question], share: float) -> None:
@@ -121,10 +108,9 @@ class Questions:
         return flags, keys, owner
 
     def _units(self, question: Question, stem: np.ndarray, shared: bool) -> list[np.ndarray]:
-        least = 10 if _chinese(stem) else 40
-        if len(stem) >= least and not shared:
+        if len(stem) >= ALONE[_chinese(stem)] and not shared:
             return [stem]
-        if not shared and len(stem) >= 4:
+        if not shared and ASKS.search(question.text):
             self.whole.setdefault(stem.tobytes(), question.place)
         joined = [
             question.text + "".join(question.options),
@@ -132,7 +118,7 @@ class Questions:
             + "".join(f"{letter}{text}" for letter, text in zip("ABCD", question.options, strict=False)),
         ]
         units = [characters(text) for text in joined]
-        return [codes for codes in units if len(codes) >= (10 if _chinese(codes) else 40)]
+        return [codes for codes in units if len(codes) >= WITH_OPTIONS[_chinese(codes)]]
 
     def find(self, conversations: Sequence[Sequence[str]]) -> list[tuple[str, float] | None]:
         """For each conversation (its turns, the user's first): place of a question it contains and the share of the
@@ -162,12 +148,11 @@ class Questions:
                         best[row] = (share, -owner)
         for row, (share, owner) in best.items():
             result[row] = (self.places[-owner], share)
-        if self.whole:
-            for row, turns in enumerate(conversations):
-                for prompt in turns[::2]:
-                    if not result[row] and len(prompt) <= 80:
-                        place = self.whole.get(characters(prompt).tobytes())
-                        result[row] = (place, 1.0) if place else None
+        for row, turns in enumerate(conversations):
+            for prompt in turns[::2]:
+                if not result[row] and len(prompt) <= 120 and self.whole:
+                    place = self.whole.get(characters(prompt).tobytes())
+                    result[row] = (place, 1.0) if place else None
         return result
 
 

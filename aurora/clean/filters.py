@@ -1,4 +1,4 @@
-"""Rules of clean: each a pure function of a conversation's rounds that says where it is at fault, and why.
+"""Rules of clean: pure functions that find the first faulty round of a conversation, and the reason.
 
 A round is (prompt, answer). A rule returns Fault(index of the first faulty round, reason, evidence) or None; what
 is repaired instead is in aurora/clean/repairs.py. Each has its switch in `clean` of params.yaml.
@@ -19,11 +19,13 @@ from aurora.clean.answers import (
     storable,
 )
 from aurora.clean.params import Clean
+from aurora.clean.repairs import MOJIBAKE
+from aurora.clean.template_markers import ABOUT_MARKERS, leftover
 from aurora.clean.truncation import asks_to_go_on, cut_off
+from aurora.core.chinese import CHINESE_RANGES, chinese_characters
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]{4,}")
+CHINESE_RUN = re.compile(f"[{CHINESE_RANGES}]{{4,}}")
 KANA = re.compile("[\u3041-\u30ff]")
 FOREIGN_WORD = re.compile(
     "[A-Za-z\u00c0-\u024f]+(?:['’-][A-Za-z\u00c0-\u024f]+)*|[\u0370-\u052f\u0590-\u06ff]+|[\u0900-\u0dff\u0e00-\u0eff]+"
@@ -62,8 +64,8 @@ LEAKED = re.compile(
 
 def lone_surrogate(rounds: Rounds, params: Clean) -> Fault | None:
     """Half of a character pair, which no UTF-8 file can hold."""
-    for index, texts in enumerate(rounds):
-        for text in texts:
+    for index, (prompt, answer, *_) in enumerate(rounds):
+        for text in (prompt, answer):
             if not text.isascii() and SURROGATE.search(text):
                 return Fault(index, "lone_surrogate", storable(text[:EVIDENCE]))
     return None
@@ -71,9 +73,7 @@ def lone_surrogate(rounds: Rounds, params: Clean) -> Fault | None:
 
 def mojibake(rounds: Rounds, params: Clean) -> Fault | None:
     """Text in a wrong encoding that could not be repaired."""
-    from aurora.clean.repairs import MOJIBAKE
-
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         if "乱码" in prompt or "编码" in prompt:
             continue
         for text in (prompt, answer):
@@ -82,9 +82,20 @@ def mojibake(rounds: Rounds, params: Clean) -> Fault | None:
     return None
 
 
+def template_markers(rounds: Rounds, params: Clean) -> Fault | None:
+    """Text with a marker of a prompt template that could neither be removed nor read as a turn."""
+    for index, (prompt, answer, *_) in enumerate(rounds):
+        found, text = leftover(prompt), prompt
+        if not found:
+            found, text = leftover(answer), answer
+        if found and not ABOUT_MARKERS.search(prompt):
+            return Fault(index, "template_markers", around(text, found))
+    return None
+
+
 def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
-    """A prompt that hangs on a picture, a recording or the page behind a link."""
-    for index, (prompt, _answer) in enumerate(rounds):
+    """A prompt that needs a picture, a recording or a web page that is not there."""
+    for index, (prompt, *_) in enumerate(rounds):
         if len(prompt) > 2000:
             continue
         text = URL.sub(" ", prompt) if "http" in prompt or "www." in prompt else prompt
@@ -107,9 +118,12 @@ def unreachable_prompt(rounds: Rounds, params: Clean) -> Fault | None:
     return None
 
 
-def truncated_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer that ends mid-text and is not gone on with; nor may the answer that would become the last."""
-    ends = [cut_off(answer, params.truncated_from) for _prompt, answer in rounds]
+def truncated_answer(rounds: Rounds, params: Clean, unmarked: bool = False) -> Fault | None:
+    """An answer that ends mid-text and is not continued; nor may the answer that would become the last.
+
+    `unmarked` as `cut_off` takes it.
+    """
+    ends = [cut_off(answer, params.truncated_from, unmarked) for _prompt, answer, *_ in rounds]
     for index, end in enumerate(ends):
         if end and not (index + 1 < len(rounds) and asks_to_go_on(rounds[index + 1][0])):
             first = index
@@ -120,17 +134,17 @@ def truncated_answer(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def short_answer(rounds: Rounds, params: Clean) -> Fault | None:
-    """An answer below the least length."""
-    for index, (_prompt, answer) in enumerate(rounds):
+    """An answer shorter than min_answer_characters."""
+    for index, (_prompt, answer, *_) in enumerate(rounds):
         if len(answer) < params.min_answer_characters:
             return Fault(index, "short_answer", answer[:EVIDENCE])
     return None
 
 
 def too_long(rounds: Rounds, params: Clean) -> Fault | None:
-    """The round with which a conversation exceeds the greatest length."""
+    """The round at which a conversation exceeds max_characters."""
     length = 0
-    for index, (prompt, answer) in enumerate(rounds):
+    for index, (prompt, answer, *_) in enumerate(rounds):
         length += len(prompt) + len(answer)
         if length > params.max_characters:
             return Fault(index, "too_long", f"{length} characters")
@@ -138,7 +152,7 @@ def too_long(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def leaked_translation_prompt(rounds: Rounds, params: Clean) -> Fault | None:
-    """A first prompt that told a translator to translate the conversation, in place of its true first prompt."""
+    """A first prompt that is an instruction to the translator of the data set, not the user's."""
     prompt = rounds[0][0]
     if len(prompt) <= 90 and "翻" in prompt and LEAKED.match(prompt):
         return Fault(0, "leaked_translation_prompt", prompt)
@@ -146,13 +160,13 @@ def leaked_translation_prompt(rounds: Rounds, params: Clean) -> Fault | None:
 
 
 def not_chinese(rounds: Rounds, params: Clean) -> Fault | None:
-    """A conversation in another language as a whole; code, and answers in the language asked for, do not count."""
-    for prompt, _answer in rounds:
-        for found in HAN_RUN.finditer(prompt):
+    """A conversation that is not in Chinese; code, and answers in a language that was asked for, do not count."""
+    for prompt, *_ in rounds:
+        for found in CHINESE_RUN.finditer(prompt):
             if not KANA.search(prompt[max(0, found.start() - 3) : found.end() + 3]):
                 return None
-    text = CODE_BLOCK.sub(" ", "\n".join(part for pair in rounds for part in pair))
-    chinese = len(HAN.findall(text))
+    text = CODE_BLOCK.sub(" ", "\n".join(part for pair in rounds for part in pair[:2]))
+    chinese = chinese_characters(text)
     foreign = len(FOREIGN_WORD.findall(text))
     if len(KANA.findall(text)) * 4 >= chinese:
         chinese = 0  # Japanese
@@ -166,19 +180,19 @@ def not_chinese(rounds: Rounds, params: Clean) -> Fault | None:
 def traditional_share(texts: Sequence[str]) -> float:
     """Share of Chinese characters that exist in traditional script alone, in the first 200 of six texts each."""
     sample = "".join(text[:200] for text in texts[:6])
-    traditional = _traditional()
-    found = sum(character in traditional for character in sample)
-    return found / len(HAN.findall(sample)) if found else 0.0
+    found = len(_traditional().findall(sample))
+    return found / chinese_characters(sample) if found else 0.0
 
 
 @cache
-def _traditional() -> frozenset[str]:
+def _traditional() -> re.Pattern[str]:
     """Characters of Big5, the traditional set, that GB 2312, the simplified one, lacks."""
-    return frozenset(
+    characters = (
         character
         for character in map(chr, range(0x4E00, 0xA000))
         if _encodes(character, "big5") and not _encodes(character, "gb2312")
     )
+    return re.compile(f"[{''.join(characters)}]")
 
 
 def _encodes(character: str, encoding: str) -> bool:
@@ -195,6 +209,7 @@ Rule = Callable[[Rounds, Clean], Fault | None]
 RULES: tuple[tuple[str | None, Rule], ...] = (
     (None, lone_surrogate),
     ("mojibake", mojibake),
+    ("template_markers", template_markers),
     ("placeholder_answers", placeholder_answer),
     ("leaked_translation_prompts", leaked_translation_prompt),
     ("other_models", other_model),

@@ -17,7 +17,7 @@ CHUNK = 4096  # conversations hashed at a time: bounds memory
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """For each row: what it goes for, and its cluster."""
+    """For each row: the row that it duplicates, and its cluster."""
 
     kept_for: dict[int, tuple[int, float]]  # dropped row -> (row that stays, Jaccard)
     cluster: list[int]  # row -> first row of its cluster; itself where it is alone

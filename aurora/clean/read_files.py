@@ -1,41 +1,117 @@
-"""Files of the published instruction formats, as Python values: a JSON list, JSON lines, or Parquet."""
+"""Files of instruction data as Python values: JSON, JSON lines, CSV, TSV, Parquet and Arrow, compressed or not."""
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
 from aurora.clean.parse_rows import Drop, Repeated
 from aurora.core.errors import DataError
 
-SPACE = re.compile(r"[ \t\r\n]*")
+SPACE = re.compile(r"[ \t\r\n\ufeff]*")
+BOM = b"\xef\xbb\xbf"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+ENDINGS = {".gz", ".bz2", ".zst", ".lz4"}
+# Files beside the rows of a data set: its card, licence, code, and what datasets.save_to_disk notes.
+BESIDE = re.compile(
+    r"(?i)^(?:\..*|readme.*|licen[cs]e.*|notice.*|citation.*|contributing.*|requirements.*|dataset_infos?\.json"
+    r"|dataset_dict\.json|state\.json|cache-.*\.arrow|.*\.(?:md|rst|txt|py|sh|ya?ml|toml|html?|pdf|png|jpe?g|gif|svg|lock))$"
+)
+
+
+def data_files(paths: Iterable[str], pattern: str | None = None) -> list[str]:
+    """The files that hold rows, of a fetched source's `paths`: those that `pattern` names, or all but cards and code.
+
+    A source that is one file is that file, whatever its name.
+    """
+    paths = list(paths)
+    if pattern is not None:
+        return [path for path in paths if fnmatch(path, pattern)]
+    return paths if len(paths) == 1 else [path for path in paths if not BESIDE.match(Path(path).name)]
 
 
 def read_items(path: Path) -> Iterator[object]:
-    """Yields each row of a JSON list, of JSON lines or of a Parquet file as a Python value, or a Drop.
+    """Yields each row of a file as a Python value, or a Drop.
 
     Raises DataError with file and place if the file is damaged: no row is ever skipped.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(1 << 16)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch the source again") from None
-    if start.startswith(b"PAR1"):
-        yield from _parquet(path)
-        return
-    first = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1]
-    if first == b"[":
-        yield from _json_list(path)
-    elif first == b"{":
-        yield from _json_lines(path)
-    elif not first:
-        raise DataError(f"{path}: empty file; fetch the source again")
+            start = file.read(8)
+        if not start:
+            raise DataError(f"{path}: empty file; fetch the source again")
+        if start.startswith(b"PAR1"):
+            yield from _parquet(path)
+        elif start.startswith(b"ARROW1") or start.startswith(b"\xff\xff\xff\xff"):
+            yield from _arrow(path, start)
+        else:
+            yield from _text(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert the file or fetch it again") from None
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__ == "pyarrow.lib"):
+            raise
+        why = " ".join(
+            str(getattr(error, "strerror", None) or error).split()
+        )  # pyarrow's own has several lines
+        raise DataError(f"{path}: damaged or unreadable ({why}); fetch the source again") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where they are compressed, whatever its name."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    kind = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
+    if kind is None:
+        with open(path, "rb") as file:
+            yield file
     else:
-        raise DataError(
-            f"{path}: neither a JSON list, nor JSON lines, nor Parquet: begins with {start[:20]!r}; "
-            "correct uri or format of the source in params.yaml"
-        )
+        import pyarrow  # here alone: it takes memory in every process of clean
+
+        with pyarrow.input_stream(str(path), compression=kind) as stream:
+            yield io.BufferedReader(stream)
+
+
+def _text(path: Path) -> Iterator[object]:
+    with _opened(path) as file:
+        lines = _lines(file)
+        number, first = next(lines, (0, b""))
+        if not first:
+            raise DataError(f"{path}: empty file; fetch the source again")
+        names = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in ENDINGS]
+        if names[-1:] in ([".csv"], [".tsv"]):
+            yield from _table(path, first, file, "," if names[-1] == ".csv" else "\t")
+        elif first.startswith(b"[") or (first.startswith(b"{") and not _is_json(first)):
+            yield from _values(path, b"\n".join(filter(None, (first, file.read()))))
+        elif first.startswith(b"{"):
+            second = next(lines, None)
+            if second is None:
+                yield from _unwrapped(_json_line(path, number, first))
+            else:
+                for place, line in chain([(number, first), second], lines):
+                    yield _json_line(path, place, line)
+        else:
+            raise DataError(
+                f"{path}: no JSON, JSON lines, CSV, TSV, Parquet or Arrow: begins with {first[:20]!r}; name a table "
+                ".csv or .tsv, or correct uri or files of the source in params.yaml"
+            )
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their 1-based numbers; joined files have a BOM in the middle."""
+    for number, line in enumerate(file, start=1):
+        if line.startswith(BOM):
+            line = line.removeprefix(BOM)
+        line = line.strip(b" \t\r\n")
+        if line:
+            yield number, line
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict:
@@ -52,29 +128,66 @@ def _integer(digits: str) -> int | str:
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer)
 
 
-def _json_list(path: Path) -> Iterator[object]:
+def _is_json(line: bytes) -> bool:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        json.loads(line)
+    except RecursionError:
+        return True
+    except ValueError:
+        # A first line of JSON lines may be broken too: then the next line begins a row, which `_json_line` reports.
+        return line.rstrip().endswith(b"}") and line.count(b"{") <= line.count(b"}")
+    return True
+
+
+def _json_line(path: Path, number: int, line: bytes) -> object:
+    try:
+        return DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
+        raise DataError(f"{path} line {number} byte {error.start}: {_not_utf8(error, line)}") from None
+    except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} byte {error.start}: not UTF-8 ({error.reason}); convert the file or fetch it again"
+            f"{path} line {number} column {error.pos + 1}: not JSON ({error.msg}); "
+            "correct or remove the line, or fetch the source again"
         ) from None
-    at = SPACE.match(text, SPACE.match(text).end() + 1).end()
+    except RecursionError:
+        return Drop("nested_too_deeply", line[:80].decode("utf-8", "replace"))
+
+
+def _not_utf8(error: UnicodeDecodeError, content: bytes) -> str:
+    if error.reason == "unexpected end of data" and error.end >= len(content):
+        return "the file is cut off within a character; fetch it again"
+    return f"not UTF-8 ({error.reason}); convert the file or fetch it again"
+
+
+def _values(path: Path, content: bytes) -> Iterator[object]:
+    """The rows of a JSON list, or objects one behind the other, each on any number of lines."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} byte {error.start}: {_not_utf8(error, content)}") from None
+    del content  # the text alone stays in memory
+    at = _behind_space(text, 0)
+    if text.startswith("{", at):
+        item, at = _value(path, text, at, 0)
+        at = _behind_space(text, at)
+        if at == len(text):
+            yield from _unwrapped(item)
+            return
+        yield item
+        row = 1
+        while at < len(text):
+            item, at = _value(path, text, at, row)
+            yield item
+            row, at = row + 1, _behind_space(text, at)
+        return
+    at = _behind_space(text, at + 1)
     row = 0
     closed = text.startswith("]", at)
     while not closed:
-        try:
-            item, at = DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path} row {row} (line {error.lineno} column {error.colno}): not JSON ({error.msg}); "
-                "the file is damaged or cut off: fetch it again"
-            ) from None
-        except RecursionError:
-            raise DataError(f"{path} row {row}: nested too deeply to be read; remove the row") from None
+        item, at = _value(path, text, at, row)
         yield item
         row += 1
-        at = SPACE.match(text, at).end()
+        at = _behind_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
@@ -82,43 +195,77 @@ def _json_list(path: Path) -> Iterator[object]:
                 f"{path} line {line}: the JSON list is cut off or broken behind row {row - 1}; fetch the source again"
             )
         if not closed:
-            at = SPACE.match(text, at + 1).end()
+            at = _behind_space(text, at + 1)
     rest = text[at + 1 :].strip()
     if rest:
         raise DataError(f"{path}: text behind the end of the JSON list: {rest[:30]!r}; correct the file")
 
 
-def _json_lines(path: Path) -> Iterator[object]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.strip(b" \t\r\n")
-            if not line:
-                continue  # a blank line is no row
-            try:
-                yield DECODER.decode(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} line {number} byte {error.start}: not UTF-8; convert the file or fetch it again"
-                ) from None
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path} line {number} column {error.pos + 1}: not JSON ({error.msg}); "
-                    "correct or remove the line, or fetch the source again"
-                ) from None
-            except RecursionError:
-                yield Drop("nested_too_deeply", line[:80].decode("utf-8", "replace"))
+def _behind_space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _value(path: Path, text: str, at: int, row: int) -> tuple[object, int]:
+    try:
+        return DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} row {row} (line {error.lineno} column {error.colno}): not JSON ({error.msg}); "
+            "the file is damaged or cut off: fetch it again"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{path} row {row}: nested too deeply to be read; remove the row") from None
+
+
+def _unwrapped(item: object) -> Iterator[object]:
+    """The rows of a file that is one object: those of its only list of objects, as in {"data": […]}, or itself."""
+    values = [
+        value
+        for value in (item.values() if isinstance(item, dict) else ())
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    ]
+    if len(values) == 1 and not any(row.keys() & {"role", "from", "human"} for row in values[0]):
+        yield from values[0]
+    else:
+        yield item
+
+
+def _table(path: Path, header: bytes, file: IO[bytes], delimiter: str) -> Iterator[object]:
+    csv.field_size_limit(1 << 30)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    lines = chain([header.decode("utf-8") + "\n"], text)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = next(reader)
+        for row in reader:
+            if len(row) == len(names):
+                yield dict(zip(names, row, strict=True))
+            elif row:
+                yield Drop("wrong_number_of_cells", f"{len(row)} instead of {len(names)}: {str(row)[:160]}")
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num}: not {path.suffix[1:].upper()} ({error}); correct the file"
+        ) from None
 
 
 def _parquet(path: Path) -> Iterator[object]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())  # pyarrow's own has several lines
-        raise DataError(f"{path}: damaged Parquet ({why}); fetch the source again") from None
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+
+
+def _arrow(path: Path, start: bytes) -> Iterator[object]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        if start.startswith(b"ARROW1"):
+            reader = pyarrow.ipc.open_file(file)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:  # what datasets.save_to_disk writes
+            batches = pyarrow.ipc.open_stream(file)
+        for batch in batches:
+            for part in range(0, len(batch), 4096):
+                yield from batch.slice(part, 4096).to_pylist()

@@ -1,4 +1,4 @@
-"""The topic of a conversation, by the words of aurora/clean/topics.yaml: Figure 1 of the paper, with open rules."""
+"""The topic of a conversation, from the words of aurora/clean/topics.yaml: Figure 1 of the paper, with open rules."""
 
 from collections.abc import Iterator
 from functools import cache

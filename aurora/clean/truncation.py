@@ -1,6 +1,9 @@
-"""Whether an answer was cut off mid-text, told from its end."""
+"""Finds answers that were cut off mid-text, by how they end."""
 
 import re
+from collections.abc import Sequence
+
+from aurora.core.chinese import CHINESE_CHARACTER, chinese_characters
 
 ENDS = "。！？!?….．~～；;:：\"'”’」』）)】》〉>]}`*|^_、-—=%％℃°$￥€©®✓✔"
 SENTENCE = re.compile(r"[。！？!?；;]")
@@ -14,7 +17,7 @@ SIGNATURE = re.compile(
     re.IGNORECASE,
 )
 # A link, an address, hash tags, who said it, a heading: complete without an end mark.
-SENTENCES_FROM = 40  # characters from which a broken last sentence behind whole ones tells
+SENTENCES_FROM = 40  # characters from which a broken last sentence behind whole ones counts
 UNMARKED_END = re.compile(
     r"https?://\S+$|\S+@\S+$|[#＃][^\s#，。]{1,30}$|[\"”』》」]\s*(?:-|—|–)+\s*[^\s，。][^，。]{0,24}$|^#"
 )
@@ -23,7 +26,20 @@ OPTION = re.compile(r"(?:^|[\s。！？!?：:；;])\d{1,2}\s?[.、)）．]\s?\D"
 CODE = re.compile(
     r"[=;{}<>≈^]|\d\s*[-+*/×÷]\s*\d|^(?:return|print|def|for|if|else|import|var|let|const|public|int|end|pass)\b|\w\(|\)$"
 )
-HAN = re.compile("[\u3400-\u9fff]")
+# Items of one kind and no sentence: symptoms, numbers, names.
+ENUMERATION = re.compile(
+    r"(?:^|[:：。\n])(?![^\n]*(?:\d[.、]\s|[一二三]是))(?:[^；;。，\n]{1,16}[；;]\s*){2,}[^；;。，\n]{1,16}$"
+    r"|(?:[\w.%-]{1,16}[,，]\s?){3,}[\w.%-]{1,16}$",
+    re.ASCII,
+)
+WISH = re.compile(
+    r"祝(?:你|您|愿|大家|患者)?[^，。]{0,6}(?:康复|健康|愉快|顺利|好运|快乐|幸福|平安)$|希望[^，。]{0,12}(?:帮助|帮到[你您]?|有用|满意)$"
+)
+HABIT_FROM = 20  # characters of an answer that can show whether a source ends its sentences with a mark
+HABIT = 0.1  # share of unmarked ends among whole short answers, from which they are a habit; models have 0.02 at most
+HABIT_OF_ALL = 0.35  # the same among long answers, of which no model's are cut so often
+LEAST = 20  # answers that a source needs to show a habit
+CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 DANGLING = re.compile(
     r"(?:[，,、（(“《「]|因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那)$"
 )
@@ -38,12 +54,37 @@ def asks_to_go_on(prompt: str) -> bool:
     return len(prompt) <= 40 and GO_ON.match(prompt.rstrip("。.！! ")) is not None
 
 
-def cut_off(answer: str, shortest: int) -> str | None:
+def ends_unmarked(answers: Sequence[str], shortest: int) -> bool:
+    """Whether a source ends complete answers without a mark by habit, as people often do; `answers` are some of its.
+
+    A limit of length cuts long answers. So where short answers in whole sentences lack the last mark too, its lack
+    says nothing of this source. `shortest` as `cut_off` takes it.
+    """
+    for low, high, share in ((HABIT_FROM, shortest, HABIT), (shortest, 1 << 30, HABIT_OF_ALL)):
+        texts = [text for text in map(str.strip, answers) if low <= len(text) < high]
+        prose = [text for text in texts if _is_prose(text)]
+        if len(prose) >= LEAST:
+            return sum(text[-1] not in ENDS for text in prose) >= share * len(prose)
+    return False
+
+
+def _is_prose(text: str) -> bool:
+    """One paragraph with a mark between sentences, that ends on a Chinese character or on a mark."""
+    last = text[-1]
+    return (
+        "\n" not in text
+        and ("，" in text or "。" in text[:-1])
+        and (last in "。！？!?….；" or bool(CHINESE_CHARACTER.match(last)))
+        and not UNMARKED_END.search(text)
+    )
+
+
+def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     """The last characters of an answer that ends mid-text, else None.
 
-    `shortest` is the number of characters from which a missing end mark can tell; below it only a last line that
-    holds whole sentences and then one without its end does, and an end that no complete text has (an opened code
-    block, a comma).
+    `shortest`: characters from which a missing end mark counts. Shorter answers are cut off only where whole sentences
+    are followed by one without its end, or where no complete text ends so (an open code block, a comma).
+    `unmarked`: the source leaves out end marks by habit (`ends_unmarked`), so that only the latter count.
     """
     text = answer.rstrip()
     if not text:
@@ -54,8 +95,15 @@ def cut_off(answer: str, shortest: int) -> str | None:
     last = text[-1]
     if last in "，,、（(“《「【":
         return end if len(text) >= 40 else None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    prose = (
+        CODE_BLOCK.sub("\n", text) if "```" in text else text
+    )  # how code ends its lines says nothing of sentences
+    lines = [line.strip() for line in prose.split("\n") if line.strip()]
+    if not lines:
+        return None
     line = lines[-1]
+    if unmarked:
+        return end if len(text) >= shortest and DANGLING.search(line) and SENTENCE.search(text) else None
     if BARE_MARK.match(line) and LIST_MARK.match(line + " ") and len(lines) > 3:
         return (
             end if LIST_MARK.match(lines[-2]) or len(text) >= shortest else None
@@ -66,7 +114,7 @@ def cut_off(answer: str, shortest: int) -> str | None:
         return None
     if line.isdigit() and len(lines) > 3:
         return end if LIST_MARK.match(lines[-2]) else None  # `28` behind `27. …`
-    if not ("\u4e00" <= last <= "\u9fff" or last.isalnum()):
+    if not last.isalnum():
         return None
     if len(text) < shortest and not SENTENCE.search(line):
         return None
@@ -75,9 +123,9 @@ def cut_off(answer: str, shortest: int) -> str | None:
 
 def _mid_sentence(line: str, lines: list[str]) -> bool:
     """Whether an unmarked last line is unlike the lines before it, which say how this text ends its lines."""
-    if UNMARKED_END.search(line):
+    if UNMARKED_END.search(line) or ENUMERATION.search(line) or WISH.search(line):
         return False
-    if CODE.search(line) and 3 * len(HAN.findall(line)) < len(line):
+    if CODE.search(line) and 3 * chinese_characters(line) < len(line):
         return False  # a formula or a statement has no end mark
     if len(OPTION.findall(line)) > 1:
         return False  # choices in one line, after a question
@@ -102,5 +150,5 @@ def _mid_sentence(line: str, lines: list[str]) -> bool:
         return share < 0.34
     if len(line) < 16 and not DANGLING.search(line):
         # A few characters can be a name or a result; behind nothing but whole sentences they are a beginning.
-        return share == 0 and sum(map(len, lines)) >= 300 and "：" not in line and ":" not in line
+        return share == 0 and sum(map(len, lines)) >= 200 and "：" not in line and ":" not in line
     return share < 0.34

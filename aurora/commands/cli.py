@@ -11,10 +11,15 @@ COMMANDS = {
     "check": "Check params.yaml, dvc.yaml and versions against the code.",
     "compare": "Compare two evaluations question by question.",
     "doctor": "Check this installation and machine.",
+    "export": "Write a model as a folder to publish.",
     "inspect": "Count parameters and bytes of a model folder.",
+    "lm_eval": "Run lm-eval's command line with the model hf-prefix.",
+    "merge": "Go on where git merge stopped at dvc.lock.",
     "plan": "Predict steps, memory, disk and hours of a training.",
     "preview": "Show rows as they are trained.",
+    "serve": "Serve models under OpenAI's API, with a page to chat and to compare.",
     "sources": "List every source with pin, licence, rows and bytes.",
+    "verify": "Read every output and object that dvc.lock records.",
     "why": "Say why a stage would run now.",
 }
 

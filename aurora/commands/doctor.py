@@ -4,30 +4,19 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import click
 
+from aurora.commands.findings import Finding, sharing, unfinished
 from aurora.core.errors import AuroraError, ParamsError, exit_with_message
 from aurora.core.params import PARAMS_FILE
 from aurora.model.machine import GIB, machine
 from aurora.pipeline.params import load_params
 
 LEAST_DISK = 3 * GIB  # what the small profile needs
-LINKS = ("reflink", "hardlink", "symlink", "copy")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    name: str
-    found: str
-    remedy: str = ""  # empty if all is well
-    fault: bool = False  # whether the pipeline would fail or give other numbers; else the remedy is advice
 
 
 def findings() -> list[Finding]:
@@ -117,87 +106,6 @@ def disk() -> Iterator[Finding]:
     yield Finding(
         "disk", f"{free / GIB:.1f} GiB free", remedy if free < LEAST_DISK else "", free < LEAST_DISK
     )
-
-
-def sharing() -> Iterator[Finding]:
-    """DVC's remote, and how its cache puts files in their places."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:
-            remote = repo.config["core"].get("remote")
-            cache, kinds = Path(repo.cache.local.path), repo.config["cache"].get("type")
-            settings = repo.config["remote"].get(remote, {}) if remote else {}
-    except DvcException as error:
-        yield Finding("dvc", str(error), "run this in the root of the repository", fault=True)
-        return
-    yield Finding(
-        "dvc remote",
-        f"{remote} ({_without_secrets(settings.get('url', ''))})" if remote else "none",
-        "" if remote else "to share models: dvc remote add -d shared s3://bucket/path",
-    )
-    if remote and not settings.get("verify"):
-        yield Finding(
-            "dvc verify",
-            "off: dvc pull takes a damaged object for whole",
-            f"dvc remote modify {remote} verify true",
-        )
-    kind = link_type(cache, kinds or ["reflink", "copy"], Path())
-    yield Finding(
-        "dvc cache link",
-        f"{kind} ({cache})",
-        "models lie on the disk twice: put the cache on the same file system (dvc cache dir), and dvc config"
-        " cache.type hardlink,symlink"
-        if kind == "copy"
-        else "",
-    )
-
-
-def _without_secrets(address: str) -> str:
-    scheme, separator, rest = address.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def link_type(cache: Path, wanted: list[str] | str, workspace: Path) -> str:
-    """The first of the wanted kinds of link that works from the cache to the workspace; `copy` always does."""
-    from dvc_objects.fs import system
-
-    ways: dict[str, Callable] = {
-        "reflink": system.reflink,
-        "hardlink": system.hardlink,
-        "symlink": system.symlink,
-    }
-    cache.mkdir(parents=True, exist_ok=True)
-    source, target = cache / f".aurora-{os.getpid()}", workspace / f".aurora-link-{os.getpid()}"
-    source.write_bytes(b"aurora")
-    try:
-        for kind in wanted.split(",") if isinstance(wanted, str) else wanted:
-            if kind == "copy":
-                break
-            try:
-                ways[kind](str(source.absolute()), str(target.absolute()))
-                return kind
-            except (OSError, NotImplementedError, KeyError):
-                continue
-            finally:
-                target.unlink(missing_ok=True)
-    finally:
-        source.unlink(missing_ok=True)
-    return "copy"
-
-
-def unfinished() -> Iterator[Finding]:
-    """Checkpoints of trainings that never came to an end."""
-    from aurora.sft.train import SCRATCH
-
-    for folder in sorted(path for path in SCRATCH.glob("*") if path.is_dir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        yield Finding(
-            "unfinished sft",
-            f"{folder}, {size / GIB:.2f} GiB",
-            f"dvc repro goes on if nothing else has changed; else: rm -r {folder}",
-        )
 
 
 @click.command()

@@ -10,33 +10,49 @@ from pathlib import Path
 
 import click
 
-from aurora.commands.doctor import link_type
+from aurora.commands.findings import link_type
 from aurora.core.errors import DataError, ModelError, exit_with_message
 from aurora.core.parquet import read_parquet
 from aurora.core.yaml_files import read_yaml
+from aurora.eval.evaluate import read_subjects
 from aurora.eval.held_out import SLICE
+from aurora.eval.params import Eval
 from aurora.format.row_statistics import packed_in_order
-from aurora.model.folder import meta_model
+from aurora.model.folder import meta_model, read_config
 from aurora.model.machine import GIB, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
+from aurora.pipeline.lock_file import require_no_conflict
 from aurora.pipeline.params import Params, load_params
+from aurora.pipeline.reasons import cache_error
 from aurora.sft.footprint import inference_memory
 from aurora.sft.params import Sft
 from aurora.sft.plan import Plan, Rows, check, disk_left, measure_rows, read_speed, training_plan
 
+# Tokens to forward for a question with five shots, what prompts share counted once, over all questions of a benchmark in
+# the vocabulary of Mixtral: benchmarks/eval.py --only protocols.
+QUESTION_TOKENS = {
+    "lm_eval": {"ceval": 144, "mmlu": 107, "cmmlu": 100},
+    "paper": {"ceval": 558, "mmlu": 150, "cmmlu": 219},
+}
+QUESTIONS = {
+    "ceval": (52, 1346),
+    "mmlu": (57, 14042),
+    "cmmlu": (67, 11582),
+}  # subjects and questions, as published
 SHAPES = read_yaml(Path(__file__).with_name("shapes.yaml"))
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
-def stage_paths(file: Path = Path("dvc.yaml")) -> dict[str, Path]:
-    """The options of the sft stage's command in dvc.yaml, which alone says where things lie."""
+def stage_paths(stage: str = "sft", file: Path = Path("dvc.yaml")) -> dict[str, Path]:
+    """The options of a stage's command in dvc.yaml, which alone says where things lie."""
     from ruamel.yaml import YAML
 
     try:
-        command = shlex.split(YAML(typ="safe").load(file.read_text(encoding="utf-8"))["stages"]["sft"]["cmd"])
+        entry = YAML(typ="safe").load(file.read_text(encoding="utf-8"))["stages"][stage]
+        command = shlex.split(entry.get("do", entry)["cmd"])
     except (OSError, KeyError, TypeError):
-        raise DataError(f"{file}: no stage sft; run this in the root of the repository") from None
+        raise DataError(f"{file}: no stage {stage}; run this in the root of the repository") from None
     return {
         name.removeprefix("--"): Path(value) for name, value in pairwise(command) if name.startswith("--")
     }
@@ -52,6 +68,8 @@ def is_current(target: str) -> bool:
             return not repo.status(targets=[target], with_deps=True)
     except DvcException:
         return False
+    except OSError as error:
+        raise cache_error(error) from None
 
 
 def shape_of(params: Params, base: Path):
@@ -65,10 +83,8 @@ def shape_of(params: Params, base: Path):
     source = params.all_sources["base"]
     if is_current(params.fetch_stage("base")):
         return meta_model(base), base.as_posix()
-    if source.uri == "embedded:small_base":
-        from aurora.small_base import CONFIG
-
-        config, known = MixtralConfig(**CONFIG), source.uri
+    if source.address.scheme == "embedded":
+        config, known = MixtralConfig(**read_config(Path(source.uri))), source.uri
     elif name := next((name for name in SHAPES if name.lower() in source.uri.lower()), None):
         config = CONFIG_MAPPING[SHAPES[name]["model_type"]](**SHAPES[name])
         known = f"the shape of {name}; the base is not fetched yet"
@@ -98,7 +114,9 @@ def rows_of(params: Params, rows: Path) -> Rows:
     if is_current("format"):
         found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
         return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
-    counts = {name: source.rows for name, source in params.sources.items() if source.kind == "instructions"}
+    counts = {
+        name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"
+    }
     missing = [name for name, count in counts.items() if count is None]
     if missing:
         raise DataError(
@@ -141,11 +159,47 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
             )
     except DvcException:
         kind = "copy"
+    except OSError as error:
+        raise cache_error(error) from None
     left[f"DVC cache ({kind})"] = left["base"] + left["merged model"] if kind == "copy" else 0
     return left
 
 
-def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
+def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int]]:
+    """Questions and tokens to forward for one model under each protocol of eval.protocols.
+
+    Questions are counted where the benchmarks are fetched, and else those that are published; tokens are estimated for
+    five shots.
+    """
+    counts = {  # subjects and questions
+        name: (
+            QUESTIONS[name][0],
+            min(QUESTIONS[name][1], QUESTIONS[name][0] * (task.limit or QUESTIONS[name][1])),
+        )
+        for name, task in settings.tasks.items()
+    }
+    if all((benchmarks / name).is_dir() for name in counts):
+        subjects = read_subjects(benchmarks, settings)
+        counts = {
+            name: (len(members), sum(len(subject.questions) for subject in members))
+            for name, members in subjects.items()
+        }
+    runs = {str(name): len(languages) for name, languages in settings.paper_protocol.prompts.items()}
+    found: dict[str, tuple[int, int]] = {}
+    for protocol in settings.protocols:
+        asked = {name: questions for name, (_, questions) in counts.items()}
+        if protocol == "paper":  # MMLU without the first row of each file, and each language on its own
+            if "mmlu" in asked:
+                asked["mmlu"] -= counts["mmlu"][0]
+            asked = {name: number * runs.get(name, 0) for name, number in asked.items()}
+        tokens = sum(number * QUESTION_TOKENS[protocol][name] for name, number in asked.items())
+        found[protocol] = sum(asked.values()), tokens
+    return found
+
+
+def report(
+    plan: Plan, where: str, speed: float | None, from_run: bool, costs: dict[str, tuple[int, int]]
+) -> str:
     """The plan as text."""
     found = machine()
     lines = [
@@ -160,6 +214,11 @@ def report(plan: Plan, where: str, speed: float | None, from_run: bool) -> str:
     for title, parts in (("training", plan.training), ("inference", plan.inference)):
         lines.append(f"{title:<12}{sum(parts.values()) / GIB:.2f} GiB at the peak, a process")
         lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in parts.items()]
+    for protocol, (questions, tokens) in costs.items():
+        shots = ", drawn anew for each question" if protocol == "paper" else ""
+        lines.append(
+            f"{'questions':<12}{questions:,} under {protocol}, about {tokens:,} tokens a model, five shots{shots}"
+        )
     lines.append(f"{'disk':<12}{sum(plan.disk.values()) / GIB:.2f} GiB still to be written")
     lines += [f"{'':<12}{size / GIB:>10.2f}  {name}" for name, size in plan.disk.items()]
     if speed:
@@ -200,6 +259,7 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
 @exit_with_message
 def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
     """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    require_no_conflict()
     params, paths = load_params(), stage_paths()
     skeleton, where = shape_of(params, paths["base"])
     arrival = arrival_of(params, skeleton, paths["base"])
@@ -208,12 +268,24 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
     )
     measured = read_speed(paths["base"], params.sft.processes)
     speed = tokens_per_second or measured
+    costs = protocol_costs(params.eval, stage_paths("eval")["benchmarks"])
     if as_json:
         hours = planned.tokens / speed / 3600 if speed else None
         click.echo(
-            json.dumps(dataclasses.asdict(planned) | {"tokens_per_second": speed, "hours": hours}, indent=2)
+            json.dumps(
+                dataclasses.asdict(planned)
+                | {
+                    "tokens_per_second": speed,
+                    "hours": hours,
+                    "questions": {
+                        name: {"questions": number, "tokens": tokens}
+                        for name, (number, tokens) in costs.items()
+                    },
+                },
+                indent=2,
+            )
         )
     else:
-        click.echo(report(planned, where, speed, not tokens_per_second))
+        click.echo(report(planned, where, speed, not tokens_per_second, costs))
     sys.stdout.flush()
     check(planned, None if memory_gib is None else int(memory_gib * GIB))

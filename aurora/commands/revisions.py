@@ -51,5 +51,5 @@ def read_revision(revision: str, folder: str) -> "pyarrow.Table":
             return pyarrow.parquet.read_table(io.BytesIO(file.read()))
     except (DvcException, DataIndexDirError, SCMError, OSError) as error:
         raise DataError(
-            f"{revision}:{path}: not to be had from DVC ({error}); run dvc fetch --all-commits, or check the revision"
+            f"{revision}:{path}: not available from DVC ({error}); run dvc fetch --all-commits, or check the revision"
         ) from None

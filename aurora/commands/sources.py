@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from aurora.clean.read_files import read_items
-from aurora.core.errors import DataError, exit_with_message
+from aurora.clean.read_files import data_files, read_items
+from aurora.core.errors import AuroraError, DataError, exit_with_message
 from aurora.core.files import git_blob_id
 from aurora.core.manifests import MANIFEST, is_whole, read_manifest
 from aurora.core.params import PARAMS_FILE
+from aurora.fetch.fetch import pins_of
 from aurora.fetch.previous import fits
-from aurora.intake.digests import Pins
 from aurora.pipeline.params import Params, load_params
+from aurora.pipeline.rooms import read_stages
 from aurora.sources.source import Source
 from aurora.sources.uris import non_commercial
 
@@ -27,26 +28,23 @@ def sources(params: Path) -> None:
     print(table(rows(load_params(params), folder_pattern())))
 
 
-def folder_pattern(dvc_yaml: Path = Path("dvc.yaml")) -> str:
-    """Where dvc.yaml says that a source goes, with {kind} and {name} in their places."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
+def folder_pattern(root: Path = Path()) -> str:
+    """Where dvc.yaml says that a source goes, with {kind} and {name} in their places. Raises AuroraError."""
     try:
-        stage = YAML(typ="safe").load(dvc_yaml.read_text(encoding="utf-8"))["stages"]["fetch"]
-        return stage["do"]["outs"][0].replace("${item.kind}", "{kind}").replace("${key}", "{name}")
-    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, IndexError) as error:
+        (out,) = read_stages(root)["fetch"]["outs"]
+        return out.replace("${item.kind}", "{kind}").replace("${key}", "{name}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{dvc_yaml}: no stage fetch with an output in it ({type(error).__name__}); run this in the repository's root"
+            f"dvc.yaml: no stage fetch with one output ({type(error).__name__}); restore it by: git checkout dvc.yaml"
         ) from None
 
 
 def rows(params: Params, pattern: str) -> list[tuple[str, ...]]:
-    """One row of HEADINGS a source, in the order of params.yaml.
+    """One row of HEADINGS for each source, in the order of params.yaml.
 
     rows and bytes are those on disk (questions of a benchmark in all its splits), else what params.yaml expects.
     fetched is yes where the manifest is of this uri, kind, format, licence and pins and its files have their sizes; else
-    no, another uri, stale (run dvc repro) or damaged. Raises DataError if a row cannot be read.
+    no, another uri, stale (run dvc repro), damaged, or why its rows cannot be read.
     """
     return [
         _row(name, source, Path(pattern.format(kind=source.kind, name=name)))
@@ -61,7 +59,10 @@ def _row(name: str, source: Source, folder: Path) -> tuple[str, ...]:
         manifest, state = _read(source, folder)
         if state == "yes":
             size = sum(file["bytes"] for file in manifest["files"])
-            count = _rows_on_disk(source, folder, manifest)
+            try:
+                count = _rows_on_disk(source, folder, manifest)
+            except (AuroraError, OSError) as error:
+                count, state = None, f"unreadable: {' '.join(str(error).split())}"
     return name, source.kind, source.pinned_by, licence, _count(count), _count(size), state
 
 
@@ -77,8 +78,8 @@ def _state(source: Source, folder: Path, manifest: dict) -> str:
     """Whether what is here is what params.yaml names now: yes, or what is not so."""
     if manifest["uri"] != source.uri:
         return "another uri"
-    said = (source.kind, source.format, source.licence, source.rows, source.pinned_by)
-    if said != tuple(manifest[key] for key in ("kind", "format", "licence", "rows", "pin")):
+    given = (source.kind, source.format, source.licence, source.rows, source.pinned_by)
+    if given != tuple(manifest[key] for key in ("kind", "format", "licence", "rows", "pin")):
         return "stale"
     if any(_size(folder / file["path"]) != file["bytes"] for file in manifest["files"]):
         return "damaged"
@@ -86,10 +87,10 @@ def _state(source: Source, folder: Path, manifest: dict) -> str:
 
 
 def _fits(source: Source, folder: Path, manifest: dict) -> bool:
-    """Whether the pins are those of the fetched file, by its manifest; a git blob id may be reckoned anew."""
+    """Whether the pins are those of the fetched file, by its manifest; a git blob id may be computed anew."""
     if source.git_blob and manifest["archive"] is None and "git_blob" not in manifest["files"][0]:
         return git_blob_id(folder / manifest["files"][0]["path"]) == source.git_blob
-    return fits(manifest, Pins(source.bytes, source.sha256, source.git_blob))
+    return fits(manifest, pins_of(source))
 
 
 def _size(path: Path) -> int | None:
@@ -98,7 +99,8 @@ def _size(path: Path) -> int | None:
 
 def _rows_on_disk(source: Source, folder: Path, manifest: dict) -> int | None:
     if source.kind == "instructions":
-        return sum(1 for file in manifest["files"] for _ in read_items(folder / file["path"]))
+        paths = data_files([file["path"] for file in manifest["files"]], source.files)
+        return sum(1 for path in paths for _ in read_items(folder / path))
     if source.kind == "benchmark":
         from aurora.clean.contamination import read_questions  # heavy: near-duplicate search
 

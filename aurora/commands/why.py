@@ -1,9 +1,11 @@
 """`aurora why [STAGE]`: says why `dvc repro` would run a stage now."""
 
+from pathlib import Path
+
 import click
 
 from aurora.core.errors import exit_with_message
-from aurora.pipeline.reasons import open_repository, reasons
+from aurora.pipeline.reasons import frozen, open_repository, reasons
 
 
 @click.command()
@@ -17,5 +19,9 @@ def why(stages: tuple[str, ...]) -> None:
         click.echo(f"{stage} would run:")
         for line in lines:
             click.echo(f"  {line}")
+    for stage in frozen(Path()):
+        click.echo(
+            f"note: {stage} is frozen, so that dvc repro never runs it: dvc unfreeze {stage}", err=True
+        )
     if not found:
         click.echo(f"{', '.join(stages) or 'every stage'}: up to date")

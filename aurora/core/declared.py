@@ -17,8 +17,8 @@ DVC_YAML = Path("dvc.yaml")
 ABSENT = "none"  # as a version
 VERSIONS = "versions.yaml"
 # Extras of pyproject.toml, which shape bytes only where params.yaml asks for them; the stage then says if one is absent.
-OPTIONAL = frozenset({"torchao"})
-# The base's stage, as dvc repro takes it: an instance of fetch, or of fetch_hub.
+OPTIONAL = frozenset({"llama-cpp-python", "torchao"})
+# The base's stage, as dvc repro takes it: an instance of fetch, fetch_download or fetch_hub.
 FETCH_BASE = "--glob 'fetch*@base'"
 
 

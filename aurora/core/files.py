@@ -130,6 +130,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 of a file's bytes, in hex, from one read."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
 def git_blob_id(path: Path) -> str:
     """The id that git gives to these bytes: SHA-1 of `blob <size>\\0` and the bytes."""
     digest = hashlib.sha1(f"blob {os.path.getsize(path)}\0".encode(), usedforsecurity=False)
@@ -143,8 +153,13 @@ def dvc_hash(path: Path) -> str:
     """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, with the suffix `.dir` for a folder."""
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
-        text = json.dumps(entries, sort_keys=True)
-        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+        return folder_hash({name: dvc_hash(file) for name, file in files.items()})
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def folder_hash(files: Mapping[str, str]) -> str:
+    """DVC's hash of a folder, from the MD5 of each file by its path in it."""
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    text = json.dumps(entries, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"

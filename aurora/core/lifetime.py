@@ -57,6 +57,8 @@ def end_with_dvc() -> None:
 
 def _holders() -> list[int]:
     """Processes of DVC that hold a path of this repository, dead ones among them."""
+    if not RWLOCK.is_file():
+        return []
     try:
         held = json.loads(RWLOCK.read_text(encoding="utf-8"))
         readers = [holder for holders in held.get("read", {}).values() for holder in holders]

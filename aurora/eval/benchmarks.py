@@ -1,30 +1,11 @@
-"""C-Eval, MMLU and CMMLU as their authors publish them: CSV files, read and checked row by row."""
+"""Subjects of C-Eval, MMLU and CMMLU with their shots and questions, as documents of lm-eval's stock tasks."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from aurora.benchmarks.read import LAYOUTS, LETTERS, Layout, Question, read_questions
 from aurora.core.errors import DataError
 from aurora.eval.params import Benchmark
-
-LETTERS = ("A", "B", "C", "D")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a benchmark keeps its questions, in the names of its published tree."""
-
-    evaluated: str  # folder of the questions that are scored
-    suffix: str  # of file names, behind the subject; {split} is the folder's name
-    question: str | None  # header of the question's column; None: no header, six columns
-    answer: str  # header of the answer's column
-
-
-LAYOUTS: dict[str, Layout] = {
-    "ceval": Layout("val", "_{split}.csv", "question", "answer"),
-    "mmlu": Layout("test", "_{split}.csv", None, "answer"),
-    "cmmlu": Layout("test", ".csv", "Question", "Answer"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,57 +45,32 @@ def _read_subject(root: Path, layout: Layout, name: str, num_fewshot: int, limit
         raise DataError(
             f"{dev}: not found, so {name} has no shots; add the file or set num_fewshot to 0 in params.yaml"
         )
-    shots = read_questions(dev, layout) if dev.is_file() else []
+    shots = read_documents(dev, layout) if dev.is_file() else []
     if len(shots) < num_fewshot:
         raise DataError(
             f"{dev}: {len(shots)} questions, but num_fewshot is {num_fewshot}; add shots or lower it in params.yaml"
         )
-    questions = read_questions(test, layout)
+    questions = read_documents(test, layout)
     if not questions:
         raise DataError(f"{test}: no questions; correct the source or remove the file")
     return Subject(name, shots, questions[:limit])
 
 
-def read_questions(path: Path, layout: Layout) -> list[dict]:
-    """Documents of one CSV file. The csv module keeps texts such as `None` and `0.10`, which pandas changes."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not CSV in UTF-8 ({error}); fetch the source again") from None
-    if layout.question is None:
-        return [_headless_document(path, line, row) for line, row in rows]
-    if not rows:
-        raise DataError(f"{path}: empty; it needs a header line")
-    header = rows[0][1]
-    for column in (layout.question, *LETTERS, layout.answer):
-        if column not in header:
-            raise DataError(
-                f"{path}: no column '{column}' in its header {','.join(header)}; correct the source"
-            )
-        if header.count(column) > 1:
-            raise DataError(f"{path}: column '{column}' stands twice in its header; correct the source")
-    documents = []
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"{path} line {line}: {len(row)} fields under {len(header)} columns; correct it")
-        document = dict(zip(header, row, strict=True))
-        _check_answer(path, line, document[layout.answer])
-        documents.append(document)
-    return documents
+def read_documents(path: Path, layout: Layout) -> list[dict]:
+    """Questions of one file in the fields that lm-eval's stock task expects. Raises DataError for a wrong answer."""
+    return [_document(path, layout, question) for question in read_questions(path, layout)]
 
 
-def _headless_document(path: Path, line: int, row: list[str]) -> dict:
-    if len(row) != 6:
+def _document(path: Path, layout: Layout, question: Question) -> dict:
+    if question.answer is None:
         raise DataError(
-            f"{path} line {line}: {len(row)} fields, not question, A, B, C, D, answer; correct the source"
+            f"{path}: no column '{layout.answer}', so there is nothing to score; correct the source"
         )
-    question, *choices, answer = row
-    _check_answer(path, line, answer)
-    return {"question": question, "choices": choices, "answer": LETTERS.index(answer)}
-
-
-def _check_answer(path: Path, line: int, answer: str) -> None:
-    if answer not in LETTERS:
-        raise DataError(f"{path} line {line}: the answer is {answer!r}, not A, B, C or D; correct the source")
+    if question.answer not in LETTERS:
+        raise DataError(
+            f"{path} line {question.line}: the answer is {question.answer!r}, not A, B, C or D; correct the source"
+        )
+    if question.fields:
+        return question.fields
+    answer = LETTERS.index(question.answer)
+    return {"question": question.text, "choices": list(question.options), "answer": answer}

@@ -5,12 +5,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aurora.benchmarks.read import LETTERS
 from aurora.core.files import write_json
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
-from aurora.eval.benchmarks import LETTERS, Subject, read_benchmark
-from aurora.eval.params import Eval
+from aurora.eval.benchmarks import Subject, read_benchmark
+from aurora.eval.params import Benchmark, Eval
 from aurora.eval.prompt_set import answer_prompt_set, read_prompt_set
+from aurora.eval.prompt_sources import answer_sources, encode_sources, read_prompt_sources
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -30,30 +32,40 @@ def evaluate(
     quantization: Quantization,
     form: PromptName,
     own_tasks: Path | None = None,
+    prompt_sources: Path | None = None,
 ) -> dict:
     """Evaluates a model folder and writes results.json, questions.parquet, replies.parquet and prompts.parquet.
 
-    `form` is the prompt in which the rows were formatted, `own_tasks` a folder of task files beside lm-eval's. A killed run goes on where it was: what is computed lies
+    Where params ask for them, the answers under the paper's own protocol go to paper_questions.parquet, and the
+    router's first choices to router.parquet.
+
+    `form` is the prompt in which the rows were formatted, `own_tasks` a folder of task files beside lm-eval's, and
+    `prompt_sources` a folder of fetched sources of kind prompts, whose replies go to files of their names. A killed run
+    goes on where it was: what is computed lies
     under .aurora until the end. Raises DataError for benchmark files, rows and prompts that break their format,
     ModelError for a folder that is no such model, ParamsError for a task that lm-eval does not know, and
-    SourceError for one whose data is not to be had.
+    SourceError for one whose data is not available.
     """
     # Before the model, since a mistake here is cheap to find.
     subjects = read_subjects(benchmarks, params)
     check_subjects(subjects)
     dialogues = read_prompt_set(prompts)
+    sources = read_prompt_sources(prompt_sources) if prompt_sources else []
     others = load_other_tasks(params, own_tasks)
 
     import torch
 
     from aurora.eval.held_out import held_out_loss
+    from aurora.eval.paper_protocol import score_paper_protocol
     from aurora.eval.prefix import PrefixLM
     from aurora.eval.replies import answer_prompts
     from aurora.eval.resume_cache import digest_of, open_resume_cache
+    from aurora.eval.router import router_statistics
     from aurora.model.loading import load_model, load_tokenizer
 
     torch.set_num_threads(params.threads)
     tokenizer = load_tokenizer(model_folder)
+    encoded = encode_sources(tokenizer, sources, form, params.replies, params.max_length)
     model = load_model(model_folder, quantization).eval()
     digest = digest_of(model_folder)
     memory = open_resume_cache(digest, quantization.model_dump())
@@ -65,6 +77,14 @@ def evaluate(
         memory=memory,
     )
     results, questions = score_benchmarks(lm, subjects, params)
+    if "paper" in params.protocols:
+        results["paper"], asked = score_paper_protocol(lm, subjects, params, form)
+        write_parquet(out / "paper_questions.parquet", asked)
+    if params.router_tokens:
+        results["router"], choices = router_statistics(
+            model, tokenizer, subjects, params.router_tokens, params.batch_tokens
+        )
+        write_parquet(out / "router.parquet", choices)
     if others:
         results["other"], results["other_too_long"] = score_other_tasks(lm, others, params)
     results["loss"] = held_out_loss(model, rows, params.loss_rows, params.batch_tokens, memory)
@@ -73,10 +93,12 @@ def evaluate(
     results["prompts"], answers = answer_prompt_set(
         model, tokenizer, dialogues, form, params.replies, lm.max_length, memory
     )
+    results |= answer_sources(model, tokenizer, sources, encoded, params.replies, out, digest[:12], memory)
     results["memory"] = held_memory(model_folder, model, quantization)
     results["protocol"] = {
         "tasks": {name: task.model_dump() for name, task in params.tasks.items()},
         "chat_template": params.chat_template,
+        "paper_protocol": params.paper_protocol.model_dump() if "paper" in params.protocols else None,
         "fewshot_as_multiturn": params.chat_template,
         "max_length": lm.max_length,
         "quantization": quantization.model_dump(),
@@ -117,7 +139,7 @@ def held_memory(folder: Path, model: "PreTrainedModel", quantization: Quantizati
     }
 
 
-def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
+def read_subjects(benchmarks: Path, params: Eval) -> dict[Benchmark, list[Subject]]:
     """Subjects of each benchmark that the params name, in their order."""
     return {
         name: read_benchmark(benchmarks / name, name, task.num_fewshot, task.limit)
@@ -125,7 +147,7 @@ def read_subjects(benchmarks: Path, params: Eval) -> dict[str, list[Subject]]:
     }
 
 
-def check_subjects(subjects: dict[str, list[Subject]]) -> None:
+def check_subjects(subjects: dict[Benchmark, list[Subject]]) -> None:
     """Raises DataError for a subject that lm-eval does not know."""
     from aurora.eval.tasks import task_file
 
@@ -135,7 +157,7 @@ def check_subjects(subjects: dict[str, list[Subject]]) -> None:
 
 
 def score_benchmarks(
-    lm: "PrefixLM", subjects: dict[str, list[Subject]], params: Eval
+    lm: "PrefixLM", subjects: dict[Benchmark, list[Subject]], params: Eval
 ) -> tuple[dict, "pyarrow.Table"]:
     """Scores by benchmark, category and subject, and a table with one row for each question.
 
@@ -199,21 +221,26 @@ def questions_table(
 ) -> tuple["pyarrow.Table", int]:
     """One row for each question, and the number of prompts that lost their beginning.
 
-    Columns: task, subject, id (position in the subject's file, from 0), prediction, target, log-probabilities of
+    Columns: task, subject, category (None where lm-eval has none), id (position in the subject's file, from 0), prediction, target, log-probabilities of
     the four letters in nats, and the number of tokens that a prompt beyond the context has lost.
     """
     import pyarrow
 
-    columns: dict[str, list] = {name: [] for name in ("task", "subject", "id", "prediction", "target")}
+    from aurora.eval.tasks import category_of
+
+    columns: dict[str, list] = {
+        name: [] for name in ("task", "subject", "category", "id", "prediction", "target")
+    }
     values: dict[str, list] = {f"logprob_{letter.lower()}": [] for letter in LETTERS}
     lost: list[int] = []
     for name, (benchmark, subject) in owners.items():
+        category = category_of(benchmark, name)
         for sample in samples[name]:
             logprobs = [value for value, _ in sample["filtered_resps"]]
             best = max(
                 range(len(LETTERS)), key=logprobs.__getitem__
             )  # the first of equals, as lm-eval's argmax
-            row = (benchmark, subject, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
+            row = (benchmark, subject, category, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
             for column, value in zip(values.values(), logprobs, strict=True):

@@ -1,4 +1,4 @@
-"""Loss on held-out rows: how well a model foresees answers that it was not trained on."""
+"""Loss on held-out rows: mean loss per answer token, on answers that the model was not trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,16 +109,16 @@ def batches(rows: list[dict], batch_tokens: int) -> Iterator[list[dict]]:
 
 
 def pack(rows: list[dict]) -> tuple[Pass, numpy.ndarray, numpy.ndarray]:
-    """A pass over whole rows, the trained tokens (N,) int64, and the positions (N,) that foresee them."""
+    """A pass over whole rows, the trained tokens (N,) int64, and the positions (N,) whose logits predict them."""
     lengths = [len(row["input_ids"]) for row in rows]
     ends = numpy.cumsum(lengths)
     labels = numpy.concatenate([numpy.asarray(row["labels"], dtype=numpy.int64) for row in rows])
-    labels[ends - lengths] = -100  # nothing foresees the first token of a row
+    labels[ends - lengths] = -100  # nothing predicts the first token of a row
     trained = numpy.flatnonzero(labels != -100)
     step = Pass(
         parent=None,
         depth=0,
-        keep=0,
+        cache_length=0,
         tokens=numpy.concatenate([numpy.asarray(row["input_ids"], dtype=numpy.int32) for row in rows]),
         positions=numpy.concatenate([numpy.arange(length, dtype=numpy.int32) for length in lengths]),
         ends=numpy.repeat(ends, lengths).astype(numpy.int32),

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from aurora.core.params import Count, Section
+from aurora.core.params import Count, Section, Seed
 
 Benchmark = Literal["ceval", "mmlu", "cmmlu"]
 
@@ -38,14 +38,32 @@ class Replies(Section):
     """Prompts generated together."""
 
 
+class PaperProtocol(Section):
+    """The paper's own way to ask the benchmarks."""
+
+    prompts: dict[Benchmark, Annotated[list[Literal["en", "zh"]], Field(min_length=1)]] = Field(
+        {"ceval": ["zh"], "mmlu": ["en"], "cmmlu": ["en", "zh"]}
+    )
+    """Languages of the text around the questions of each benchmark; each is a run of its own."""
+    seed: Seed = Field(42)
+    """Of the shots, which are drawn anew for each question."""
+
+
 class Eval(Section):
     """lm-eval on the benchmarks, held-out loss, and replies."""
 
+    protocols: Annotated[list[Literal["lm_eval", "paper"]], Field(min_length=1)] = Field(["lm_eval"])
+    """Ways to ask the benchmarks: lm-eval's stock tasks, and the paper's own. Questions and shots of both are those of
+    tasks."""
+    paper_protocol: PaperProtocol = Field(PaperProtocol())
+    """Read where protocols has paper."""
     tasks: Annotated[dict[Benchmark, BenchmarkParams], Field(min_length=1)]
     """Benchmarks to run."""
     other_tasks: dict[str, OtherTask] = Field({})
     """Further tasks or groups, by the name in lm-eval or in a task file of samples/tasks; lm-eval fetches their data,
     which is not pinned here."""
+    router_tokens: Count | None = Field(None)
+    """Tokens of each language on which the choices of the experts are counted; null counts none."""
     batch_tokens: Count
     """Tokens forwarded together; nothing is padded."""
     max_length: Annotated[int, Field(ge=64)]
@@ -57,3 +75,12 @@ class Eval(Section):
     threads: Count
     """CPU threads of torch."""
     replies: Replies
+
+    @model_validator(mode="after")
+    def _lm_eval_is_asked(self) -> "Eval":
+        if "lm_eval" not in self.protocols or len(set(self.protocols)) < len(self.protocols):
+            raise ValueError(
+                f"protocols is {self.protocols}; lm_eval, of which metrics and report are made, stands in it once: "
+                "write [lm_eval] or [lm_eval, paper]"
+            )
+        return self

@@ -188,7 +188,9 @@ class PrefixLM(HFLM):
         for index, step in enumerate(passes):
             above = keys[step.parent] if step.parent is not None else b""
             asked = [wanted[row].tolist() for row in step.rows]
-            keys.append(key_of(above, step.depth, step.keep, step.tokens, step.ends, step.places, asked))
+            keys.append(
+                key_of(above, step.depth, step.cache_length, step.tokens, step.ends, step.places, asked)
+            )
             if (value := self.memory.get(keys[-1])) is not None:
                 found[index] = numpy.frombuffer(value, dtype=numpy.float64).reshape(-1, 2)
         return keys, found
@@ -205,7 +207,7 @@ class PrefixLM(HFLM):
 
 
 class PassRunner:
-    """Runs passes in order on one cache of batch size 1, which grows by leads and is cut back to them."""
+    """Runs passes in order on one cache of batch size 1, which grows by prefixes and is cut back to them."""
 
     def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
         self.model = model
@@ -227,10 +229,10 @@ class PassRunner:
                 attention_mask=None if step.is_chain else self._mask(step),
                 past_key_values=self.cache,
                 use_cache=True,
-                # A pass that only leads has no logits to give; one position keeps the call simple.
+                # A pass that is only a prefix has no logits to give; one position keeps the call simple.
                 logits_to_keep=self._tensor(places if len(places) else numpy.zeros(1, dtype=numpy.int32)),
             ).logits[0]
-        self._crop(step.keep)
+        self._crop(step.cache_length)
         return logits[: len(places)]
 
     def _tensor(self, array: numpy.ndarray) -> torch.Tensor:

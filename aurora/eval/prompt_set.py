@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError
+from aurora.core.language import language
 from aurora.core.messages import PromptName
-from aurora.eval.language import language
 from aurora.eval.replies import Prompt, end_tokens, greedy_tokens, reply_metrics
 from aurora.prompt.chat_template import ChatTemplate
 from aurora.prompt.mistral import prompt_text

@@ -3,13 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError
+from aurora.core.language import language
 from aurora.core.parquet import read_parquet
-from aurora.eval.language import language
+from aurora.eval.answers import answer_metrics
+from aurora.eval.language_confusion import pass_rates
+from aurora.eval.overlap import overlap_metrics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,6 +31,7 @@ class Prompt:
     id: str
     text: str
     tokens: list[int]  # up to the first token of the answer
+    answer: list[int] = field(default_factory=list)  # as it was written, without its end token
 
 
 def answer_prompts(
@@ -38,7 +42,7 @@ def answer_prompts(
     max_length: int,
     memory: "ResumeCache | None" = None,
 ) -> tuple[dict[str, float | None], "pyarrow.Table"]:
-    """Metrics, and a table of id, prompt, reply and language, of replies to held-out Chinese prompts.
+    """Metrics, and a table of id, prompt, human answer, reply and language, of replies to held-out Chinese prompts.
 
     Raises DataError if no held-out prompt is Chinese.
     """
@@ -52,15 +56,19 @@ def answer_prompts(
             "raise format.held_out, or lower eval.replies.max_new_tokens"
         )
     replies = greedy_replies(model, tokenizer, prompts, params.max_new_tokens, params.batch_size, memory)
+    answers = [tokenizer.decode(prompt.answer, skip_special_tokens=True).strip() for prompt in prompts]
     table = pyarrow.table(
         {
             "id": [prompt.id for prompt in prompts],
             "prompt": [prompt.text for prompt in prompts],
+            "answer": answers,
             "reply": replies,
             "language": [language(reply) for reply in replies],
         }
     )
-    return reply_metrics(replies), table
+    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(
+        replies, answers
+    ), table
 
 
 def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
@@ -71,10 +79,14 @@ def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
     table = read_parquet(rows, "format", ["id", "prompt", "input_ids", "labels"])
     chosen: dict[str, Prompt] = {}
     for row in sorted(table.to_pylist(), key=lambda row: row["id"]):
-        start = next((index for index, label in enumerate(row["labels"]) if label != -100), 0)
+        labels = row["labels"]
+        start = next((index for index, label in enumerate(labels) if label != -100), 0)
         text = row["prompt"]
         if 0 < start <= max_tokens and text not in chosen and language(text) == "Chinese":
-            chosen[text] = Prompt(row["id"], text, row["input_ids"][:start])
+            end = next((index for index in range(start, len(labels)) if labels[index] == -100), len(labels))
+            chosen[text] = Prompt(
+                row["id"], text, row["input_ids"][:start], row["input_ids"][start : end - 1]
+            )
             if len(chosen) == count:
                 break
     return list(chosen.values())
@@ -200,10 +212,10 @@ def _generate_one(
 
 
 def reply_metrics(replies: Sequence[str]) -> dict[str, float | None]:
-    """Shares over the replies to Chinese prompts.
+    """Shares over the replies to Chinese prompts; those of `pass_rates` among them.
 
     `zh_reply_rate` is the share of replies in Chinese, and `mixed_rate` that of replies in a mixture, as
-    `aurora.eval.language.language` tells them. A reply without any language, which is code, formulas or numbers alone,
+    `aurora.core.language.language` tells them. A reply without any language, which is code, formulas or numbers alone,
     counts on neither side, but in `no_language`; an empty one counts as not Chinese. Both shares are None where no
     reply is left to judge. `repetition` is the mean share of a reply's
     six-character stretches that occurred in it before; `mean_length` is in characters.
@@ -216,6 +228,7 @@ def reply_metrics(replies: Sequence[str]) -> dict[str, float | None]:
         "no_language": kinds["none"],
         "repetition": sum(map(repetition, replies)) / max(1, len(replies)),
         "mean_length": sum(map(len, replies)) / max(1, len(replies)),
+        **pass_rates(replies),
     }
 
 

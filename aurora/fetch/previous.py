@@ -1,7 +1,7 @@
 """What the last fetch of a source left: its manifest, and its bytes in DVC's cache or remote.
 
-DVC removes a stage's output before it runs the stage, be it for a comment in its code; the manifest and the bytes are
-still where dvc.lock says.
+DVC removes a stage's output before it runs the stage, even if only a comment in its code has changed; the manifest and
+the bytes are still in the place that dvc.lock names.
 """
 
 import json
@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aurora.core.errors import SourceError
+from aurora.core.errors import ParamsError, SourceError
 from aurora.core.files import remove
 from aurora.core.manifests import MANIFEST, is_whole
+from aurora.core.yaml_files import read_yaml
 from aurora.intake.digests import Pins, copy, measure
+from aurora.sources.source import Source
 
 LOCK = Path("dvc.lock")
 
 
-def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
+def previous_manifest(source: Source, out: Path) -> dict | None:
     """The manifest of the last fetch of the same URI, None if there was none, or none that is whole.
 
-    With `needed`, raises SourceError if there is one and it cannot be had: then nothing may pass for a first fetch.
+    With pin: record, raises SourceError if there was one and it cannot be read: nothing may pass for a first fetch.
     """
-    here = out / MANIFEST
+    here, uri = out / MANIFEST, source.uri
     try:
         if here.is_file():
             former = json.loads(here.read_bytes())
@@ -34,7 +36,7 @@ def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
         if not is_whole(former):
             raise ValueError("not the form of a manifest")
     except (OSError, ValueError, RecursionError) as error:
-        if not needed:
+        if source.pin is None:
             return None
         fault = (
             f"{here} is damaged or of another form"
@@ -42,14 +44,14 @@ def recorded(name: str, uri: str, out: Path, needed: bool) -> dict | None:
             else "dvc.lock names a record that is neither in DVC's cache nor in a remote, or is of another form"
         )
         raise SourceError(
-            f"sources.{name}: pin: record, and {fault} ({type(error).__name__}); get it by: dvc pull {out.as_posix()}, "
+            f"pin: record, and {fault} ({type(error).__name__}); get it by: dvc pull {out.as_posix()}, "
             "or give sha256 in place of pin"
         ) from None
     return former if former["uri"] == uri else None
 
 
-def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
-    """Fills the new folder `folder` with the files of a manifest, each verified, and says whether that went well.
+def reuse(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
+    """Fills the new folder `folder` with the files of a manifest, each verified, and returns whether that succeeded.
 
     They are linked from `out` or from DVC's cache, or copied from its remote. If one is missing, damaged, or not
     what `pins` of the whole source want, `folder` is removed.
@@ -57,7 +59,10 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     if fits(former, pins):
         folder.mkdir(parents=True)
         alone = pins if former["archive"] is None else Pins()
-        if all(_take(out / entry["path"], folder / entry["path"], entry, alone) for entry in former["files"]):
+        if all(
+            _reuse_file(out / entry["path"], folder / entry["path"], entry, alone)
+            for entry in former["files"]
+        ):
             return True
         remove(folder)
     return False
@@ -66,7 +71,7 @@ def take_again(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
 def fits(former: dict, pins: Pins) -> bool:
     """Whether the file that was fetched is the one that the pins name, as far as its manifest, a whole one, says.
 
-    Of a git blob id it may not say anything; then an archive does not fit, since what came out of it cannot tell.
+    A manifest may lack the git blob id; then an archive does not fit, since its unpacked files cannot tell.
     """
     whole = former["archive"] or former["files"][0]
     blob = whole.get("git_blob", pins.git_blob if former["archive"] is None else None)
@@ -77,7 +82,7 @@ def fits(former: dict, pins: Pins) -> bool:
     )
 
 
-def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
+def _reuse_file(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     expected = Pins(entry["bytes"], entry["sha256"], pins.git_blob)
     try:
@@ -89,6 +94,18 @@ def _take(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
             except OSError:
                 return copy(origin, target, expected).difference(target) is None
         return measure(target, expected).difference(target) is None
+    except OSError:
+        return False
+
+
+def dvc_cache(file: Path) -> bool:
+    """Whether a file lies in DVC's cache, where that is outside the repository."""
+    try:
+        with _dvc(file):
+            from dvc.repo import Repo
+
+            with Repo() as repo:
+                return file.is_relative_to(Path(repo.cache.local.path).resolve())
     except OSError:
         return False
 
@@ -119,24 +136,21 @@ def _dvc(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of DVC, of its index, or of the library of any kind of remote
-        raise FileNotFoundError(f"{path}: not to be had from DVC ({type(error).__name__})") from None
+        raise FileNotFoundError(f"{path}: not available from DVC ({type(error).__name__})") from None
 
 
 def _locked(uri: str, out: Path) -> bool:
     """Whether dvc.lock holds `out` as made from this URI."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     if not LOCK.is_file():
         return False
     try:
-        # All entries: DVC keeps that of `fetch` where a source has moved to `fetch_hub`, and the other way round.
-        for stage in YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")).get("stages", {}).values():
+        # All entries: where a source has moved to another section, DVC keeps those of both stages.
+        for stage in read_yaml(LOCK).get("stages", {}).values():
             if any(entry.get("path") == out.as_posix() for entry in stage.get("outs", [])):
                 sections = stage.get("params", {}).get("params.yaml", {})
                 if any(source.get("uri") == uri for source in sections.values()):
                     return True
-    except (YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+    except (ParamsError, AttributeError, TypeError) as error:
         raise SourceError(
             f"{LOCK}: not readable ({type(error).__name__}); restore it by: git checkout {LOCK}"
         ) from None

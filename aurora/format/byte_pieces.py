@@ -1,4 +1,4 @@
-"""What each token of a Hugging Face tokeniser spells, in bytes: for the eye, and to count what Chinese costs."""
+"""What each token of a Hugging Face tokeniser spells, in bytes: for previews, and for the tokens that Chinese takes."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING

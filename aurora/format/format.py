@@ -12,7 +12,7 @@ from aurora.core.errors import DataError, ParamsError
 from aurora.core.files import write_json, write_text
 from aurora.format.batch import Formatter
 from aurora.format.params import Format
-from aurora.format.prompt_formats import open_form
+from aurora.format.prompt_formats import open_prompt_format
 from aurora.format.row_files import HELD_OUT, TRAIN, RowWriter, read_batches, read_keys
 from aurora.format.row_statistics import Tally
 from aurora.format.split import Split, split
@@ -25,15 +25,16 @@ def format_rows(
 ) -> dict:
     """Writes train.parquet, held_out.parquet, lengths.csv and metrics.json into `out`; returns the metrics.
 
-    `tokenizer` is the base's folder, or its tokenizer.model for a form of Mistral's. The files do not depend on `threads` (all cores by default).
-    Raises DataError, ModelError or ParamsError, in one line, for what a user can mend.
+    `tokenizer` is the base's folder, or its tokenizer.model for Mistral's prompt. The files do not depend on `threads` (all cores by default).
+    Raises DataError, ModelError or ParamsError, in one line, for what a user can correct.
     """
     from tqdm import tqdm
 
-    formatter = Formatter(open_form(tokenizer, params.prompt), params)
+    formatter = Formatter(open_prompt_format(tokenizer, params.prompt), params)
     tally = Tally(params.max_length)
     place = str(conversations)
-    sides = split(*read_keys(conversations), params.held_out)
+    ids, clusters, fit = read_keys(conversations)
+    sides = split(ids, clusters, params.held_out, fit)
     batches = (
         (batch, Split(*(side[first : first + len(batch)] for side in sides)), first, place)
         for first, batch in read_batches(conversations)
@@ -61,7 +62,7 @@ def format_rows(
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Spares Python's collector the walks: each batch makes and drops thousands of arrays, and no cycle."""
+    """Turns Python's garbage collector off: each batch makes thousands of arrays and no cycle."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +89,10 @@ def in_order(pool: ThreadPoolExecutor, function: Callable, arguments: Iterable[t
 def check_result(tally: Tally, params: Format, place: Path) -> None:
     """Raises an error if a round was lost uncounted, and if there is nothing to train on or nothing held out."""
     total = tally.total()
-    lost = sum(total[f"rounds_dropped_{reason}"] for reason in ("too_long", "rest", "near_held_out"))
+    lost = sum(
+        total[f"rounds_dropped_{reason}"]
+        for reason in ("too_long", "rest", "near_held_out", "untrained", "tool_calls")
+    )
     if total["rounds_kept"] + lost != total["rounds"]:
         raise AssertionError(f"{total['rounds_kept']} + {lost} of {total['rounds']} rounds are accounted for")
     if not total["conversations"]:

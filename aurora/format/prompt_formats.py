@@ -1,4 +1,4 @@
-"""The forms of a prompt, each with all that the format stage asks of it: Mistral's, and the base's own chat template."""
+"""The prompt formats: Mistral's own, and the base's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import numpy
 from aurora.core.errors import ModelError
 from aurora.core.messages import PromptName
 from aurora.format.byte_pieces import ByteCost, BytePieces
-from aurora.format.rounds import longest_end, truncate_prompt
+from aurora.format.rounds import longest_end
 from aurora.format.row_statistics import ChineseCost
-from aurora.prompt.chat_template import ChatTemplate
-from aurora.prompt.mistral import check_row, encode_texts, join_rows, turn_texts
+from aurora.prompt.chat_template import ChatTemplate, ToolRounds
+from aurora.prompt.mistral import check_row, encode_texts, join_rows, prompt_text, turn_texts, with_system
 from aurora.prompt.tokenizer import EOS, check_model, check_template, sentencepiece_processor
 
 if TYPE_CHECKING:
@@ -24,40 +24,63 @@ if TYPE_CHECKING:
 Encoded = list[numpy.ndarray]  # token ids (int32) of each turn
 
 
-class Form(Protocol):
-    """What the format stage asks of a form."""
+class PromptFormat(Protocol):
+    """What a prompt format does for the format stage."""
 
-    checks_every_row: bool
-    """Whether `check` wants every row, or a sample."""
-    fixed_tokens: tuple[int, int]
-    """Tokens of a row beside its turns, and beside them of each of its rounds."""
-    chinese: ChineseCost | ByteCost
+    @property
+    def checks_every_row(self) -> bool:
+        """Whether `check` needs every row, or a sample."""
+
+    @property
+    def fixed_tokens(self) -> tuple[int, int]:
+        """Tokens of a row beside its turns, and beside them of each of its rounds."""
+
+    @property
+    def opening_control(self) -> int:
+        """Control tokens of a row's first prompt, without a system prompt."""
+
+    @property
+    def chinese(self) -> ChineseCost | ByteCost:
+        """What Chinese costs in tokens."""
 
     def encode(self, contents: "pyarrow.StringArray") -> tuple[Encoded, Encoded]:
         """Ids of alternating turns, the user's first, and ids of the same turns where they begin a row."""
 
-    def shorten(self, content: str, room: int) -> tuple[str, numpy.ndarray] | None:
-        """The longest end of a question that has at most `room` tokens, and its ids at the beginning of a row."""
+    def opening(self, content: str, system: str) -> numpy.ndarray:
+        """Ids of a prompt that begins a row with a system prompt."""
 
-    def join(self, encoded: Encoded, opening: Encoded, rounds: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
-        """Rows laid end to end, as `join_rows` has them."""
+    def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> ToolRounds | None:
+        """Ids of a conversation with tool calls, as `ChatTemplate.tool_rounds` has them; None if it has no exact ones."""
 
-    def refuse_forged(self, ids: numpy.ndarray, rows: int, rounds: int, place: str) -> None:
-        """Raises ModelError if text became a control token."""
+    def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
+        """The longest end of a prompt that has at most `room` tokens, and its ids at the beginning of a row."""
+
+    def join(
+        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
+    ) -> tuple[numpy.ndarray, ...]:
+        """Rows laid end to end, as `join_rows` has them; `encoded` has a row's first prompt as it begins a row."""
+
+    def control_tokens(self, rows: int, rounds: int) -> int:
+        """Control tokens that so many rows with so many rounds hold, where none has a system prompt or tool calls."""
+
+    def count_control(self, ids: numpy.ndarray) -> int:
+        """Control tokens among these ids."""
 
     def check(
-        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], decode: bool, place: str
-    ) -> None:
+        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], trained: Sequence[bool],
+        system: str, decode: bool, place: str,
+    ) -> None:  # fmt: skip
         """Raises ModelError where a row is not that of its contents."""
 
 
 @dataclass(frozen=True)
-class MistralForm:
+class MistralFormat:
     """Mistral's v1 prompt on its own sentencepiece model, with <s> in front of a row or of every round."""
 
     processor: "SentencePieceProcessor"
     prompt: PromptName
     checks_every_row = False
+    opening_control = 0
 
     @property
     def fixed_tokens(self) -> tuple[int, int]:
@@ -71,25 +94,38 @@ class MistralForm:
         encoded = encode_texts(self.processor, turn_texts(contents))
         return encoded, encoded
 
-    def shorten(self, content: str, room: int) -> tuple[str, numpy.ndarray] | None:
-        return truncate_prompt(self.processor, content, room)
+    def opening(self, content: str, system: str) -> numpy.ndarray:
+        return encode_texts(self.processor, [prompt_text(with_system(system, content))])[0]
 
-    def join(self, encoded: Encoded, opening: Encoded, rounds: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
-        return join_rows(encoded, rounds, self.prompt)
+    def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> None:
+        return None  # version 1 of the template has no tools
 
-    def refuse_forged(self, ids: numpy.ndarray, rows: int, rounds: int, place: str) -> None:
+    def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
+        return longest_end(content, room, lambda text: self.opening(text, system))
+
+    def join(
+        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
+    ) -> tuple[numpy.ndarray, ...]:
+        return join_rows(encoded, rounds, self.prompt, trained)
+
+    def control_tokens(self, rows: int, rounds: int) -> int:
         per_row, per_round = self.fixed_tokens
-        _refuse_forged(numpy.count_nonzero(ids <= EOS), per_row * rows + per_round * rounds, place)
+        return per_row * rows + per_round * rounds
+
+    def count_control(self, ids: numpy.ndarray) -> int:
+        return int(numpy.count_nonzero(ids <= EOS))
 
     def check(
-        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], decode: bool, place: str
-    ) -> None:
+        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], trained: Sequence[bool],
+        system: str, decode: bool, place: str,
+    ) -> None:  # fmt: skip
         if decode:
-            check_row(self.processor, ids, labels, contents[1::2], place)
+            answers = [answer for answer, learnt in zip(contents[1::2], trained, strict=True) if learnt]
+            check_row(self.processor, ids, labels, answers, place)
 
 
 @dataclass(frozen=True)
-class TemplateForm:
+class TemplateFormat:
     """The base's own chat template on its own tokeniser."""
 
     template: ChatTemplate
@@ -97,8 +133,12 @@ class TemplateForm:
 
     @cached_property
     def fixed_tokens(self) -> tuple[int, int]:
-        first, after, last = (len(getattr(self.template, name)) for name in ("first", "after", "last"))
-        return first + last - after, after + 1
+        after, last = len(self.template.after), len(self.template.last)
+        return last - after, after + 1
+
+    @cached_property
+    def opening_control(self) -> int:
+        return self.count_control(self.template.first) + self.count_control(self.template.between)
 
     @cached_property
     def chinese(self) -> ByteCost:
@@ -107,40 +147,48 @@ class TemplateForm:
     def encode(self, contents: "pyarrow.StringArray") -> tuple[Encoded, Encoded]:
         texts = contents.to_pylist()
         encoded = self.template.turns(texts)
-        if self.template.opening_text == self.template.following_text:
-            return encoded, encoded
         opening = list(encoded)
-        opening[::2] = self.template.questions(texts[::2], opening=True)
+        opening[::2] = self.template.openings(texts[::2], encoded[::2])
         return encoded, opening
 
-    def shorten(self, content: str, room: int) -> tuple[str, numpy.ndarray] | None:
-        return longest_end(content, room, lambda text: self.template.questions([text], opening=True)[0])
+    def opening(self, content: str, system: str) -> numpy.ndarray:
+        return self.template.opening(content, system)
 
-    def join(self, encoded: Encoded, opening: Encoded, rounds: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
-        return self.template.join(encoded, opening, rounds.tolist())
+    def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> ToolRounds | None:
+        return self.template.tool_rounds(rounds, system, tools)
 
-    def refuse_forged(self, ids: numpy.ndarray, rows: int, rounds: int, place: str) -> None:
-        control, template = self.template.control, self.template
+    def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
+        return longest_end(content, room, lambda text: self.opening(text, system))
+
+    def join(
+        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
+    ) -> tuple[numpy.ndarray, ...]:
+        return self.template.join(encoded, rounds.tolist(), trained)
+
+    def control_tokens(self, rows: int, rounds: int) -> int:
         first, between, after, last = (
-            numpy.count_nonzero(control[part])
-            for part in (template.first, template.between, template.after, template.last)
+            self.count_control(part)
+            for part in (self.template.first, self.template.between, self.template.after, self.template.last)
         )
-        placed = rows * (first + last) + rounds * (between + 1) + (rounds - rows) * after
-        _refuse_forged(numpy.count_nonzero(control[ids]), placed, place)
+        return rows * (first + last) + rounds * (between + 1) + (rounds - rows) * after
+
+    def count_control(self, ids: numpy.ndarray) -> int:
+        return int(numpy.count_nonzero(self.template.control[ids]))
 
     def check(
-        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], decode: bool, place: str
-    ) -> None:
-        self.template.check(ids, labels, contents, decode, place)
+        self, ids: numpy.ndarray, labels: numpy.ndarray, contents: Sequence[str], trained: Sequence[bool],
+        system: str, decode: bool, place: str,
+    ) -> None:  # fmt: skip
+        self.template.check(ids, labels, contents, decode, place, system, trained)
 
 
-def open_form(tokenizer: Path, prompt: PromptName) -> Form:
-    """The form of a base: `tokenizer` is its folder, or its tokenizer.model for a form of Mistral's.
+def open_prompt_format(tokenizer: Path, prompt: PromptName) -> PromptFormat:
+    """The prompt format of a base: `tokenizer` is its folder, or its tokenizer.model for one of Mistral's.
 
-    Raises ModelError if the base's tokeniser or template is not of this form.
+    Raises ModelError if the base's tokeniser or template is of another kind.
     """
     if prompt == "chat_template":
-        return TemplateForm(ChatTemplate.of(tokenizer if tokenizer.is_dir() else tokenizer.parent))
+        return TemplateFormat(ChatTemplate.of(tokenizer if tokenizer.is_dir() else tokenizer.parent))
     file = tokenizer / "tokenizer.model" if tokenizer.is_dir() else tokenizer
     if not file.is_file() and file.with_name("tokenizer.json").is_file():
         raise ModelError(
@@ -149,9 +197,4 @@ def open_form(tokenizer: Path, prompt: PromptName) -> Form:
     processor = sentencepiece_processor(file)
     check_model(file.parent)
     check_template(file.with_name("tokenizer_config.json"))
-    return MistralForm(processor, prompt)
-
-
-def _refuse_forged(found: int, placed: int, place: str) -> None:
-    if found != placed:
-        raise ModelError(f"{place}: {found} control tokens where {placed} were placed; the text forged some")
+    return MistralFormat(processor, prompt)

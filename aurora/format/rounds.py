@@ -1,14 +1,9 @@
 """Whole rounds laid into rows of limited length, and prompts made shorter where a round exceeds it."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy
-
-from aurora.prompt.mistral import encode_texts, prompt_text
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 
 class Cut(NamedTuple):
@@ -46,20 +41,13 @@ def cut_rounds(
     return Cut(rows if continued else rows[:1], too_long, rest)
 
 
-def truncate_prompt(
-    processor: "SentencePieceProcessor", content: str, room: int
-) -> tuple[str, numpy.ndarray] | None:
-    """The longest end of a user turn, cut between characters, whose prompt has at most `room` tokens.
-
-    Returns the text and the ids of the prompt, or None if there is no room for one character.
-    """
-    return longest_end(content, room, lambda text: encode_texts(processor, [prompt_text(text)])[0])
-
-
 def longest_end(
     content: str, room: int, encode: Callable[[str], numpy.ndarray]
 ) -> tuple[str, numpy.ndarray] | None:
-    """As `truncate_prompt`, with the ids of a text from `encode`."""
+    """The longest end of a prompt, cut between characters, of which `encode` makes at most `room` tokens.
+
+    Returns the text and its ids, or None if there is no room for one character.
+    """
     low, high = 0, len(content) + 1  # the number of characters kept is at least low and below high
     found = None
     while low + 1 < high:

@@ -26,6 +26,13 @@ TRAIN = pyarrow.schema(
 )
 # What eval asks and compares: the text of the row's first user turn, and of its answer.
 HELD_OUT = pyarrow.schema([*TRAIN, ("prompt", pyarrow.string()), ("reply", pyarrow.string())])
+OPTIONAL = {  # columns that clean writes where a row fills them
+    "system": pyarrow.string(),
+    "train": pyarrow.list_(pyarrow.bool_()),  # of each round
+    "steps": pyarrow.list_(pyarrow.string()),  # of each round
+    "tools": pyarrow.string(),
+    "repeat": pyarrow.int32(),
+}
 BATCH = 1024  # conversations of a batch; bounds the memory
 ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.core.files
 
@@ -47,18 +54,24 @@ def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
                     f"{path}: columns are {schema.names}, not id, source, messages (of role, content); "
                     "run dvc repro clean"
                 )
+            for name, kind in OPTIONAL.items():
+                if name in schema.names and not schema.field(name).type.equals(kind):
+                    raise DataError(
+                        f"{path}: column {name} is {schema.field(name).type}, not {kind}; run dvc repro clean"
+                    )
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error}); write it again by: dvc repro -f clean") from None
 
 
-def read_keys(path: Path) -> tuple[list[str], list[str]]:
-    """The id of every conversation, and the key of its cluster of near duplicates: its own id without one.
+def read_keys(path: Path) -> tuple[list[str], list[str], list[bool] | None]:
+    """The id of every conversation, the key of its cluster of near duplicates: its own id without one, and whether its
+    first answer is to be trained; None where all are.
 
     Raises DataError as `conversations_file` does, and if the ids are not sorted and unique.
     """
     with conversations_file(path) as file:
-        columns = [name for name in ("id", "cluster") if name in file.schema_arrow.names]
+        columns = [name for name in ("id", "cluster", "train") if name in file.schema_arrow.names]
         table = file.read(columns=columns)
     ids = table["id"].to_pylist()
     for row, (before, after) in enumerate(pairwise(["", *ids])):
@@ -70,14 +83,21 @@ def read_keys(path: Path) -> tuple[list[str], list[str]]:
     clusters = table["cluster"].to_pylist() if "cluster" in columns else ids
     if None in clusters:
         raise DataError(f"{path} row {clusters.index(None)}: its cluster is null; run dvc repro clean")
-    return ids, clusters
+    first = [rounds[0] for rounds in table["train"].to_pylist()] if "train" in columns else None
+    return ids, clusters, first
 
 
 def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
     """Batches of conversations, each with the number of its first row; raises as `conversations_file` does."""
     first = 0
     with conversations_file(path) as file:
-        for batch in file.iter_batches(size, columns=["id", "source", "messages"]):
+        columns = [
+            "id",
+            "source",
+            "messages",
+            *(name for name in OPTIONAL if name in file.schema_arrow.names),
+        ]
+        for batch in file.iter_batches(size, columns=columns):
             yield first, batch
             first += len(batch)
 

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 LENGTH_BINS = 16  # bars of the length histogram, from 0 to max_length
 PACKED_TOGETHER = 1000  # rows that TRL packs at a time: the batch of datasets.Dataset.map
+MAIN_BLOCK = re.compile("[\u4e00-\u9fff]")  # the Chinese characters whose first byte in UTF-8 is E4 to E9
 UTF8_BYTES_PER_CHINESE_CHARACTER = 3
-CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+SELDOM = (
+    "rounds_dropped_untrained",
+    "rounds_dropped_tool_calls",
+    "system_prompts",
+)  # told where there are some
 
 COUNTED = (
     "conversations",
@@ -29,6 +34,9 @@ COUNTED = (
     "rounds_dropped_too_long",
     "rounds_dropped_rest",
     "rounds_dropped_near_held_out",
+    "rounds_dropped_untrained",
+    "rounds_dropped_tool_calls",
+    "system_prompts",
     "prompts_truncated",
     "trained_tokens",
     "tokens_dropped",
@@ -121,6 +129,7 @@ class Tally:
             "rounds_dropped_too_long": counts["rounds_dropped_too_long"],
             "rounds_dropped_rest": counts["rounds_dropped_rest"],
             "rounds_dropped_near_held_out": counts["rounds_dropped_near_held_out"],
+            **{name: counts[name] for name in SELDOM if counts[name]},
             "prompts_truncated": counts["prompts_truncated"],
             "tokens": int(lengths.sum()),
             "trained_tokens": counts["trained_tokens"],
@@ -157,7 +166,7 @@ def percentile(lengths: numpy.ndarray, percent: int) -> int | None:
     return int(numpy.percentile(lengths, percent, method="inverted_cdf"))
 
 
-def packed_rows(lengths: Sequence[int], max_length: int) -> int:
+def packed_rows(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> int:
     """Number of packed rows that best-fit decreasing fills (arXiv 2404.10830).
 
     Each length goes, longest first, into the fullest packed row that still has room for it.
@@ -183,13 +192,13 @@ def packed_rows(lengths: Sequence[int], max_length: int) -> int:
     return rows
 
 
-def packed_in_order(lengths: Sequence[int], max_length: int) -> int:
+def packed_in_order(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> int:
     """Number of rows that TRL packs rows of these lengths into, in their order, by `bfd`."""
     starts = range(0, len(lengths), PACKED_TOGETHER)
     return sum(packed_rows(lengths[start : start + PACKED_TOGETHER], max_length) for start in starts)
 
 
-def packing_efficiency(lengths: Sequence[int], max_length: int) -> float | None:
+def packing_efficiency(lengths: Sequence[int] | numpy.ndarray, max_length: int) -> float | None:
     """Share of the slots that hold a token when TRL packs rows of these lengths, in their order, by `bfd`.
 
     Each packed row is padded to `max_length`; None without rows.
@@ -212,9 +221,7 @@ class ChineseCost:
 
     def __init__(self, processor: "SentencePieceProcessor") -> None:
         pieces = all_pieces(processor)
-        held = numpy.array(
-            [0 if piece.isascii() else len(CHINESE_CHARACTER.findall(piece)) for piece in pieces]
-        )
+        held = numpy.array([0 if piece.isascii() else len(MAIN_BLOCK.findall(piece)) for piece in pieces])
         first_byte = [f"<0x{byte:02X}>" for byte in range(0xE4, 0xEA)]
         spelled = numpy.zeros(len(pieces), dtype=numpy.int64)
         spelled[[pieces.index(piece) for piece in first_byte]] = 1

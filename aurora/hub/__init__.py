@@ -1,262 +1,152 @@
-"""Downloads from the Hugging Face hub and over https: what to bring, from where, and what a refusal means."""
+"""Downloads by huggingface_hub: a file or a snapshot of the hub, or a file at an https:// address.
+
+Resuming, retries, proxies, certificates and Xet are the library's. This room says what to bring, holds it against the
+pins and against what the hub says of each file, keeps the rule of the token, and puts each refusal into one line.
+"""
 
 import json
+import logging
 import os
 import re
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock, Thread
 from urllib.parse import unquote, urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoFile, RepoSibling
-from tqdm import tqdm
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoFile
 
-from aurora.core.errors import ResourceError, SourceError
-from aurora.hub.client import hub_headers, hub_token, session
-from aurora.hub.transfer import (
-    RETRIED,
-    Again,
-    Refused,
-    Remote,
-    Stopped,
-    Unreachable,
-    bring,
-    failure,
-    patiently,
-    pause_asked,
-)
-from aurora.intake.digests import Digests, Pins
-from aurora.intake.disk import room
+from aurora.core.errors import AuroraError, ResourceError, SourceError, out_of_disk
+from aurora.core.files import remove
+from aurora.intake.digests import Digests, Pins, measure
+from aurora.intake.disk import disk_error, free_bytes
 from aurora.sources.uris import Address
 
-__all__ = ["Downloaded", "Unreachable", "download"]
-
-PARALLEL = 8  # files at a time
 # A snapshot is its root folder without pickles, remote code, and Mistral's own consolidated copy of the weights.
 MODEL_FILE = re.compile(
     r"(?!consolidated|manifest\.json$)[A-Za-z0-9][\w.-]*\.(safetensors|json|jinja)|tokenizer\.model", re.ASCII
 )
-KNOWN_BY = ("[0-9]{1,18}", "[0-9a-f]{64}", "[0-9a-f]{40}")  # size, SHA-256, git blob id
 INDEX = "model.safetensors.index.json"
+RETRIED = {408, 416, 425, 429}  # and all from 500
+PAUSES = (5.0, 30.0)  # seconds before the second and third try; in each the library has its own retries
+WORKERS = 4  # files at a time; a process that is killed loses the files that it is at
+# GitHub's API gives the raw bytes of a git blob only when asked so.
+WEB_HEADERS = {"Accept": "application/vnd.github.raw, */*;q=0.5", "Accept-Encoding": "identity"}
+
+
+class Unreachable(SourceError):
+    """No answer, or none that helps, after all tries; files that came whole are kept."""
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """Files below the folder that `download` was given, and the commit that they are of (hub only)."""
+    """Files by their names below `folder`, and the commit that they are of (hub only)."""
 
+    folder: Path
     files: dict[str, Digests]
     revision: str | None
 
 
-def download(name: str, uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
-    """Brings what an https or hf address names into `folder`, each file verified as it streams.
+class _Unsigned(logging.Filter):
+    """Takes query strings out of log lines: behind redirects they are signatures."""
 
-    `folder` is kept between calls, so that an interrupted download goes on where it was. The hub's own account of
-    size, SHA-256 and git blob id at that commit is checked beside `pins`. Raises SourceError with the URI and the
-    remedy, Unreachable where the network is at fault, and ResourceError if the disk is too small.
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage()), ()
+        return True
+
+
+for library in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+    logging.getLogger(library).addFilter(_Unsigned())
+for library in ("httpx2", "httpcore2"):  # below a warning they log each request with all that it carries
+    logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def download(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+    """Brings what an https or hf address names into `folder`, and verifies every file.
+
+    `folder` is kept between calls: files that are whole are not brought again. The hub's own account of size, SHA-256
+    and git blob id at the commit is checked beside `pins`. Raises SourceError with the URI and the remedy,
+    Unreachable where the network is at fault, and ResourceError if the disk is too small.
     """
-    session()  # made before there are threads
-    try:
-        if address.scheme == "https":
-            # Of the hosts that are named in profiles/, one gives raw bytes of a git blob only when asked so.
-            headers = {"Accept": "application/vnd.github.raw, */*;q=0.5", "User-Agent": "aurora"}
-            remotes, revision = {_web_name(address.path): Remote(address.path, uri, headers, pins)}, None
-        else:
-            remotes, revision = _on_hub(uri, address, pins)
-        files = _bring_all(name, uri, remotes, folder)
-    except Refused as refusal:
-        raise SourceError(f"{uri}: HTTP {refusal.status}; {remedy(address, refusal)}") from None
-    except OfflineModeIsEnabled:
-        raise Unreachable(f"{uri}: is not here, and HF_HUB_OFFLINE forbids the network: unset it") from None
-    if INDEX in files:
-        _complete(uri, folder / INDEX, files)
-    return Downloaded(files, revision)
-
-
-def remedy(address: Address, refusal: Refused) -> str:
-    """What a user can do about a refusal, by its status and the hub's X-Error-Code."""
-    if address.scheme == "https":
-        if refusal.status in (401, 403):
-            return "it asks for credentials, which https:// sources never send; give a public address"
-        return (
-            "check host, path and revision"
-            if refusal.status in (404, 410)
-            else "correct the uri in params.yaml"
-        )
-    page = f"https://huggingface.co/{'datasets/' if address.dataset else ''}{address.repository}"
-    token = bool(os.environ.get("HF_TOKEN"))
-    if refusal.code == "GatedRepo" or refusal.status == 403:
-        holder = "the account of HF_TOKEN" if token else "your account, and set HF_TOKEN to a token of it"
-        return f"accept its licence on {page} with {holder}"
-    if refusal.status == 401:
-        return (
-            "HF_TOKEN is not accepted here: renew it, or check owner and name"
-            if token
-            else "set HF_TOKEN to a token that may read it, or check owner and name"
-        )
-    place = {"RepoNotFound": "owner and name", "RevisionNotFound": "revision", "EntryNotFound": "path"}
-    return f"check {place.get(refusal.code, 'owner, name, revision and path')}"
-
-
-def _on_hub(uri: str, address: Address, pins: Pins) -> tuple[dict[str, Remote], str]:
-    """The files to bring by their names, and the commit, as the hub lists them."""
-    headers, kind = hub_headers(), "dataset" if address.dataset else "model"
-    api = HfApi(endpoint=constants.ENDPOINT, token=hub_token())
-    revision = address.revision
-    if not address.path or not address.pinned:
-        info = _ask(uri, lambda: api.repo_info(
-            address.repository, revision=revision, repo_type=kind, files_metadata=not address.path, timeout=30
-        ))  # fmt: skip
-        if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or (address.pinned and info.sha != revision):
-            raise SourceError(f"{uri}: the hub answers with commit {info.sha!r:.60}; check HF_ENDPOINT")
-        revision = info.sha
-    if address.path:
-        paths = _ask(
-            uri,
-            lambda: api.get_paths_info(address.repository, [address.path], revision=revision, repo_type=kind),
-        )
-        listed = [item for item in paths if isinstance(item, RepoFile) and item.path == address.path]
-        if not listed:
-            raise Refused(404, "EntryNotFound")
-        names = {_plain(address.path.rpartition("/")[2]): (address.path, listed[0])}
-    else:
-        names = {
-            item.rfilename: (item.rfilename, item)
-            for item in info.siblings or ()
-            if MODEL_FILE.fullmatch(item.rfilename)
-        }
-        if not any(name.endswith(".safetensors") for name in names):
-            raise SourceError(
-                f"{uri}: holds no *.safetensors, and weights in pickle form are not taken; name another model"
-            )
-    remotes = {}
-    for name, (path, item) in names.items():
-        url = hf_hub_url(
-            address.repository, path, repo_type=kind, revision=revision, endpoint=constants.ENDPOINT
-        )
-        remotes[name] = Remote(
-            url, uri if address.path else f"{uri}/{path}", headers, _joined(uri, pins, item)
-        )
-    return remotes, revision
-
-
-def _joined(uri: str, pins: Pins, item: RepoFile | RepoSibling) -> Pins:
-    """The pins of params.yaml with what the hub says of the file; a contradiction is found before a byte is brought."""
-    large = item.lfs
-    hub = Pins(
-        large.size if large else item.size, large.sha256 if large else None, None if large else item.blob_id
-    )
-    if not all(
-        re.fullmatch(form, str(found))
-        for found, form in zip(astuple(hub), KNOWN_BY, strict=True)
-        if found is not None
-    ):
-        raise SourceError(f"{uri}: the hub's answer is not understood (size or hash); check HF_ENDPOINT")
-    values = {}
-    for pin in ("bytes", "sha256", "git_blob"):
-        own, theirs = getattr(pins, pin), getattr(hub, pin)
-        if None not in (own, theirs) and own != theirs:
-            raise SourceError(
-                f"{uri}: expected {pin} {own}, found {theirs} on the hub; correct the pin in params.yaml"
-            )
-        values[pin] = own if own is not None else theirs
-    return Pins(**values)
-
-
-def _ask(uri: str, question: Callable) -> object:
-    """An answer of the hub's API, with the same patience as a download."""
-
-    def attempt() -> object:
+    folder.mkdir(parents=True, exist_ok=True)
+    bring = _from_web if address.scheme == "https" else _from_hub
+    for pause in (*PAUSES, None):
         try:
-            return question()
-        except HfHubHTTPError as error:
-            status, headers = error.response.status_code, error.response.headers
-            if status in RETRIED:
-                raise Again(f"HTTP {status}", pause_asked(headers)) from None
-            raise Refused(status, headers.get("x-error-code", "")) from None
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
-            raise failure(uri, error) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(
-                f"{uri}: the hub's answer is not understood ({type(error).__name__}); check HF_ENDPOINT"
-            ) from None
-
-    return patiently(uri, attempt, lambda: 0, Event())
-
-
-def _bring_all(name: str, uri: str, remotes: dict[str, Remote], folder: Path) -> dict[str, Digests]:
-    """Brings the files, PARALLEL at a time; the first failure stops the others, whose bytes are kept."""
-    sizes = {file: remote.pins.bytes or 0 for file, remote in remotes.items()}
-    missing = sum(max(0, size - _here(folder / file)) for file, size in sizes.items())
-    free = room(folder)
-    if missing > free:
-        raise ResourceError(
-            f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again"
-        )
-    stopped, failures, found = Event(), [], {}
-
-    def one(file: str) -> None:
-        try:
-            found[file] = bring(remotes[file], folder / file, advance, stopped)
-        except Stopped:
-            pass
-        except BaseException as error:
-            failures.append(error)
-            stopped.set()
-
-    waiting = deque(sorted(remotes))
-
-    def work() -> None:
-        while waiting and not stopped.is_set():
-            with suppress(IndexError):  # another thread may have taken the last
-                one(waiting.popleft())
-
-    with _progress(name, sum(sizes.values())) as advance:
-        threads = [Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(remotes)))]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:  # Ctrl-C: nobody waits for a silent server, and what has come is on disk
-            stopped.set()
+            return bring(uri, address, pins, folder)
+        except AuroraError:
             raise
-    if failures:
-        raise failures[0]
-    return dict(sorted(found.items()))
+        except (
+            Exception
+        ) as error:  # Xet, proxies, and servers that are no hub make the library raise almost any
+            fault = explain(uri, address, error)
+            if pause is None or not isinstance(fault, Unreachable) or constants.is_offline_mode():
+                raise fault from None
+        time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
-def _here(file: Path) -> int:
-    part = file.with_name(file.name + ".part")
-    return next((path.stat().st_size for path in (file, part) if path.is_file()), 0)
+def hub_token() -> str | bool:
+    """The token, which comes from the environment alone, never from a file in the home folder; False without one."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise SourceError("HF_TOKEN holds a space, a line end or a character that no token has; set it again")
+    return token or False
 
 
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """One bar on stderr over all files: bytes, total, rate. Yields what counts bytes, for any thread."""
-    terminal = sys.stderr.isatty()
-    lock = Lock()
-    with tqdm(
-        total=total or None, desc=f"fetch {name}", unit="B", unit_scale=True, leave=False, delay=1,
-        mininterval=0.5 if terminal else 30, maxinterval=60,
-    ) as bar:  # fmt: skip
+def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+    token = hub_token()
+    api, repository = HfApi(token=token), {"repo_id": address.repository}
+    repository["repo_type"] = "dataset" if address.dataset else "model"
+    commit = address.revision
+    if not address.pinned:
+        commit = api.repo_info(**repository, revision=commit).sha
+    repository["revision"] = commit or ""
+    expected = {
+        file.path: _joined(uri, pins, file)
+        for file in (
+            api.get_paths_info(paths=[address.path], **repository)
+            if address.path
+            else api.list_repo_tree(**repository)
+        )
+        if isinstance(file, RepoFile)
+        and (file.path == address.path if address.path else MODEL_FILE.fullmatch(file.path))
+    }
+    _refuse_unfit(uri, address, expected)
+    for path in folder.rglob(
+        "*.incomplete"
+    ):  # of a process that was killed: the library never goes on with them
+        remove(path)
+    _refuse_if_full(uri, folder, expected)
+    if address.path:
+        hf_hub_download(filename=address.path, local_dir=folder, token=token, **repository)
+    else:
+        snapshot_download(
+            allow_patterns=sorted(expected), local_dir=folder, token=token, max_workers=WORKERS, **repository
+        )
+    files = _verified(uri, folder, expected)
+    if INDEX in files:
+        _refuse_incomplete(uri, folder / INDEX, files)
+    return Downloaded(folder, files, commit)
 
-        def advance(count: int) -> None:
-            with lock:
-                bar.update(count)
 
-        yield advance
-
-
-def _web_name(url: str) -> str:
-    return _plain(unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2])
+def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+    name = _plain(unquote(urlsplit(address.path).path).rstrip("/").rpartition("/")[2])
+    target = folder / name
+    if not (pins.sha256 or pins.git_blob):
+        remove(target)  # nothing could tell whether the rest belongs to it
+    if not target.exists() or measure(target, pins).difference(target):
+        try:
+            with open(target, "ab") as file:
+                http_get(address.path, file, resume_size=file.tell(), headers=WEB_HEADERS)
+        except HfHubHTTPError:
+            remove(target)
+            raise
+    return Downloaded(folder, _verified(uri, folder, {name: pins}), None)
 
 
 def _plain(name: str) -> str:
@@ -265,10 +155,63 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]|^\.+", "_", short) or "file"
 
 
-def _complete(uri: str, index: Path, files: dict[str, Digests]) -> None:
+def _joined(uri: str, pins: Pins, file: RepoFile) -> Pins:
+    """The pins of params.yaml with what the hub says of a file; a contradiction costs no download."""
+    large = file.lfs
+    hub = Pins(file.size, large.sha256 if large else None, None if large else file.blob_id)
+    values = {}
+    for pin in ("bytes", "sha256", "git_blob"):
+        own, theirs = getattr(pins, pin), getattr(hub, pin)
+        if None not in (own, theirs) and own != theirs:
+            raise SourceError(
+                f"{uri}: expected {pin} {own}, found {theirs!r:.80} on the hub; correct the pin in params.yaml"
+            )
+        values[pin] = theirs if own is None else own
+    return Pins(**values)
+
+
+def _refuse_unfit(uri: str, address: Address, expected: dict[str, Pins]) -> None:
+    if address.path and not expected:
+        raise SourceError(f"{uri}: the repository has no such file at this commit; check path")
+    if not address.path and not any(name.endswith(".safetensors") for name in expected):
+        raise SourceError(
+            f"{uri}: holds no *.safetensors, and weights in pickle form are not taken; name another model"
+        )
+
+
+def _refuse_if_full(uri: str, folder: Path, expected: dict[str, Pins]) -> None:
+    missing = sum(pins.bytes or 0 for name, pins in expected.items() if not (folder / name).is_file())
+    free = free_bytes(folder)
+    if missing > free:
+        raise ResourceError(
+            f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again"
+        )
+
+
+def _verified(uri: str, folder: Path, expected: dict[str, Pins]) -> dict[str, Digests]:
+    """Digests of the files by their names. Removes a file that its pins do not fit, and raises SourceError."""
+    names = sorted(expected)
+    for name in names:
+        if not (
+            folder / name
+        ).is_file():  # snapshot_download is content with what is here where the hub falls silent
+            raise Unreachable(f"{uri}: {name} has not come; run again later: files that came whole are kept")
+    with ThreadPoolExecutor(WORKERS) as pool:  # a digest lets other threads run
+        digests = list(pool.map(lambda name: measure(folder / name, expected[name]), names))
+    for name, found in zip(names, digests, strict=True):
+        if difference := found.difference(folder / name):
+            remove(folder / name)
+            pin, wanted, value = difference
+            raise SourceError(
+                f"{uri}: {name}: expected {pin} {wanted!s:.80}, found {value}; the source has changed or the download "
+                "is damaged: run again, or correct the pin in params.yaml"
+            )
+    return dict(zip(names, digests, strict=True))
+
+
+def _refuse_incomplete(uri: str, index: Path, files: dict[str, Digests]) -> None:
     try:
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        missing = sorted(shards - set(files))
+        missing = sorted(set(json.loads(index.read_bytes())["weight_map"].values()) - set(files))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"{uri}: {INDEX} is no index ({type(error).__name__}); name another revision"
@@ -277,3 +220,63 @@ def _complete(uri: str, index: Path, files: dict[str, Digests]) -> None:
         raise SourceError(
             f"{uri}: {INDEX} names {missing[0]!r:.100}, which the repository lacks; name another revision"
         )
+
+
+def explain(uri: str, address: Address, error: Exception) -> AuroraError:
+    """What an error of the library means, without its own words, in which a signed address may stand."""
+    if out_of_disk(error):
+        return ResourceError(f"{uri}: No space left on device; free disk and run again")
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return Unreachable(f"{uri}: is not here, and HF_HUB_OFFLINE forbids the network: unset it")
+        if isinstance(cause, HfHubHTTPError):
+            return _refusal(uri, address, cause.response)
+        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            return SourceError(
+                f"{uri}: the server's certificate is not trusted; check uri, network and SSL_CERT_FILE"
+            )
+        if isinstance(cause, httpx2.TransportError) and not isinstance(cause, httpx2.UnsupportedProtocol):
+            return Unreachable(
+                f"{uri}: connection failed ({type(cause).__name__}); run again later: files that came whole are kept"
+            )
+    if isinstance(error, OSError) and error.filename:
+        return disk_error(uri, error)
+    return SourceError(
+        f"{uri}: no answer that can be used ({type(error).__name__}); check uri, HF_ENDPOINT, HTTPS_PROXY, ALL_PROXY and "
+        "SSL_CERT_FILE"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _refusal(uri: str, address: Address, response: httpx2.Response) -> AuroraError:
+    status, headers = response.status_code, response.headers
+    limited = status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0")
+    if status in RETRIED or status >= 500 or limited:
+        return Unreachable(f"{uri}: HTTP {status}; run again later: files that came whole are kept")
+    remedy = _web_remedy if address.scheme == "https" else _hub_remedy
+    return SourceError(f"{uri}: HTTP {status}; {remedy(address, status, headers.get('x-error-code', ''))}")
+
+
+def _web_remedy(address: Address, status: int, code: str) -> str:
+    if status in (401, 403):
+        return "it asks for credentials, which https:// sources never send; give a public address"
+    return "check host, path and revision" if status in (404, 410) else "correct the uri in params.yaml"
+
+
+def _hub_remedy(address: Address, status: int, code: str) -> str:
+    page = f"https://huggingface.co/{'datasets/' if address.dataset else ''}{address.repository}"
+    token = bool(os.environ.get("HF_TOKEN"))
+    if code == "GatedRepo" or status == 403:
+        holder = "the account of HF_TOKEN" if token else "your account, and set HF_TOKEN to a token of it"
+        return f"accept its licence on {page} with {holder}"
+    if status == 401 and token:
+        return "HF_TOKEN is not accepted here: renew it, or check owner and name"
+    if status == 401:
+        return "set HF_TOKEN to a token that may read it, or check owner and name"
+    place = {"RepoNotFound": "owner and name", "RevisionNotFound": "revision", "EntryNotFound": "path"}
+    return f"check {place.get(code, 'owner, name, revision and path')}"

@@ -1,4 +1,4 @@
-"""What names bytes: size, SHA-256 and git blob id, reckoned while the bytes pass."""
+"""What names bytes: size, SHA-256 and git blob id."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,22 +19,17 @@ class Pins:
 
 
 class Digests:
-    """Size, SHA-256 and, where the size is known beforehand, git blob id of the bytes given to `update`."""
+    """Size and SHA-256 of the bytes given to `update`, beside the pins that they should fit."""
 
     def __init__(self, pins: Pins) -> None:
         self.pins = pins
         self.bytes = 0
         self._sha256 = hashlib.sha256()
-        self._blob = None
-        if pins.git_blob and pins.bytes is not None:  # git puts the size in front of the bytes
-            self._blob = hashlib.sha1(f"blob {pins.bytes}\0".encode(), usedforsecurity=False)
 
     def update(self, block: bytes) -> None:
         """Takes the next bytes."""
         self.bytes += len(block)
         self._sha256.update(block)
-        if self._blob:
-            self._blob.update(block)
 
     @property
     def sha256(self) -> str:
@@ -44,15 +39,17 @@ class Digests:
     def difference(self, path: Path) -> tuple[str, object, object] | None:
         """(pin, expected, found) of the first pin that these bytes, all of `path`, do not fit; else None."""
         pins = self.pins
-        if pins.bytes not in (None, self.bytes):
-            return "bytes", pins.bytes, self.bytes
-        if pins.sha256 not in (None, self.sha256):
-            return "sha256", pins.sha256, self.sha256
+        found = {"bytes": self.bytes, "sha256": self.sha256}
         if pins.git_blob:
-            found = self._blob.hexdigest() if self._blob else git_blob_id(path)
-            if found != pins.git_blob:
-                return "git_blob", pins.git_blob, found
-        return None
+            found["git_blob"] = git_blob_id(path)
+        return next(
+            (
+                (pin, getattr(pins, pin), value)
+                for pin, value in found.items()
+                if getattr(pins, pin) not in (None, value)
+            ),
+            None,
+        )
 
 
 def measure(path: Path, pins: Pins) -> Digests:

@@ -1,4 +1,4 @@
-"""The disk of this machine: how much is free where, and what its errors mean, each in one line."""
+"""Free disk space, and what errors of the file system mean, each in one line."""
 
 import errno
 import shutil
@@ -19,7 +19,7 @@ REMEDIES = {
 def disk_error(place: str, error: OSError) -> AuroraError:
     """What an error of the file system means: ResourceError where the disk is full, else SourceError.
 
-    `place` is what was being done, for the message, which also names the file and the remedy.
+    `place` says what was being done; the message also names the file and the remedy.
     """
     reason = error.strerror or type(error).__name__
     file = f": {str(error.filename)[-200:]}" if error.filename else ""
@@ -37,6 +37,6 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def room(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free for this user where `folder`, or the nearest parent that exists, lies."""
     return shutil.disk_usage(existing(folder)).free

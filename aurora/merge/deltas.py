@@ -117,7 +117,7 @@ def read_deltas(adapter: Path, base: Path | None = None) -> dict[str, Change]:
     parameters, pieces = _parameters(adapter, base, config)
     for module, parts in pairs.items():
         target = parameters.get(module)
-        rank = _pattern(config.get("rank_pattern"), module, config["r"]) if target is None else target.r
+        rank = int(_pattern(config.get("rank_pattern"), module, config["r"])) if target is None else target.r
         experts = 1 if target is None else target.experts or 1
         _check_pair(adapter, module, file.infos[parts["A"]], file.infos[parts["B"]], rank * experts)
         if target is None:
@@ -174,7 +174,7 @@ def _expert_changes(
     file: AdapterFile, parts: dict[str, str], target: Target, pieces: list[Piece]
 ) -> dict[str, Change]:
     # PEFT: A is (experts x r, in), expert by expert; B is (out, r x experts), rank by rank.
-    count = target.experts
+    count = target.experts or 1
 
     def delta(expert: int, first: int, shape: tuple[int, ...]) -> Delta:
         rows = slice(first, first + shape[0])
@@ -192,7 +192,7 @@ def _expert_changes(
     for piece in pieces:
         shape = piece.info.shape
         if piece.expert is None:
-            each = [delta(expert, 0, shape[1:]) for expert in range(count)]
+            each = [delta(expert, 0, shape[1:]) for expert in range(count or 0)]
             changes[piece.name] = FusedDelta(each, shape)
         else:
             changes[piece.name] = delta(piece.expert, piece.first_row, shape)

@@ -3,18 +3,31 @@
 import gc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import DataError, ModelError
 from aurora.core.parquet import read_parquet
 from aurora.lora.targets import PREFIX, find_targets
 from aurora.merge.deltas import adapter_keys
+from aurora.merge.gguf import require_tools, write_gguf
+from aurora.merge.gguf_drift import (
+    Prompts,
+    Samples,
+    gguf_logits,
+    gguf_replies,
+    open_gguf,
+    read_prompts,
+    replies_of,
+    require_runtime,
+    zh_reply_rate,
+)
 from aurora.merge.params import Drift
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def drift(
@@ -29,19 +42,59 @@ def drift(
     """
     from aurora.lora.attach import load_adapter
     from aurora.model.folder import meta_model
-    from aurora.model.loading import load_model
+    from aurora.model.loading import load_model, load_tokenizer
 
     samples = read_samples(rows, settings)
     model = load_adapter(load_model(base, quantization), meta_model(base), adapter).eval()
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
         result = {"adapter_effect": compare(wanted, logits(model, samples, "base"))}
+    tokenizer, gguf = load_tokenizer(base), settings.gguf
+    prompts = read_prompts(rows, gguf, tokenizer.eos_token_id) if gguf else None
+    replies = {"adapter": replies_of(model, prompts)} if prompts else {}
     del model
     release()
+    found: list = []
     for bits in settings.merged_bits:
-        result[f"merged_{bits}_bits"] = compare(wanted, merged_logits(merged, samples, bits, quantization))
+        found = merged_logits(merged, samples, bits, quantization)
+        result[f"merged_{bits}_bits"] = compare(wanted, found)
         release()
+    if gguf and prompts:
+        replies["merged"] = replies_of(load_model(merged, quantization), prompts)
+        release()
+        beside, replies["gguf"] = gguf_drift(merged, samples, prompts, gguf.type, (wanted, found))
+        result["gguf"] = beside | _replies(replies, tokenizer)
     return {"rows": len(samples), "positions": sum(len(places) for _, places in samples), **result}
+
+
+def gguf_drift(
+    merged: Path, samples: Samples, prompts: Prompts, kind: str, others: tuple[list, list]
+) -> tuple[dict, list[list[int]]]:
+    """The merged model as a GGUF file: its size and its logits beside those of the adapter and of the merged model.
+
+    Also its greedy replies. The file is written beside the merged model, and gone afterwards.
+    """
+    with TemporaryDirectory(dir=merged.parent) as scratch:
+        path = Path(scratch) / f"{kind}.gguf"
+        write_gguf(merged, path, kind, "merged")
+        longest = max(len(tokens) for tokens, _ in samples)
+        asked = max(map(len, prompts.tokens)) + prompts.max_new_tokens
+        llama = open_gguf(path, max(longest, asked) + 1)
+        found = gguf_logits(llama, samples)
+        beside = {name: compare(of, found) for name, of in zip(("adapter", "merged"), others, strict=True)}
+        return {"bytes": path.stat().st_size, "beside": beside}, gguf_replies(llama, prompts)
+
+
+def _replies(replies: dict[str, list[list[int]]], tokenizer: "PreTrainedTokenizerFast") -> dict:
+    texts = {
+        name: [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
+        for name, found in replies.items()
+    }
+    equal = sum(mine == other for mine, other in zip(replies["merged"], replies["gguf"], strict=True))
+    return {
+        "zh_reply_rate": {name: zh_reply_rate(found) for name, found in texts.items()},
+        "equal_replies": equal / len(replies["gguf"]),  # of the GGUF file and the merged model
+    }
 
 
 def require_room(base: Path, adapter: Path, settings: Drift, quantization: Quantization) -> None:
@@ -54,6 +107,9 @@ def require_room(base: Path, adapter: Path, settings: Drift, quantization: Quant
     from aurora.model.loading import require_memory
     from aurora.model.machine import default_device
 
+    if settings.gguf:
+        require_tools(settings.gguf.type)
+        require_runtime()
     refuse_foreign_quantization(base, read_config(base))
     skeleton = meta_model(base)
     whole = set(settings.merged_bits) - ({16} if is_streamable(base) else set())

@@ -8,6 +8,7 @@ in bfloat16 without a word. Here they are PackedExperts, computed with through t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,9 @@ def dequantized(
     """The matrices of some experts, dense, where AT_ONCE allows that."""
     matrix = packed.shape[1] * packed.shape[2] * dtype.itemsize
     return packed.dense_of(experts, dtype) if matrix <= _at_once(device) else None
+
+
+Group = tuple[list[int], list[int]]  # experts, and where the rows of each end
 
 
 def _at_once(device: torch.device) -> int:
@@ -166,8 +170,8 @@ class ExpertDispatch:
         back = back.view(top_k_index.t().shape)
         return cls(module, up, down, up_lora, down_lora, expert_ids, order, back, counts)
 
-    def groups(self) -> Iterator[tuple[slice, list[int], list[int]]]:
-        """(rows, experts, ends) of experts that are computed together; those without a row are left out."""
+    def groups(self) -> Iterator[tuple[slice, Group]]:
+        """(rows, (experts, ends)) of experts that are computed together; those without a row are left out."""
         matrix = self.up.shape[1] * self.up.shape[2] * self.up.dtype.itemsize
         size = max(1, _at_once(self.order.device) // matrix)
         routed = [expert for expert, count in enumerate(self.counts) if count]
@@ -175,7 +179,7 @@ class ExpertDispatch:
         for at in range(0, len(routed), size):
             experts = routed[at : at + size]
             ends = list(accumulate(self.counts[expert] for expert in experts))
-            yield slice(start, start + ends[-1]), experts, ends
+            yield slice(start, start + ends[-1]), (experts, ends)
             start += ends[-1]
 
     def gather(self, values: torch.Tensor, part: slice) -> torch.Tensor:
@@ -197,7 +201,7 @@ class ExpertDispatch:
         transposed = not self.module.is_transposed
         times: Callable = product_of_few if hidden.is_cuda and len(self.order) <= FEW else product
         rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
-        for part, *group in self.groups():
+        for part, group in self.groups():
             given = self.gather(hidden, part)
             inside = adapted(times(self.up, *group, given, transposed), self.up_lora, group, given)
             inside = self.gated(self.biased(inside, _up_name(self.module), part))
@@ -206,7 +210,7 @@ class ExpertDispatch:
             if self.module.has_post_expert_norm:
                 outside = self.module.post_expert_norm(outside)
             rows[part] = outside
-        total: torch.Tensor | int = 0
+        total: Any = 0
         for choice, places in enumerate(self.back):
             total = total + rows.index_select(0, places) * weights[:, choice, None]
         return total.to(hidden.dtype)
@@ -224,7 +228,7 @@ class ExpertDispatch:
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
-        for part, *group in self.groups():
+        for part, group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
             dense = dequantized(self.up, group[0], self.up.dtype, hidden.device)
             given = self.gather(hidden, part)
@@ -257,13 +261,13 @@ class ExpertDispatch:
                 self.up_lora.add_gradients(up_gradients, *group, given, below)
                 d_rows[part] += self.up_lora.product_back(*group, below)
         # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
-        total: torch.Tensor | int = 0
+        total: Any = 0
         for places in self.back:
             total = total + d_rows.index_select(0, places)
         d_weights = d_weights.view(-1)[self.back].t()
         return total.to(hidden.dtype), d_weights.to(weights.dtype), *up_gradients, *down_gradients
 
-    def _down_back(self, above: torch.Tensor, group: list, transposed: bool) -> torch.Tensor:
+    def _down_back(self, above: torch.Tensor, group: Group, transposed: bool) -> torch.Tensor:
         below = product(self.down, *group, above, not transposed)
         return below + self.down_lora.product_back(*group, above) if self.down_lora else below
 
@@ -272,7 +276,7 @@ def _up_name(module: nn.Module) -> str:
     return "gate_up_proj" if module.has_gate else "up_proj"
 
 
-def adapted(result: torch.Tensor, lora: ExpertLora | None, group: list, rows: torch.Tensor) -> torch.Tensor:
+def adapted(result: torch.Tensor, lora: ExpertLora | None, group: Group, rows: torch.Tensor) -> torch.Tensor:
     """`result` plus what the LoRA makes of `rows`; `group` is (experts, ends)."""
     return result if lora is None else result + lora.product(*group, rows)
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from aurora.core.errors import ModelError
 
@@ -158,7 +159,7 @@ def read_header(path: Path) -> tuple[dict, int]:
     return header, 8 + length
 
 
-def _check_entry(name: str, entry: object) -> None:
+def _check_entry(name: str, entry: Any) -> None:
     try:
         begin, end = entry["data_offsets"]
         numbers = [begin, end, *entry["shape"]]
@@ -351,10 +352,10 @@ def _pieces(folder: Path, target: str, shape: tuple, sources: dict, converters: 
         odd = next(iter(infos.values()), None)
         for name, info in infos.items():
             total += info.count
-            if info.shape != odd.shape:
+            if odd and info.shape != odd.shape:
                 raise ModelError(f"{folder}: {name} is {info.shape}, its sisters {odd.shape}; {REMEDY}")
             if "*" in pattern:
-                pieces.append(Piece(name, info, int(EXPERT.search(name)[0]), row))
+                pieces.append(Piece(name, info, int(EXPERT.findall(name)[0]), row))
         row += odd.shape[0] if odd and odd.shape else 0
     if total != prod(shape):
         name, info = next(item for infos in sources.values() for item in infos.items())

@@ -176,6 +176,7 @@ class _Pack(ConversionOps):
             packed = packed or self._empty(shape, first.device)
             packed.put(expert, chain([first], arriving))
             del first
+        assert packed is not None  # there is at least one expert
         for owner in (module, packed, *packed.parameters()):
             owner._is_hf_initialized = True
         replace(module, name, packed)

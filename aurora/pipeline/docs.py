@@ -25,6 +25,7 @@ SECTIONS = {
     "sft": ("aurora/sft/params.py", "Sft"),
     "merge": ("aurora/merge/params.py", "Merge"),
     "eval": ("aurora/eval/params.py", "Eval"),
+    "checkpoints": ("aurora/checkpoints/params.py", "Checkpoints"),
 }
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from aurora.checkpoints.params import Checkpoints
 from aurora.clean.params import Clean
 from aurora.core.errors import ParamsError
 from aurora.core.params import PARAMS_FILE, Section, describe, strict
@@ -14,7 +15,7 @@ from aurora.format.params import Format
 from aurora.merge.params import Merge
 from aurora.model.quantization import Quantization
 from aurora.sft.params import Sft
-from aurora.sources.source import Source
+from aurora.sources.source import Download, HubModel, LocalSource, Source
 
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
 
@@ -22,58 +23,76 @@ Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
 class Params(Section):
     """A whole params.yaml, or a profile that replaces it."""
 
-    sources: dict[Name, Source]
-    """Sources whose bytes `dvc push` takes to the remote."""
-    hub_sources: dict[Name, Source]
-    """Sources that their hub gives again, byte for byte: `dvc push` leaves them out."""
+    sources: dict[Name, LocalSource]
+    """Files and folders by their paths; DVC watches them."""
+    downloads: dict[Name, Download]
+    """Addresses with pins, whose bytes `dvc push` shares."""
+    hub_models: dict[Name, HubModel]
+    """Models that the hub gives again, byte for byte: `dvc push` leaves them out."""
     quantization: Quantization
     clean: Clean
     format: Format
     sft: Sft
     merge: Merge
     eval: Eval
+    checkpoints: Checkpoints
 
     @property
     def all_sources(self) -> dict[str, Source]:
-        """Sources of both sections."""
-        return self.sources | self.hub_sources
+        """Sources of all sections."""
+        return {**self.sources, **self.downloads, **self.hub_models}
 
     def fetch_stage(self, name: str) -> str:
         """The instance of a stage that fetches a source."""
-        return f"fetch_hub@{name}" if name in self.hub_sources else f"fetch@{name}"
+        if name in self.hub_models:
+            return f"fetch_hub@{name}"
+        return f"fetch_download@{name}" if name in self.downloads else f"fetch@{name}"
 
     @model_validator(mode="after")
-    def _hub_sources_come_again(self) -> "Params":
-        for name, source in self.hub_sources.items():
-            if source.unfit_for_hub_sources:
-                raise ValueError(f"hub_sources.{name} {source.unfit_for_hub_sources}")
+    def _scored_checkpoints_are_kept(self) -> "Params":
+        for step in self.checkpoints.steps:
+            if step not in self.sft.keep_checkpoints:
+                raise ValueError(
+                    f"checkpoints.steps has {step}, which sft.keep_checkpoints lacks, so that there is nothing to score; "
+                    "add it there"
+                )
+        for name in self.checkpoints.benchmarks:
+            if name not in self.eval.tasks:
+                raise ValueError(f"checkpoints.benchmarks has {name}, which eval.tasks lacks; add it there")
         return self
 
     @model_validator(mode="after")
     def _sources_suffice(self) -> "Params":
-        sources = [*self.sources.items(), *self.hub_sources.items()]
+        sources = [*self.sources.items(), *self.downloads.items(), *self.hub_models.items()]
         models = [name for name, source in sources if source.kind == "model"]
         if models != ["base"]:
             raise ValueError(
-                f"sources and hub_sources need exactly one of kind model together, named base; found {models}: "
-                "remove the others or add it"
+                "sources, downloads and hub_models need exactly one of kind model together, named base; found "
+                f"{models}: remove the others or add it"
             )
-        if not any(source.kind == "instructions" for source in self.sources.values()):
-            raise ValueError("sources has none of kind instructions; there is nothing to train on")
-        benchmarks = {
-            name: source.format for name, source in self.sources.items() if source.kind == "benchmark"
-        }
+        if len(sources) > len(self.all_sources):
+            raise ValueError("sources and downloads have an entry of the same name; rename one of them")
+        if not any(source.kind == "instructions" for _, source in sources):
+            raise ValueError(
+                "sources and downloads have none of kind instructions; there is nothing to train on"
+            )
+        benchmarks = {name: source.format for name, source in sources if source.kind == "benchmark"}
         for name, format_ in benchmarks.items():
             if name != format_:
                 raise ValueError(
-                    f"sources.{name} is of format {format_}; dvc.yaml lists a benchmark by the name of its format: "
+                    f"{name} is of format {format_}; dvc.yaml lists a benchmark by the name of its format: "
                     f"rename it to {format_}"
                 )
         missing = [name for name in get_args(Benchmark) if name not in benchmarks]
         if missing:
             raise ValueError(
-                f"sources has no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
+                f"sources and downloads have no benchmark {missing[0]}; dvc.yaml lists it for clean, which searches the training rows for its "
                 "questions, and for eval: add it as profiles/paper.yaml has it"
+            )
+        if not any(source.kind == "prompts" for _, source in sources):
+            raise ValueError(
+                "sources and downloads have none of kind prompts; dvc.yaml lists data/raw/prompts for eval: add language_confusion as "
+                "params.yaml in the repository has it"
             )
         if self.sft.packing and self.sft.packing_length < self.format.max_length:
             raise ValueError(

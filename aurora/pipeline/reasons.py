@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurora.core.declared import DVC_YAML, VERSIONS, libraries, other_version
-from aurora.core.errors import DataError
+from aurora.core.errors import DataError, ResourceError
 from aurora.core.yaml_files import read_yaml
+from aurora.pipeline.lock_file import require_no_conflict
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -65,6 +66,16 @@ def _others(file: str | Path, tracked: Mapping[str, object]) -> Iterator[str]:
 def in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
     """These stages and those before them, or all, each behind those that it needs. Raises DataError for an unknown name."""
     import networkx
+
+    wanted = named(repo, names)
+    graph = repo.index.graph  # an edge leads from a stage to one that it needs
+    needed = wanted.union(*(networkx.descendants(graph, stage) for stage in wanted))
+    order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
+    return [stage for stage in order if stage in needed]
+
+
+def named(repo: "Repo", names: Sequence[str]) -> set["PipelineStage"]:
+    """The stages of these names, or all. Raises DataError for an unknown one."""
     from dvc.exceptions import DvcException
 
     wanted = set() if names else set(repo.index.stages)
@@ -74,10 +85,18 @@ def in_order(repo: "Repo", names: Sequence[str]) -> list["PipelineStage"]:
         except DvcException:
             stages = sorted(stage.addressing for stage in repo.index.stages)
             raise DataError(f"dvc.yaml: no stage is named {name}; there are {', '.join(stages)}") from None
-    graph = repo.index.graph  # an edge leads from a stage to one that it needs
-    needed = wanted.union(*(networkx.descendants(graph, stage) for stage in wanted))
-    order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
-    return [stage for stage in order if stage in needed]
+    return wanted
+
+
+def frozen(root: Path) -> list[str]:
+    """Stages, or instances of one, that dvc.yaml has as frozen: DVC runs them for no change."""
+    if not (root / DVC_YAML).is_file():
+        return []
+    found = []
+    for name, entry in read_yaml(root / DVC_YAML)["stages"].items():
+        if entry.get("frozen") or (entry.get("do") or {}).get("frozen"):
+            found.append(name)
+    return found
 
 
 def _before(repo: "Repo", stage: "PipelineStage") -> list["PipelineStage"]:
@@ -170,10 +189,14 @@ def _files_in_git(path: str) -> list[str]:
 
 @contextmanager
 def open_repository() -> Iterator["Repo"]:
-    """The DVC repository whose root is the working directory. Raises DataError for another, or if DVC cannot read it."""
+    """The DVC repository whose root is the working directory.
+
+    Raises DataError for another, if DVC cannot read it or its cache, and where a merge of git is open in its files.
+    """
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
+    require_no_conflict()
     try:
         with Repo() as repo:
             if not DVC_YAML.is_file():
@@ -183,3 +206,13 @@ def open_repository() -> Iterator["Repo"]:
         raise DataError("no .dvc folder here or above; run this in the repository") from None
     except DvcException as error:
         raise DataError(f"DVC: {error}") from None
+    except OSError as error:
+        raise cache_error(error) from None
+
+
+def cache_error(error: OSError) -> ResourceError:
+    """What it means that DVC cannot read its own files."""
+    place = f"{error.filename}: " if error.filename else ""
+    return ResourceError(
+        f"DVC: {place}{error.strerror or error}; is the disk of the cache mounted, and may you use it? See: aurora doctor"
+    )

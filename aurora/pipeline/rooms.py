@@ -7,7 +7,7 @@ stage with a module that is not listed there shows "up to date" after an edit of
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from aurora.core.declared import DVC_YAML
@@ -16,10 +16,10 @@ from aurora.core.yaml_files import read_yaml
 
 PACKAGES = ("aurora", "stages")
 CORE = "aurora/core"
-# Rooms that an instance of fetch lists as `item.dep`: each makes or brings one kind of source.
+# Rooms that make or bring one kind of source: each stage that fetches lists those of its section, or has one as `item.uri`.
 SOURCE_BUILDERS = frozenset({"aurora/hub", "aurora/small_base", "aurora/upcycled_base"})
 # Rooms that no stage may reach: an edit there reruns nothing.
-OUTSIDE = frozenset({"aurora/commands", "aurora/pipeline"})
+OUTSIDE = frozenset({"aurora/commands", "aurora/export", "aurora/pipeline", "aurora/serving"})
 
 
 def read_stages(root: Path) -> dict[str, dict]:
@@ -77,11 +77,11 @@ def imported(path: Path, root: Path) -> set[Path]:
     return found
 
 
-def reached(script: str, root: Path) -> dict[str, str]:
+def reached(script: str, root: Path, listed: Collection[str] = ()) -> dict[str, str]:
     """Every file that running a module of stages can import, relative to `root`, with the file that imports it.
 
     That includes the __init__.py that Python runs before a module of a package. The rooms in SOURCE_BUILDERS are left
-    out for fetch, whose instances list them one by one.
+    out for fetch, unless they are `listed`.
     """
     start = root / "stages" / f"{script}.py"
     todo, seen = [start], {start: "python -m"}
@@ -90,7 +90,9 @@ def reached(script: str, root: Path) -> dict[str, str]:
         name = importer.relative_to(root).as_posix()
         packages = {root / package / "__init__.py" for package in importer.relative_to(root).parents[:-1]}
         for file in sorted((imported(importer, root) | packages) - set(seen)):
-            if script == "fetch" and room_of(file.relative_to(root).as_posix()) in SOURCE_BUILDERS:
+            if script == "fetch" and room_of(file.relative_to(root).as_posix()) in SOURCE_BUILDERS - set(
+                listed
+            ):
                 continue
             if file.is_file():
                 seen[file] = name
@@ -104,12 +106,12 @@ def faults(root: Path) -> list[str]:
     files = {}  # files that each stage reaches
     for stage, entry in read_stages(root).items():
         if script := script_of(entry):
-            files[stage] = reached(script, root)
             code[stage] = {
                 dep
                 for dep in entry.get("deps") or ()
                 if dep.startswith(tuple(f"{name}/" for name in PACKAGES))
             }
+            files[stage] = reached(script, root, code[stage])
     lines = [line for stage in files for line in _of_stage(root, stage, code[stage], files[stage])]
     lines += _of_files(root, code, files)
     return [*lines, *_of_arrows(root)]
@@ -136,7 +138,7 @@ def _of_files(root: Path, code: dict[str, set[str]], files: dict[str, dict[str, 
     for room in sorted({dep for deps in code.values() for dep in deps if (root / dep).is_dir()}):
         if room in SOURCE_BUILDERS:
             continue
-        listing = {stage.removesuffix("_hub") for stage, deps in code.items() if room in deps}
+        listing = {stage for stage, deps in code.items() if room in deps}
         for path in sorted((root / room).rglob("*.py")):
             file = path.relative_to(root).as_posix()
             users = sorted(stage for stage in listing if file in files[stage])

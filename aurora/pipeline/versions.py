@@ -24,6 +24,9 @@ UNTRACKED = frozenset(
     {"click", "dvc", "dvc-data", "huggingface-hub", "httpx2", "pydantic", "ruamel-yaml", "scmrepo", "tqdm"}
 )
 
+# Modules of extras that need not be installed, by the distribution that brings them, where its name is another.
+OF_EXTRAS = {"llama_cpp": "llama-cpp-python"}
+
 
 def version_faults(root: Path) -> list[str]:
     """One line for each library that a stage imports and does not track, tracks in vain, or tracks at another version.
@@ -100,6 +103,17 @@ def _pyproject(root: Path) -> dict[str, str]:
     return _pins([*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())])
 
 
+def shadowing(root: Path) -> list[str]:
+    """One line for each module in the root that has a library's name: stages ignore it, other programs would take it."""
+    known = {*sys.stdlib_module_names, *_distributions()} - set(PACKAGES)
+    files = [*root.glob("*.py"), *(path.parent for path in root.glob("*/__init__.py"))]
+    return [
+        f"{path.relative_to(root)}: has the name of a library, which it would replace; rename it"
+        for path in sorted(files)
+        if path.stem in known
+    ]
+
+
 def _compared(place: str, files: list[Path], declared: set[str]) -> list[str]:
     libraries = {name: file for file in files for name in _libraries(file)}
     wanted = libraries.keys() - UNTRACKED
@@ -123,7 +137,11 @@ def _libraries(file: Path) -> set[str]:
             names.add(node.module.split(".")[0])
     names -= {*sys.stdlib_module_names, *PACKAGES}
     known = _distributions()
-    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
+    return {
+        canonicalize_name(distribution)
+        for name in names
+        for distribution in known.get(name, [OF_EXTRAS.get(name, name)])
+    }
 
 
 @cache

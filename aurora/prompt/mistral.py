@@ -27,6 +27,11 @@ def prompt_text(content: str) -> str:
     return f"{PROMPT_START}{content}{PROMPT_END}"
 
 
+def with_system(system: str, content: str) -> str:
+    """The first prompt of a conversation with a system prompt, for which Mistral's v1 template has no turn."""
+    return f"{system}\n\n{content}" if system else content
+
+
 def turn_texts(contents: "pyarrow.StringArray") -> list[bytes]:
     """Alternating turns, the user's first, as the tokeniser reads them, in UTF-8."""
     import pyarrow.compute
@@ -54,11 +59,15 @@ def encode_messages(
 
 
 def join_rows(
-    encoded: Sequence[numpy.ndarray], rounds: Sequence[int], prompt: PromptName
+    encoded: Sequence[numpy.ndarray],
+    rounds: Sequence[int] | numpy.ndarray,
+    prompt: PromptName,
+    trained: numpy.ndarray | None = None,
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """Rows laid end to end: ids (T,) int32, labels (T,) int32, and (R + 1,) int64 offsets of the R rows.
 
-    `encoded` has prompt and answer by turns, and row r takes the next rounds[r] rounds of them.
+    `encoded` has prompt and answer by turns, and row r takes the next rounds[r] rounds of them. `trained`: bool of
+    each of these rounds, whether its answer is trained; all are by default.
     """
     rounds = numpy.asarray(rounds, dtype=numpy.int64)
     texts = numpy.fromiter(map(len, encoded), dtype=numpy.int64, count=len(encoded))  # tokens of each
@@ -79,8 +88,9 @@ def join_rows(
     stretches = numpy.stack(
         [bos + texts[::2], texts[1::2] + 1], axis=1
     ).ravel()  # context, trained, context …
-    trained = numpy.repeat(numpy.tile([False, True], len(bos)), stretches)
-    return ids, numpy.where(trained, ids, numpy.int32(IGNORED)), starts[ends]
+    answers = numpy.ones(len(bos), dtype=bool) if trained is None else trained
+    is_trained = numpy.repeat(numpy.stack([numpy.zeros_like(answers), answers], axis=1).ravel(), stretches)
+    return ids, numpy.where(is_trained, ids, numpy.int32(IGNORED)), starts[ends]
 
 
 def encode(
@@ -102,7 +112,9 @@ def encode_prompt(
     return [*ids, *start, *processor.encode(prompt_text(last.content))]
 
 
-def trained_spans(ids: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
+def trained_spans(
+    ids: Sequence[int] | numpy.ndarray, labels: Sequence[int] | numpy.ndarray
+) -> list[list[int]]:
     """Token ids of each trained stretch, its </s> included."""
     ids, labels = numpy.asarray(ids), numpy.asarray(labels)
     edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([0], labels != IGNORED, [0])).astype(numpy.int8)))

@@ -1,5 +1,6 @@
 """Two evaluations question by question: what changed, and whether chance alone explains it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,41 @@ def questions_of(table: "pyarrow.Table", place: object) -> dict[tuple, tuple[str
     return questions
 
 
+def read_categories(folder: Path) -> dict[tuple[str, str], str]:
+    """The category of each subject, by (task, subject), in a folder of the eval stage; those without one are left out."""
+    table = read_parquet(folder / "questions.parquet", "eval")
+    if "category" not in table.column_names:
+        raise DataError(f"{folder}: questions.parquet has no column 'category'; run dvc repro -f eval")
+    rows = zip(*(table[name].to_pylist() for name in ("task", "subject", "category")), strict=True)
+    return {(task, subject): category for task, subject, category in rows if category}
+
+
+def ledger(
+    before: dict, after: dict, languages: Mapping[str, str], categories: Mapping[tuple[str, str], str]
+) -> list[Difference]:
+    """What B gained and lost against A, paired by question: by language, by benchmark and by category.
+
+    `languages` gives the language of each benchmark. Raises DataError as `compare_questions` does.
+    """
+    by_task = compare_questions(before, after)[0]
+    groups: dict[str, list[tuple]] = {}
+    for key in sorted(before):
+        task, subject, _ = key
+        for name in (languages.get(task), categories.get((task, subject))):
+            if name:
+                groups.setdefault(name, []).append(key)
+    found = {
+        name: difference(name, *(_right(side, keys) for side in (before, after)))
+        for name, keys in groups.items()
+    }
+    spoken = [found.pop(name) for name in dict.fromkeys(languages.values()) if name in found]
+    return [*spoken, *by_task, *(found[name] for name in sorted(found))]
+
+
+def _right(side: dict, keys: list[tuple]) -> numpy.ndarray:
+    return numpy.array([side[key][0] == side[key][1] for key in keys])
+
+
 def compare_questions(before: dict, after: dict) -> tuple[list[Difference], list[Difference], list[tuple]]:
     """Differences by benchmark, by subject, and the questions whose answer changed between right and wrong.
 
@@ -108,10 +144,7 @@ def compare_questions(before: dict, after: dict) -> tuple[list[Difference], list
                 f"{' '.join(map(str, key))}: the right answer is {before[key][1]} in A and "
                 f"{after[key][1]} in B; evaluate both with the same benchmark files"
             )
-    right = [
-        numpy.array([prediction == target for prediction, target in map(side.__getitem__, keys)])
-        for side in (before, after)
-    ]
+    right = [_right(side, keys) for side in (before, after)]
     flipped = [
         (*key, before[key][0], after[key][0], before[key][1])
         for key, one, other in zip(keys, *right, strict=True)

@@ -12,6 +12,8 @@ REPLY_MEASURES = {  # of results.json: in words, and the format of a value
     "repetition": ("repeated 4-grams", ".0%"),
     "mean_length": ("characters", ".0f"),
 }
+CONFUSION_MEASURES = {"lpr": ("LPR", ".0%"), "wpr": ("WPR", ".0%")}
+OVERLAP_MEASURES = ("bleu_4", "rouge_1", "rouge_2", "rouge_l")
 
 
 def shown(value: float | None, form: str) -> str:
@@ -37,4 +39,7 @@ class ReportInputs:
     prompts: Mapping[str, list[dict]]  # of each model: rows of prompts.parquet
     curve: Sequence[dict]  # rows of the loss curve
     inputs: Sequence[dict] = field(default_factory=list)  # what was fetched
+    categories: Mapping[tuple[str, str], str] = field(default_factory=dict)  # of each (task, subject)
+    router_changes: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by language, of each layer
+    checkpoints: Sequence[dict] = field(default_factory=list)  # scores by step
     hashes: Mapping[str, str] = field(default_factory=dict)  # DVC's hash of each output

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 from aurora.report.blocks import Block, Heading, Link, Paragraph, Picture, Table
 from aurora.report.charts import bars, lines, shares
-from aurora.report.inputs import MODELS, REPLY_MEASURES, ReportInputs, change
+from aurora.report.inputs import CONFUSION_MEASURES, MODELS, REPLY_MEASURES, ReportInputs, change, shown
+from aurora.report.published import (
+    base_scores,
+    checkpoints,
+    confusion,
+    forgetting,
+    medical,
+    other_tasks,
+    protocols,
+    router,
+)
 from aurora.report.scores import all_models, benchmarks, categories, findings, protocol, subjects
 
 GIB = 2**30
@@ -17,22 +27,31 @@ def report_blocks(found: ReportInputs) -> list[Block]:
         Heading("Report", 1),
         Paragraph(findings(found)),
         Paragraph(
-            f"Numbers marked as quoted are those of {source} and its repository, listed in ",
+            f"Numbers marked as quoted are those of {source}, its repository and other sources, named in ",
             Link("aurora/report/paper.yaml"),
             "; the stages of this run measured all others.",
         ),
         *_languages(found),
+        *_answers(found),
         *_loss(found),
         *benchmarks(found),
+        *forgetting(found),
+        *base_scores(found),
         *_first_replies(found),
         *_kinds(found),
         *_rounds(found),
         *_topics(found),
+        *confusion(found),
         *all_models(found),
+        *protocols(found),
         *categories(found),
         *subjects(found),
+        *medical(found),
+        *other_tasks(found),
         *protocol(found),
         *_memory(found),
+        *checkpoints(found),
+        *router(found),
         *_merge(found),
         *_inputs(found),
     ]
@@ -40,6 +59,7 @@ def report_blocks(found: ReportInputs) -> list[Block]:
 
 def _languages(found: ReportInputs) -> list[Block]:
     rows, cells = {}, []
+    shown_measures = REPLY_MEASURES | CONFUSION_MEASURES
     for where, key in (("held-out prompts", None), ("fixed prompts", "prompts")):
         sides = [found.results[model] if key is None else found.results[model][key] for model in MODELS]
         for model, side in zip(MODELS, sides, strict=True):
@@ -53,20 +73,41 @@ def _languages(found: ReportInputs) -> list[Block]:
             }
         counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
         measures = [
-            change(sides[0][name], sides[1][name], form) for name, (_, form) in REPLY_MEASURES.items()
+            change(sides[0][name], sides[1][name], form) for name, (_, form) in shown_measures.items()
         ]
         cells.append((where, *measures, " → ".join(counts)))
     picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
-    header = ("replies to", *(words for words, _ in REPLY_MEASURES.values()), "without a language")
+    header = ("replies to", *(words for words, _ in shown_measures.values()), "without a language")
     return [
         Heading("Language of the replies"),
         Picture("languages.svg", picture, "Language of the replies, base and tuned"),
         Table(header, cells),
         Paragraph(
             "Base → tuned, greedy replies. Replies of digits, signs or code alone have no language; the shares are of the "
-            "others. All replies stand in ",
+            "others. LPR and WPR are the line and word pass rate of the Language Confusion Benchmark. All replies stand in ",
             Link("metrics/replies.md"),
             ".",
+        ),
+    ]
+
+
+def _answers(found: ReportInputs) -> list[Block]:
+    base, tuned = (found.results[model] for model in MODELS)
+    rows = [
+        (
+            f"{tuned['closed']} closed questions answered rightly",
+            change(base["exact_match"], tuned["exact_match"], ".0%"),
+        ),
+        ("letters in words of jieba's dictionary", change(base["word_share"], tuned["word_share"], ".0%")),
+        ("the same in the human answers", shown(tuned["human_word_share"], ".0%")),
+    ]
+    return [
+        Heading("Sense of the replies"),
+        Table(("held-out prompts", "base → tuned"), rows),
+        Paragraph(
+            "A closed question has a Chinese human answer of at most 40 characters; a right reply is that answer, but for "
+            "punctuation, spaces, width and case. Words have two or more characters; letters of other languages "
+            "stand in none."
         ),
     ]
 

@@ -5,6 +5,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
+
 from aurora.core.declared import FETCH_BASE
 from aurora.core.errors import DataError
 from aurora.core.files import dvc_hash, read_json, replacing, write_json, write_text
@@ -13,9 +15,9 @@ from aurora.core.parquet import read_parquet
 from aurora.core.yaml_files import read_yaml
 from aurora.report.adapter_card import adapter_card
 from aurora.report.blocks import Picture, escaped, html, markdown
-from aurora.report.comparison import read_questions
+from aurora.report.comparison import read_categories, read_questions
 from aurora.report.inputs import MODELS, NAMES, ReportInputs
-from aurora.report.model_card import merged_card, with_scores
+from aurora.report.model_card import merged_card
 from aurora.report.page import report_blocks
 
 PAPER = Path(__file__).with_name("paper.yaml")
@@ -35,6 +37,7 @@ class Outputs:
     sources: Path  # sources.json of clean
     base_manifest: Path  # manifest of the fetched base
     lengths: Path  # CSV of token lengths by source
+    checkpoints: Path  # scores.json of kept adapters
 
 
 def evaluation(results: dict[str, dict]) -> dict:
@@ -45,6 +48,11 @@ def evaluation(results: dict[str, dict]) -> dict:
     }
     for scores in found.values():
         scores["prompts"] = {name: value for name, value in scores["prompts"].items() if name != "kinds"}
+        if scores.get("router"):
+            scores["router"] = {
+                language: {name: value for name, value in part.items() if name != "load"}
+                for language, part in scores["router"].items()
+            }
     return found
 
 
@@ -174,6 +182,9 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             "loss",
             "replies",
             "no_language",
+            "lpr",
+            "bleu_4",
+            "exact_match",
             "categories",
             "subjects",
             "prompts",
@@ -183,6 +194,21 @@ def read_results(folders: dict[str, Path]) -> dict[str, dict]:
             if part not in results[model]:
                 raise DataError(f"{path}: no '{part}'; write it again by: dvc repro -f eval@{model}")
     return results
+
+
+def read_router_changes(folders: dict[str, Path], results: dict[str, dict]) -> dict[str, list[float]]:
+    """By language, the share of tokens of each layer whose first expert differs; empty where none was measured."""
+    if not all(results[model].get("router") for model in MODELS):
+        return {}
+    rows = read_rows(folders, "router.parquet", ("language",))
+    found: dict[str, list[float]] = {}
+    for language in dict.fromkeys(row["language"] for row in rows["base"]):
+        base, tuned = (
+            numpy.array([row["top_expert"] for row in rows[model] if row["language"] == language])
+            for model in MODELS
+        )
+        found[language] = (base != tuned).mean(axis=0).tolist()
+    return found
 
 
 def read_inputs(outputs: Outputs) -> list[dict]:
@@ -208,6 +234,7 @@ def read_hashes(outputs: Outputs) -> dict[str, str]:
         outputs.lengths,
         outputs.merge,
         outputs.adapter,
+        outputs.checkpoints,
     ]
     return {path.as_posix(): dvc_hash(path) for path in paths}
 
@@ -221,11 +248,6 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     if not curve.is_file():
         raise DataError(f"{curve}: not found; it is written by: dvc repro sft")
     curve_text = curve.read_text(encoding="utf-8")
-    base = outputs.base_manifest.parent
-    cards = {
-        "adapter_card.md": adapter_card(base, outputs.adapter),
-        "model_card.md": merged_card(base, outputs.adapter, outputs.sources),
-    }
     if not outputs.lengths.is_file():
         raise DataError(f"{outputs.lengths}: not found; it is written by: dvc repro format")
     metrics = {
@@ -235,6 +257,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
+    told = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
+    cards = {"adapter_card.md": adapter_card(*told), "model_card.md": merged_card(*told)}
     blocks = report_blocks(
         ReportInputs(
             paper=read_paper(),
@@ -244,6 +268,9 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             results=results,
             questions={model: read_questions(folder) for model, folder in outputs.models.items()},
             prompts=prompts,
+            categories=read_categories(outputs.models["tuned"]),
+            router_changes=read_router_changes(outputs.models, results),
+            checkpoints=read_json(outputs.checkpoints, "checkpoints")["scores"],
             curve=list(csv.DictReader(io.StringIO(curve_text))),
             inputs=read_inputs(outputs),
             hashes=read_hashes(outputs),
@@ -261,7 +288,7 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
     write_text(out / "topics.csv", topic_table(metrics["clean"]["topics"]))
     write_text(out / "replies.md", replies_page(prompts, held_out))
     for name, text in cards.items():
-        write_text(out / name, with_scores(text, metrics["eval"]))
+        write_text(out / name, text)
     with replacing(out / "pictures") as folder:
         folder.mkdir()
         for block in blocks:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from aurora.adapter.config import CONFIG
 from aurora.core.code import code_hash, code_of
-from aurora.core.files import flush, flush_folder, remove, sha256_file
+from aurora.core.files import flush, flush_folder, remove, replacing, sha256_file
 from aurora.core.manifests import manifest_hash
 from aurora.model.quantization import Quantization
 from aurora.sft.params import Sft
 
+WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
 
@@ -20,12 +24,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 class Checkpoints:
     """The folders checkpoint-<step> below `folder`, at most `limit` of them.
 
-    A checkpoint is written in `staging` and published by a rename once all its bytes are on the disk.
+    A checkpoint is written in `staging` and published by a rename once all its bytes are on the disk. The adapters of
+    the steps `keep` are copied to `kept` beforehand, where no limit removes them.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
-        self.staging = folder / "staging"
+    def __init__(self, folder: Path, limit: int, keep: Collection[int] = ()) -> None:
+        self.folder, self.limit, self.keep = folder, limit, frozenset(keep)
+        self.staging, self.kept = folder / "staging", folder.parent / "kept"
 
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""
@@ -62,10 +67,20 @@ class Checkpoints:
         sums = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
         (partial / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         flush_folder(partial)
+        if step in self.keep:
+            with replacing(self.kept / f"step-{step}") as copy:
+                copy.mkdir()
+                for name in (CONFIG, WEIGHTS):
+                    shutil.copyfile(partial / name, copy / name)
+                flush_folder(copy)
         remove(self.path(step))
         partial.rename(self.path(step))
         flush(self.folder)
-        for old in self.steps()[: -self.limit]:
+        self.prune(self.limit)
+
+    def prune(self, kept: int) -> None:
+        """Removes all but the newest `kept` checkpoints."""
+        for old in self.steps()[:-kept]:
             remove(self.path(old))
 
 

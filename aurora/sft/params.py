@@ -132,6 +132,8 @@ class Sft(Section):
     """Optimiser steps between checkpoints; a multiple of logging_steps."""
     save_total_limit: Count
     """Checkpoints kept until the adapter is written; with two, a damaged one has another before it."""
+    keep_checkpoints: tuple[Count, ...] = Field(())
+    """Optimiser steps whose adapters become outputs, models/checkpoints/step-N; multiples of save_steps."""
     threads: Count
     """CPU threads of torch in each process; part of the recipe because sums depend on it."""
     start_from: StartFrom | None = None
@@ -164,4 +166,10 @@ class Sft(Section):
                 f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}, so a resumed run"
                 f" would log other means; set it to {-(-self.save_steps // self.logging_steps) * self.logging_steps}"
             )
+        for step in self.keep_checkpoints:
+            if step % self.save_steps:
+                raise ValueError(
+                    f"keep_checkpoints has {step}, which is no multiple of save_steps {self.save_steps}, so no checkpoint is"
+                    " written there; change either"
+                )
         return self

@@ -47,14 +47,15 @@ def _take(start: StartFrom, folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             reason = str(error).partition("\n")[0][:200]
             raise ModelError(
-                f"params.yaml: sft.start_from: {start.adapter} of {start.rev} is not to be had ({reason}); dvc pull it"
+                f"params.yaml: sft.start_from: {start.adapter} of {start.rev} cannot be read ({reason}); run dvc pull"
                 " where the remote is reached, or name another commit"
             ) from None
 
 
 def check_start(sft: Sft, base: Path) -> None:
     """Raises ModelError for an adapter of another base, ParamsError for one of another shape."""
-    start = sft.start_from
+    if (start := sft.start_from) is None:
+        return
     folder = start_folder(start)
     check_base(folder, base)
     config, wanted = read_adapter_config(folder), sft.lora.config().to_dict()

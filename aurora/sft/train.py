@@ -3,23 +3,26 @@
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from aurora.adapter.config import CONFIG, read_adapter_config
 from aurora.adapter.record import RECORD, hub_address
 from aurora.core.errors import DataError, ModelError, ParamsError
 from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
+from aurora.core.recorded import keep_until_recorded, require_cache
 from aurora.model.allocator import keep_heap
 from aurora.model.folder import meta_model, read_config, verify
 from aurora.model.machine import kernels, machine
 from aurora.model.quantization import Quantization
-from aurora.sft.checkpoints import Checkpoints, fingerprint
+from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
 from aurora.sft.params import Sft
 from aurora.sft.plan import check, measure_rows, plan, targets_of, write_speed
 from aurora.sft.record import training_record
 from aurora.sft.requirements import check_surroundings
 from aurora.sft.start import check_start, start_folder
 
+KEPT = "checkpoints.json"  # {"steps": […]}; so that the folder is never empty, which DVC would not bring back
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,12 +37,22 @@ SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' `constant` dro
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
 
-def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantization: Quantization) -> str:
+def train(
+    base: Path,
+    rows: Path,
+    adapter: Path,
+    out: Path,
+    sft: Sft,
+    quantization: Quantization,
+    kept: Path | None = None,
+) -> str:
     """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
 
+    The adapters of the steps sft.keep_checkpoints go to `kept`/step-N.
+
     Returns a closing line. Checkpoints lie in a scratch folder that is named by a hash of everything the run
-    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; it is
-    removed once all is written. Raises AuroraError for a base, rows, target or machine with which it cannot be
+    depends on, so that an interrupted run goes on, to the same bytes, and no other run ever takes them; the last one
+    stays until dvc.lock names the outputs. Raises AuroraError for a base, rows, target or machine with which it cannot be
     done, and for a loss that is not finite.
     """
     import torch
@@ -49,7 +62,7 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     torch.set_num_threads(sft.threads)
     be_deterministic()
     scratch = SCRATCH / fingerprint(base, rows, sft, quantization, kernels())
-    checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit)
+    checkpoints = Checkpoints(scratch / "checkpoints", sft.save_total_limit, sft.keep_checkpoints)
     trainer = build_trainer(base, rows, sft, quantization, scratch, checkpoints)
     main = trainer.args.process_index == 0
     if main:
@@ -74,11 +87,20 @@ def train(base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantizati
     from aurora.sft.curves import curve
 
     metrics = summary(trainer)
-    save_adapter(trainer, adapter, base, training_record(base, rows, sft, quantization))
+    record = training_record(base, rows, sft, quantization)
+    save_adapter(trainer, adapter, base, record)
+    if kept is not None:
+        save_kept(trainer, checkpoints.kept, kept, sft.keep_checkpoints, base, record)
     write_outcome(out, metrics, curve(trainer.state.log_history))
-    for folder in (adapter, out):  # on the disk before the last checkpoint goes
+    for folder in (
+        adapter,
+        out,
+        *([kept] if kept is not None else []),
+    ):  # on the disk before the last checkpoint goes
         flush_folder(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch / "datasets")
+    checkpoints.prune(1)
+    keep_until_recorded(scratch, (adapter, out))
     line = (
         f"sft: {metrics['steps']} steps, held-out loss {metrics['held_out_loss_first']:.3f}"
         f" -> {metrics['held_out_loss_last']:.3f}"
@@ -220,6 +242,11 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
                 f" {found.longest} tokens and would be cut; raise it, or lower format.max_length"
             )
     planned = plan(sft, quantization, base, measured["train"])
+    if late := [step for step in sft.keep_checkpoints if step > planned.steps]:
+        raise ParamsError(
+            f"params.yaml: sft.keep_checkpoints has {late[0]}, but the training ends at step {planned.steps}; take it out"
+        )
+    require_cache(4 * planned.trainable)
     skeleton = meta_model(base)
     check_targets(base, skeleton, sft)
     if sft.start_from:
@@ -255,30 +282,49 @@ def save_adapter(trainer, folder: Path, base: Path, record: dict) -> None:
     Experts stand in it as PEFT's target_parameters of a dense model. The tokeniser lies beside it, and `record`, what
     it was trained from, so that merge knows the base again. A base from the hub is named as PEFT can find it.
     """
+    with replacing(folder) as partial:
+        trainer.model.save_pretrained(partial)
+        _finish_adapter(partial, trainer, base, record)
+
+
+def _finish_adapter(folder: Path, trainer, base: Path, record: dict) -> None:
     from safetensors.torch import load_file, save_file
 
     from aurora.lora.attach import is_packed, renamed
 
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ModelError(f"{folder}: PEFT wrote no {WEIGHTS}")
+    config = read_adapter_config(folder)
+    if is_packed(trainer.model):
+        tensors = renamed(load_file(weights), trainer.targets, to_disk=True)
+        save_file(dict(sorted(tensors.items())), weights, metadata={"format": "pt"})
+    for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
+        value = getattr(trainer.targets.config, name)
+        config[name] = sorted(value) if isinstance(value, (set, list)) else value
+    name, revision = hub_address(base) or (base.as_posix(), None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    write_json(folder / CONFIG, dict(sorted(config.items())))
+    write_json(folder / RECORD, record)
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
+
+
+def save_kept(trainer, kept: Path, folder: Path, steps: Collection[int], base: Path, record: dict) -> None:
+    """Writes the adapters of `steps` as `save_adapter` does, each to `folder`/step-N, and their list beside them.
+
+    `kept` holds them as they were saved. Raises ModelError for a step whose checkpoint was not written.
+    """
     with replacing(folder) as partial:
-        trainer.model.save_pretrained(partial)
-        weights = partial / "adapter_model.safetensors"
-        if not weights.is_file():
-            raise ModelError(f"{folder}: PEFT wrote no adapter_model.safetensors")
-        config = read_adapter_config(partial)
-        if is_packed(trainer.model):
-            tensors = renamed(load_file(weights), trainer.targets, to_disk=True)
-            save_file(dict(sorted(tensors.items())), weights, metadata={"format": "pt"})
-        for name in ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern"):
-            value = getattr(trainer.targets.config, name)
-            config[name] = sorted(value) if isinstance(value, (set, list)) else value
-        name, revision = hub_address(base) or (base.as_posix(), None)
-        config |= {"base_model_name_or_path": name, "revision": revision}
-        write_json(partial / CONFIG, dict(sorted(config.items())))
-        write_json(partial / RECORD, record)
-        for name in TOKENIZER_FILES:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, partial / name)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's; the report writes the card
+        partial.mkdir()
+        for step in sorted(set(steps)):
+            if not (kept / f"step-{step}").is_dir():
+                raise ModelError(f"{folder}: no checkpoint of step {step} was written; run dvc repro -f sft")
+            shutil.copytree(kept / f"step-{step}", partial / f"step-{step}")
+            _finish_adapter(partial / f"step-{step}", trainer, base, record)
+        write_json(partial / KEPT, {"steps": sorted(set(steps))})
 
 
 def summary(trainer) -> dict:

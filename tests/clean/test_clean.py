@@ -15,32 +15,43 @@ from hypothesis import strategies as st
 from stand_ins.clean_case import BENCHMARKS, CLEAN, ROOT, put, put_benchmarks, row, turns
 
 from aurora.clean.accounting import PAPER
-from aurora.clean.apply_rules import judge, whole_rounds
+from aurora.clean.apply_rules import apply_rules, whole_rounds
 from aurora.clean.clean import clean
 from aurora.clean.clean_page import write_page
 from aurora.clean.contamination import read_questions
+from aurora.clean.params import Clean
 from aurora.clean.parse_rows import Turns
 from aurora.clean.row_tables import write_tables
 from aurora.core.errors import DataError
 from aurora.core.files import dvc_hash
-from aurora.core.messages import Message
+from aurora.core.messages import Message, Round
 from stages.clean import main
+
+
+def messages_of(rounds: tuple[Round, ...]) -> tuple[Message, ...]:
+    return turns(*(text for each in rounds for text in each[:2]))
+
+
+def applied(messages: tuple[Message, ...], params: Clean = CLEAN):
+    """Messages, repairs and drop."""
+    found = apply_rules(Turns(messages), params)
+    return messages_of(found.rounds), found.repaired, found.drop
 
 
 def test_a_clean_row_is_untouched():
     messages = turns("推荐一本书", "可以读读《红楼梦》。", "继续", "还有《西游记》。")
-    assert judge(Turns(messages), CLEAN) == (messages, (), None)
+    assert applied(messages) == (messages, (), None)
 
 
 def test_legitimate_repeated_prompts_stay():
     messages = turns(
         "给我三个选项", "1、2、3。", "1", "好的，第一个。", "1", "再来一个第一个。", "继续", "继续第一个。"
     )
-    assert judge(Turns(messages), CLEAN)[0] == messages
+    assert applied(messages)[0] == messages
 
 
 @pytest.mark.parametrize(
-    ("messages", "rounds", "mended", "reason"),
+    ("messages", "rounds", "repaired", "reason"),
     [
         (turns("问", "答", "问"), 1, ["trailing_user_trimmed"], None),
         (turns("问", "答", "问", ""), 1, ["trailing_user_trimmed"], None),
@@ -55,27 +66,27 @@ def test_legitimate_repeated_prompts_stay():
         ((), 0, [], "no_messages"),
     ],
 )
-def test_whole_rounds(messages, rounds: int, mended: list[str], reason: str | None):
+def test_whole_rounds(messages, rounds: int, repaired: list[str], reason: str | None):
     named: list[str] = []
     found, fault = whole_rounds(messages, named, CLEAN)
-    assert (len(found), named, fault and fault.reason) == (rounds, mended, reason)
+    assert (len(found), named, fault and fault.reason) == (rounds, repaired, reason)
 
 
 def test_a_fault_cuts_or_drops_as_the_params_say():
     messages = turns("问", "答。", "你是谁", "我是ChatGPT。", "问", "答。")
-    kept, mended, drop = judge(Turns(messages), CLEAN)
-    assert (kept, mended, drop) == (messages[:2], ("cut_at_other_model",), None)
+    kept, repaired, drop = applied(messages)
+    assert (kept, repaired, drop) == (messages[:2], ("cut_at_other_model",), None)
     strict = CLEAN.model_copy(update={"faulty_round": "drop"})
-    assert judge(Turns(messages), strict)[2].reason == "other_model"
+    assert applied(messages, strict)[2].reason == "other_model"
     off = CLEAN.model_copy(update={"other_models": False})
-    assert judge(Turns(messages), off)[0] == messages
+    assert applied(messages, off)[0] == messages
 
 
 def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Path):
     put_benchmarks(tmp_path / "benchmark")
     benchmarks = [tmp_path / "benchmark" / name for name in BENCHMARKS]
-    chinese = next(q for q in read_questions(benchmarks[1]) if len(q.text) > 20)
-    english = next(q for q in read_questions(benchmarks[0]) if len(q.text) > 60)
+    chinese = max(read_questions(benchmarks[1]), key=lambda question: len(question.text))
+    english = max(read_questions(benchmarks[0]), key=lambda question: len(question.text))
     rows = [
         row(f"请选出正确答案。\n{chinese.text}", "选B。"),
         row("出一道题", f"好的。{english.text.upper()}"),
@@ -109,8 +120,8 @@ def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
     dropped = clean({"own": folder}, [], off.model_copy(update={"traditional": "drop"}))
     assert dropped.metrics["total"]["dropped"] == {"traditional": 2}
     converted = clean({"own": folder}, [], off.model_copy(update={"traditional": "convert"}))
-    assert converted.metrics["total"]["mended"] == {"traditional_converted": 1}
-    answers = {c.position: c.messages[1].content for c, _ in converted.kept}
+    assert converted.metrics["total"]["repaired"] == {"traditional_converted": 1}
+    answers = {c.position: c.rounds[0].answer for c, _ in converted.kept}
     assert answers[0] == "是的，这个问题与国际贸易关系密切，关税会影响进口商品的价格。"
     assert (answers[1], answers[2]) == (rows[1]["output"], rows[2]["output"])  # of the scripts, and Japanese
 
@@ -157,10 +168,13 @@ def test_every_row_is_accounted_for(sources: dict[str, Path]):
         "near_duplicate": 1,
         "placeholder_answer": 1,
     }
-    assert one["mended"] == {"invisible_removed": 1}
+    assert one["repaired"] == {"invisible_removed": 1}
     assert two["dropped"] == {"exact_duplicate": 1, "not_an_object": 1}  # the first source's row stays
     assert (two["read_single_round"], two["read_multiple_rounds"]) == (1, 1)
-    assert cleaned.metrics["notes"] == ["one: 7 rows are expected, 6 were read"]
+    assert cleaned.metrics["notes"] == [
+        "one: 7 rows are expected, 6 were read",
+        "two: no row is left of 2: exact_duplicate 1, not_an_object 1; the first exact_duplicate: one 3: 你好呀朋友",
+    ]
     ids = [conversation.id for conversation, _ in cleaned.kept]
     assert ids == sorted(ids)
     assert {(d.source, d.position) for d in cleaned.dropped} | {
@@ -175,7 +189,7 @@ def test_the_cluster_is_the_smallest_id_of_all_that_were_read(sources: dict[str,
     cleaned = clean(sources, [], CLEAN.model_copy(update={"contamination": None, "near_duplicates": 0.7}))
     for conversation, cluster in cleaned.kept:
         assert cluster <= conversation.id
-        if conversation.messages[0].content == "你好呀朋友":
+        if conversation.rounds[0].prompt == "你好呀朋友":
             assert cluster == conversation.id
 
 
@@ -208,10 +222,10 @@ CONVERSATION = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXT),
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(CONVERSATION)
 def test_judging_what_was_judged_changes_nothing(pairs: list[tuple[str, str]]):
-    messages, _mended, drop = judge(Turns(tuple(Message(*pair) for pair in pairs)), CLEAN)
+    messages, _repaired, drop = applied(tuple(Message(*pair) for pair in pairs))
     assert bool(messages) is (drop is None)
     if messages:
-        assert judge(Turns(messages), CLEAN) == (messages, (), None)
+        assert applied(messages) == (messages, (), None)
         assert [message.role for message in messages] == ["user", "assistant"] * (len(messages) // 2)
         assert all(message.content.encode() for message in messages)
 
@@ -225,13 +239,13 @@ def test_kept_and_dropped_are_read_and_cleaning_again_changes_nothing(tmp_path_f
     cleaned = clean({"own": put(folder, "own", items or [{}], "messages")}, [], off)
     total = cleaned.metrics["total"]
     assert len(cleaned.kept) + len(cleaned.dropped) == total["read"] == max(1, len(rows))
-    kept = [[{"role": m.role, "content": m.content} for m in c.messages] for c, _ in cleaned.kept]
+    kept = [[{"role": m.role, "content": m.content} for m in messages_of(c.rounds)] for c, _ in cleaned.kept]
     if kept:
         again = clean(
             {"own": put(folder / "again", "own", [{"messages": m} for m in kept], "messages")}, [], off
         )
-        assert [c.messages for c, _ in again.kept] == [c.messages for c, _ in cleaned.kept]
-        assert not again.metrics["total"]["mended"] and not again.dropped
+        assert [c.rounds for c, _ in again.kept] == [c.rounds for c, _ in cleaned.kept]
+        assert not again.metrics["total"]["repaired"] and not again.dropped
 
 
 def mutated(chance: random.Random, value: object, depth: int = 0) -> object:
@@ -298,9 +312,8 @@ def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason(tmp_path: P
     assert sorted(places) == [(name, position) for name in ("alpaca", "sharegpt") for position in range(rows)]
     assert cleaned.metrics["total"]["read"] == 2 * rows and not cleaned.metrics["notes"]
     for kept, _ in cleaned.kept:
-        assert [message.role for message in kept.messages] == ["user", "assistant"] * kept.rounds
-        assert all(message.content.strip() == message.content != "" for message in kept.messages)
-        assert all(message.content.encode() for message in kept.messages)
+        texts = [text for each in kept.rounds for text in each[:2]]
+        assert texts and all(text.strip() == text != "" and text.encode() for text in texts)
     for outcome in cleaned.dropped:
         assert outcome.drop.reason and outcome.drop.evidence.encode() is not None
     reasons = cleaned.metrics["total"]["dropped"]
@@ -444,7 +457,7 @@ def test_real_rows(real_data: Path, tmp_path: Path):
     cleaned = clean(
         {"one": one, "two": two, "three": three}, [], CLEAN.model_copy(update={"contamination": None})
     )
-    kept = {(c.source, c.position): c.messages for c, _ in cleaned.kept}
+    kept = {(c.source, c.position): messages_of(c.rounds) for c, _ in cleaned.kept}
     dropped = {(outcome.source, outcome.position): outcome.drop.reason for outcome in cleaned.dropped}
     assert len(kept) + len(dropped) == 2517 and not kept.keys() & dropped.keys()
     assert kept["one", 1195][0].content.startswith("写一篇故事")

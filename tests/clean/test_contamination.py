@@ -71,6 +71,17 @@ def test_a_short_question_counts_as_a_whole_prompt():
     ]
 
 
+def test_a_term_is_no_question():
+    stem = "传染性单核细胞增多症____"
+    index = Questions(
+        [Question("ceval/x:0", stem, ("由EB病毒引起", "由流感病毒引起", "由细菌引起", "由真菌引起"))], 0.8
+    )
+    turns = [["传染性单核细胞增多症有哪些症状？", "发热、咽痛。"], ["传染性单核细胞增多症", "是一种疾病。"]]
+    assert index.find(turns) == [None, None]
+    options = "A. 由EB病毒引起 B. 由流感病毒引起 C. 由细菌引起 D. 由真菌引起"
+    assert index.find([[f"传染性单核细胞增多症（  ）\n{options}", "A"]])[0][0] == "ceval/x:0"
+
+
 def plain(text: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).lower()))
 
@@ -87,7 +98,7 @@ def test_shares_are_those_of_plain_python_sets():
         return "".join(text)
 
     questions = [
-        Question(f"own/test:{n}", made(n % 2 == 0, chance.randrange(41, 90)), ("1", "2", "3", "4"))
+        Question(f"own/test:{n}", made(n % 2 == 0, chance.randrange(61, 110)), ("1", "2", "3", "4"))
         for n in range(80)
     ]
     sets = []
@@ -141,9 +152,9 @@ def test_each_benchmarks_columns(tmp_path: Path):
 
 
 def test_a_benchmark_that_is_none_is_one_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"c\.csv: the header has no columns question"):
+    with pytest.raises(DataError, match=r"c\.csv: no column 'Question' in its header"):
         read_questions(folder(tmp_path, "cmmlu", {"test/c.csv": "0,问,甲,乙,丙,丁,A\n"}))
-    with pytest.raises(DataError, match="row 0: 2 columns, too few"):
+    with pytest.raises(DataError, match="line 1: 2 fields, not question"):
         read_questions(folder(tmp_path, "mmlu", {"test/a.csv": "What?,1\n"}))
     with pytest.raises(DataError, match="no question in dev, val or test"):
         read_questions(folder(tmp_path, "ceval", {"other/a.csv": "x\n"}))
@@ -151,7 +162,7 @@ def test_a_benchmark_that_is_none_is_one_line(tmp_path: Path):
 
 @pytest.mark.slow
 def test_planted_real_questions_are_found(real_data: Path, tmp_path: Path):
-    """600 questions of each benchmark alone as a prompt, and with options: at least 0.95 each; rows that hold none: none."""
+    """600 questions of each benchmark alone as a prompt (where they ask), and with options: at least 0.95 each; rows that hold none: none."""
     questions = []
     for name in ("mmlu", "ceval", "cmmlu"):
         link = tmp_path / name

@@ -7,7 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from aurora.clean.apply_rules import judge
+from aurora.clean.apply_rules import apply_rules
+from aurora.clean.layouts import LAYOUTS
 from aurora.clean.parse_rows import Drop, parse
 from aurora.clean.read_files import read_items
 from aurora.core.errors import DataError
@@ -17,13 +18,13 @@ CLEAN = load_params(Path(__file__).parent.parent.parent / "profiles/paper.yaml")
 
 
 def contents(item: object, format_: str = "alpaca") -> list[tuple[str, str]]:
-    turns = parse(item, format_)
+    turns = parse(item, LAYOUTS[format_])
     assert not isinstance(turns, Drop), turns
     return [(message.role, message.content) for message in turns.messages]
 
 
 def reason(item: object, format_: str = "alpaca") -> str:
-    turns = parse(item, format_)
+    turns = parse(item, LAYOUTS[format_])
     assert isinstance(turns, Drop), turns
     return turns.reason
 
@@ -44,39 +45,35 @@ def test_null_is_no_text():
     ["<noinput>", "无输入。", "<无输入>", '"<noinput>"', "<noinput>.", "不需要输入。", "<没有输入>", "N/A"],
 )
 def test_a_no_input_marker_is_no_input(marker: str):
-    turns = parse({"instruction": "讲个故事", "input": marker, "output": "从前"}, "alpaca")
+    turns = parse({"instruction": "讲个故事", "input": marker, "output": "从前"}, LAYOUTS["alpaca"])
     assert turns.messages[0].content == "讲个故事"
-    assert turns.mended == ("no_input_marker",)
+    assert turns.repaired == ("no_input_marker",)
 
 
 def test_translated_keys_are_repaired_and_named():
-    turns = parse({"指示": "写", "输入": "", "输出": "好"}, "alpaca")
+    turns = parse({"指示": "写", "输入": "", "输出": "好"}, LAYOUTS["alpaca"])
     assert [message.content for message in turns.messages] == ["写", "好"]
-    assert turns.mended == ("key_translated",)
+    assert turns.repaired == ("key_translated",)
     assert contents({"instruction": "写", "input": "", "output": "", "输出": "好"})[1] == ("assistant", "好")
 
 
 def test_what_is_not_certain_is_dropped_with_its_reason():
     row = {"instruction": "写", "input": "", "output": "好"}
     assert reason(row | {"输出": "坏"}) == "conflicting_keys"
-    assert (
-        reason(row | {"news article": "今天早上，市中心的一座桥梁因为大雨而关闭，交通受阻。"}) == "stray_key"
-    )
-    assert contents(row | {"note": "今天早上，市中心的一座桥梁因为大雨而关闭，交通受阻。"})
     assert reason({"instruction": "写"}) == "missing_key"
     assert reason(row | {"output": ["好"]}) == "wrong_type"
     assert reason(row | {"output": True}) == "wrong_type"
-    assert reason(row | {"output": float("inf")}) == reason(row | {"output": float("nan")}) == "wrong_type"
+    assert reason(row | {"output": float("inf")}) == "wrong_type"
     assert reason(["写", "好"]) == "not_an_object"
-    assert reason({"messages": [{"role": "tool", "content": "x"}]}, "messages") == "unknown_role"
+    assert reason({"messages": [{"role": "narrator", "content": "x"}]}, "messages") == "unknown_role"
     assert reason({"messages": "x"}, "messages") == "missing_key"
     assert reason({"messages": ["x"]}, "messages") == "not_an_object"
 
 
 def test_numbers_become_text_and_are_named():
-    turns = parse({"instruction": "6乘7", "input": "", "output": 42}, "alpaca")
+    turns = parse({"instruction": "6乘7", "input": "", "output": 42}, LAYOUTS["alpaca"])
     assert turns.messages[1].content == "42"
-    assert turns.mended == ("number_to_text",)
+    assert turns.repaired == ("number_to_text",)
 
 
 def test_sharegpt_messages_and_from_value_are_the_same_conversation():
@@ -88,9 +85,9 @@ def test_sharegpt_messages_and_from_value_are_the_same_conversation():
     assert contents({"messages": turns}, "messages") == expected
 
 
-def test_a_system_turn_goes_in_front_of_the_first_prompt():
+def test_a_system_turn_is_read_as_one():
     turns = [{"role": "system", "content": "简短。"}, {"role": "user", "content": "问"}]
-    assert contents({"messages": turns}, "messages") == [("user", "简短。\n\n问")]
+    assert contents({"messages": turns}, "messages") == [("system", "简短。"), ("user", "问")]
 
 
 ROWS = [
@@ -124,8 +121,8 @@ def test_each_format_in_parquet_is_what_it_is_in_json(row: dict, format_: str, t
         table = pyarrow.Table.from_pylist([{**other, **row}, other])
         pyarrow.parquet.write_table(table, tmp_path / name, **writer)
         first, second = read_items(tmp_path / name)
-        assert parse(first, format_) == parse(row, format_)
-        assert judge(parse(second, format_), CLEAN)[2].reason in (
+        assert parse(first, LAYOUTS[format_]) == parse(row, LAYOUTS[format_])
+        assert apply_rules(parse(second, LAYOUTS[format_]), CLEAN).drop.reason in (
             "missing_key",
             "empty_answer",
             "empty_prompt",
@@ -142,7 +139,7 @@ def test_parquet_of_other_types_loses_no_row(tmp_path: Path):
     pyarrow.parquet.write_table(table, tmp_path / "f")
     assert [reason(item) for item in read_items(tmp_path / "f")] == ["wrong_type", "wrong_type"]
     (tmp_path / "cut").write_bytes((tmp_path / "f").read_bytes()[:-20])
-    with pytest.raises(DataError, match="damaged Parquet"):
+    with pytest.raises(DataError, match="damaged or unreadable"):
         list(read_items(tmp_path / "cut"))
 
 
@@ -157,14 +154,14 @@ def test_repeated_keys_are_dropped_if_they_differ(tmp_path: Path):
     ("content", "message"),
     [
         (b"", "empty file"),
-        (b"<html>", "neither a JSON list"),
+        (b"<html>", "no JSON, JSON lines"),
         (b'[{"a": 1}, {"a": ', r"row 1 \(line 1 column \d+\): not JSON"),
         (b'[{"a": 1}', "cut off or broken behind row 0"),
         (b'[{"a": 1}] trailing', "text behind the end"),
         (b'[{"a": "\xff"}]', "byte 8: not UTF-8"),
         (b'{"a": 1}\n{"a": \n', "line 2 column 6: not JSON"),
         (b'{"a": 1}\n\xff\n', "line 2 byte 0: not UTF-8"),
-        (b"PAR1 and nothing more", "damaged Parquet"),
+        (b"PAR1 and nothing more", "damaged or unreadable"),
         (b"[" * 100000, "nested too deeply|not JSON"),
     ],
 )

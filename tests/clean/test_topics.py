@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from aurora.clean.topics import WORDS, names, topic
-from aurora.core.messages import Message, content_id
+from aurora.core.messages import Round, content_id
 
 HERE = Path(__file__).parent
 UNSEEN = "7"
@@ -78,4 +78,4 @@ def first_rounds(folder: Path):
         if first["human"] and first["assistant"]:
             rounds.append((first["human"], first["assistant"]))
     for prompt, answer in rounds:
-        yield content_id((Message("user", prompt), Message("assistant", answer))), prompt, answer
+        yield content_id((Round(prompt, answer),)), prompt, answer

@@ -17,7 +17,7 @@ from stand_ins.training_case import BASE, ROWS, run, write_case, write_params
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.commands.cli import main
-from aurora.commands.plan import arrival_of, rows_of, stage_paths
+from aurora.commands.plan import arrival_of, protocol_costs, rows_of, stage_paths
 from aurora.core.errors import DataError, ResourceError
 from aurora.core.parquet import write_parquet
 from aurora.eval.held_out import SLICE, held_out_loss
@@ -240,6 +240,7 @@ def test_the_command_prints_the_plan_and_fails_where_the_machine_is_too_small(ca
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: True)
     done = CliRunner().invoke(main, ["plan", "--tokens-per-second", "10"])
     assert done.exit_code == 0, done.output
+    assert "questions   26,970 under lm_eval, about " in done.output
     assert "12 of 4 rows, 6 an epoch" in done.output and "hours at 10 tokens/s, as given" in done.output
     done = CliRunner().invoke(main, ["plan", "--json"])
     assert json.loads(done.output)["steps"] == 12 and json.loads(done.output)["hours"] is None
@@ -249,3 +250,21 @@ def test_the_command_prints_the_plan_and_fails_where_the_machine_is_too_small(ca
     Path("dvc.yaml").unlink()
     done = CliRunner().invoke(main, ["plan"])
     assert done.exit_code == 1 and "dvc.yaml: no stage sft; run this in the root" in done.stderr
+
+
+def test_questions_are_counted_where_they_are_fetched_and_published_numbers_stand_in(tmp_path: Path):
+    settings = load_params(ROOT / "profiles" / "paper.yaml").eval
+    costs = protocol_costs(settings, tmp_path)
+    assert costs["lm_eval"][0] == 26_970
+    assert (
+        costs["paper"][0] == 1_346 + 13_985 + 2 * 11_582
+    )  # MMLU's first rows are lost; CMMLU is asked in two languages
+    assert costs["paper"][1] > 2 * costs["lm_eval"][1]  # shots that are drawn anew share less
+    small = load_params(ROOT / "params.yaml").eval
+    counted = protocol_costs(small, ROOT / "samples")
+    lines = [
+        path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "samples/cmmlu/test").glob("*.csv")
+    ]
+    only = small.model_copy(update={"tasks": {"cmmlu": small.tasks["cmmlu"]}})
+    assert set(counted) == {"lm_eval"}
+    assert 0 < protocol_costs(only, ROOT / "samples")["lm_eval"][0] <= sum(lines)

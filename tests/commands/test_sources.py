@@ -88,11 +88,11 @@ FOLDERS = {
 }
 
 
-def edited(**values: object) -> str:
+def edited(section: str = "sources", **values: object) -> str:
     """What the table says of sharegpt_70k once params.yaml gives it these values too."""
     yaml = YAML()
     content = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
-    content["sources"]["sharegpt_70k"] |= values
+    content[section]["sharegpt_70k"] = content["sources"].pop("sharegpt_70k") | values
     with Path("edited.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
     return next(line for line in shown("edited.yaml").splitlines() if line.startswith("sharegpt_70k"))
@@ -131,16 +131,15 @@ def test_pins_of_an_archive_are_compared_with_the_archive(checkout: Path):
     packed, folder = Path("rows.zip").read_bytes(), FOLDERS["sharegpt_70k"]
     blob = git_blob_id(Path("rows.zip"))
     values = {
-        "uri": "rows.zip!/data",
-        "dep": "rows.zip",
+        "uri": "file:rows.zip!/data",
         "sha256": hashlib.sha256(packed).hexdigest(),
         "git_blob": blob,
     }
     source = Source(kind="instructions", format="sharegpt", licence="Apache-2.0", **values)
     fetch("sharegpt_70k", source, folder)
-    assert edited(**values).endswith("yes")
-    assert edited(**values | {"sha256": "0" * 64}).endswith("stale")
-    assert edited(**values | {"git_blob": "0" * 40}).endswith("stale")
+    assert edited("downloads", **values).endswith("yes")
+    assert edited("downloads", **values | {"sha256": "0" * 64}).endswith("stale")
+    assert edited("downloads", **values | {"git_blob": "0" * 40}).endswith("stale")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +177,18 @@ def test_a_licence_in_words_is_marked_in_table_and_manifest(checkout: Path, lice
 
 def test_a_folder_without_a_pipeline_is_one_line(checkout: Path):
     Path("dvc.yaml").unlink()
-    assert shown(status=1).startswith(
-        "error: dvc.yaml: no stage fetch with an output in it (FileNotFoundError)"
+    assert shown(status=1).startswith("error: dvc.yaml: not found; ")
+    Path("dvc.yaml").write_text("stages: {fetch: {cmd: x}}")
+    assert shown(status=1).startswith("error: dvc.yaml: no stage fetch with one output (KeyError)")
+
+
+def test_a_source_that_cannot_be_read_does_not_hide_the_others(checkout: Path):
+    source = load_params().sources["sharegpt_70k"]
+    Path("samples/sharegpt_70k.jsonl").write_text("no rows\n")
+    fetch("sharegpt_70k", source, FOLDERS["sharegpt_70k"])
+    fetch("mmlu", load_params().sources["mmlu"], FOLDERS["mmlu"])
+    lines = {line.split()[0]: line for line in shown().splitlines()}
+    assert (
+        " unreadable: data/raw/instructions/sharegpt_70k/sharegpt_70k.jsonl: no JSON" in lines["sharegpt_70k"]
     )
+    assert lines["mmlu"].endswith("yes")

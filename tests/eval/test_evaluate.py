@@ -21,7 +21,9 @@ from lm_eval.models.huggingface import HFLM
 from stand_ins.tiny_mixtral import load_tokenizer, tiny_model, write_model
 
 from aurora.core.errors import DataError, SourceError
+from aurora.core.files import write_json
 from aurora.core.parquet import write_parquet
+from aurora.eval.answers import answer_metrics
 from aurora.eval.benchmarks import read_benchmark
 from aurora.eval.evaluate import (
     evaluate,
@@ -50,10 +52,20 @@ PARAMS = Eval.model_validate_json(
             "loss_rows": None,
             "threads": 1,
             "replies": {"prompts": 3, "max_new_tokens": 4, "batch_size": 2},
+            "protocols": ["lm_eval", "paper"],
+            "router_tokens": 64,
         }
     )
 )
-FILES = ("results.json", "questions.parquet", "replies.parquet", "prompts.parquet")
+FILES = (
+    "results.json",
+    "questions.parquet",
+    "paper_questions.parquet",
+    "replies.parquet",
+    "prompts.parquet",
+    "router.parquet",
+    "language_confusion.parquet",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +78,10 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in NAMES:
         shutil.copytree(root / "samples" / name, folder / "benchmarks" / name)
+    source = folder / "sources" / "language_confusion"
+    shutil.copytree(root / "samples" / "language_confusion", source)
+    manifest = {"source": "language_confusion", "kind": "prompts", "format": "language_confusion"}
+    write_json(source / "manifest.json", manifest | {"rows": None, "files": []})
     draw = numpy.random.default_rng(0)
     rows = []
     for number, prompt in enumerate(
@@ -84,7 +100,7 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, out: Path, params: Eval = PARAMS) -> dict:
     out.mkdir(parents=True)
     inputs = (place / name for name in ("model", "benchmarks", "held_out.parquet", "prompts.yaml"))
-    return evaluate(*inputs, out, params, DENSE, "mistral")
+    return evaluate(*inputs, out, params, DENSE, "mistral", prompt_sources=place / "sources")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +133,13 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
+    found, expected = (
+        answer_metrics(*zip(*((row["reply"], row["answer"]) for row in replies), strict=True)),
+        {},
+    )
+    for name, value in found.items():
+        expected[name] = value if value is None else pytest.approx(value, abs=1e-6)
+    assert {name: results[name] for name in expected} == expected
     assert results["replies"] == len(replies)
     assert results["no_language"] == sum(row["language"] == "none" for row in replies)
     judged = [row["language"] == "Chinese" for row in replies if row["language"] != "none"]
@@ -129,6 +152,12 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
         ("dialogue", 2, "再见"),
     ]
     assert results["prompts"]["n"] == 3 and results["prompts"]["kinds"]["dialogue"]["n"] == 2
+    assert set(results["paper"]) == {"ceval_zh", "mmlu_en", "cmmlu_en", "cmmlu_zh"}
+    assert results["paper"]["ceval_zh"]["n"] == results["ceval"]["n"]
+    assert results["paper"]["mmlu_en"]["n"] == results["mmlu"]["n"] / 2  # each file of two loses its first
+    assert {"lpr", "wpr", "bleu_4", "rouge_l"} <= results.keys()
+    assert results["router"]["English"]["tokens"] == 64
+    assert set(results["language_confusion"]["language_confusion"]) == {"monolingual", "crosslingual"}
     weights = read_safetensors(outcome.parent / "model")
     assert results["memory"]["planned"] == results["memory"]["held"] == weights
     assert results["memory"]["planned_mixtral_8x7b"] == 4 * 46_702_792_704  # parameters in float32
@@ -342,8 +371,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     text = (root / "params.yaml").read_text(encoding="utf-8")
     faulty = shutil.copytree(place / "benchmarks", tmp_path / "benchmarks")
     for folder in ("dev", "val"):
-        path = next((faulty / "ceval" / folder).glob("law*"))
-        path.rename(path.with_name(path.name.replace("law", "cooking")))
+        path = next((faulty / "ceval" / folder).glob("middle_school_biology*"))
+        path.rename(path.with_name(path.name.replace("middle_school_biology", "cooking")))
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("medical: []\n", encoding="utf-8")
     for settings, paths, message in (
@@ -419,7 +448,7 @@ def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("Couldn't reach 'allenai/ai2_arc' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(SourceError, match=r"eval\.other_tasks\.arc_challenge: its data is not to be had"):
+    with pytest.raises(SourceError, match=r"eval\.other_tasks\.arc_challenge: its data is not available"):
         load_other_task("arc_challenge", 0)
 
 
@@ -453,8 +482,8 @@ def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     assert before >= 20 and not (tmp_path / "killed/out").exists()
     done = subprocess.run(command, cwd=tmp_path / "killed", check=True, **quiet)
     assert done.returncode == 0 and remembered(tmp_path / "killed") == 0
-    for name in FILES:
-        assert (tmp_path / "killed/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole/out").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed/out").iterdir()} == files
 
 
 def remembered(folder: Path) -> int:

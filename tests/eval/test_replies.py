@@ -8,8 +8,8 @@ import torch
 from stand_ins.tiny_mixtral import load_tokenizer, tiny_model
 
 from aurora.core.errors import DataError
+from aurora.core.language import language
 from aurora.core.parquet import write_parquet
-from aurora.eval.language import language
 from aurora.eval.params import Replies
 from aurora.eval.replies import (
     Prompt,
@@ -71,6 +71,23 @@ from aurora.eval.replies import (
         ("こんにちは、私はアシスタントです。よろしくお願いします。", "other"),  # though its kanji are Han
         ("안녕하세요 저는 도우미입니다", "other"),
         ("Привет, как дела?", "other"),
+        (
+            "Sure, I'd be happy to explain this in Chinese:\n"
+            + "云计算把计算资源放在网络上，按需要提供给用户使用。" * 4,
+            "mixed",
+        ),
+        (
+            "云计算的资源 can be shared by many users 并且可以按需要扩展，"
+            + "用户只为使用的部分付费，不必自己购买服务器。" * 3,
+            "mixed",
+        ),
+        (
+            "计算机协会（Association for Computing Machinery）成立于一九四七年，是世界上最早的计算机学会。",
+            "Chinese",
+        ),
+        ("的" + "\ufffd" * 21, "other"),  # bytes that are no text
+        ("\ufffd\ufffd", "other"),
+        ("这是一个被截断的句子\ufffd", "Chinese"),
         ("42", "none"),
         ("3.14 × 2 = 6.28", "none"),
         ("```python\nprint(1)\n```", "none"),

@@ -18,7 +18,7 @@ def path_to(passes: list[Pass], index: int | None) -> list[int]:
     step = passes[index]
     before = path_to(passes, step.parent)
     assert len(before) == step.depth
-    return before + step.tokens[: step.keep - step.depth].tolist()
+    return before + step.tokens[: step.cache_length - step.depth].tolist()
 
 
 @given(ROWS, st.integers(1, 40))
@@ -36,9 +36,9 @@ def test_rows_are_seen_whole(rows: list[tuple[int, ...]], limit: int) -> None:
             seen[row] = (*cached, *step.tokens[visible].tolist())
             assert step.positions[visible].tolist() == list(range(step.depth, step.depth + len(visible)))
         if step.parent is not None:
-            # The cache is only ever cut back, so a parent's lead must still lie there.
+            # The cache is only ever cut back, so a parent's prefix must still lie there.
             assert step.parent < number
-            assert all(later.keep >= step.depth for later in passes[step.parent + 1 : number])
+            assert all(later.cache_length >= step.depth for later in passes[step.parent + 1 : number])
     assert seen == dict(enumerate(rows))
 
 
@@ -46,7 +46,7 @@ def test_shared_tokens_are_forwarded_once() -> None:
     rows = [(1, *range(10, 30), tail) for tail in range(100, 140)]
     assert sum(len(step.tokens) for step in plan_passes(rows, 1000)) == 21 + 40
     assert sum(len(step.tokens) for step in plan_passes(rows, 30)) == 21 + 40
-    assert len(plan_passes(rows, 30)) == 3  # the lead with nine tails, then thirty, then one
+    assert len(plan_passes(rows, 30)) == 3  # the prefix with nine tails, then thirty, then one
 
 
 def test_a_row_can_be_the_beginning_of_another() -> None:

@@ -34,11 +34,18 @@ def test_conversations_are_in_the_upstream_formats(root: Path):
 def test_clean_has_work_of_many_kinds(root: Path):
     sources = json.loads((root / "metrics/clean.json").read_text(encoding="utf-8"))["sources"]
     reasons = {reason for source in sources.values() for reason in source["dropped"]}
-    mended = {kind for source in sources.values() for kind in source["mended"]}
-    assert {"empty_answer", "exact_duplicate", "near_duplicate", "mojibake", "other_model"} <= reasons
+    repaired = {kind for source in sources.values() for kind in source["repaired"]}
+    assert {
+        "contaminated",
+        "empty_answer",
+        "exact_duplicate",
+        "near_duplicate",
+        "mojibake",
+        "other_model",
+    } <= reasons
     assert {"refusal", "truncated_answer", "unreachable_prompt", "placeholder_answer"} <= reasons
-    assert {"html_removed", "invisible_removed", "key_translated", "no_input_marker"} <= mended
-    assert "trailing_user_trimmed" in mended
+    assert {"html_removed", "invisible_removed", "key_translated", "no_input_marker"} <= repaired
+    assert "trailing_user_trimmed" in repaired
 
 
 @pytest.mark.parametrize("benchmark", QUESTIONS)
@@ -51,7 +58,7 @@ def test_questions_are_in_the_upstream_formats(root: Path, benchmark: str):
             assert rows.pop(0) == HEADERS[benchmark]
         assert {len(row) for row in rows} == {len(HEADERS.get(benchmark, range(6)))}
         questions += len(rows)
-    assert questions >= 20
+    assert questions >= 96
     shots = sorted((root / "samples" / benchmark).glob("**/dev/*.csv"))
     assert len(shots) == len(list((root / "samples" / benchmark).glob(QUESTIONS[benchmark])))
     for path in shots:

@@ -13,15 +13,16 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-from stand_ins.format_case import PARAMS, Row, many, params, talk, write
+from stand_ins.format_case import PARAMS, Row, identity, many, params, talk, write
 
 from aurora.core.errors import AuroraError, DataError, ModelError, ParamsError
 from aurora.core.files import rounded
-from aurora.core.messages import Message, content_id
+from aurora.core.messages import Message
 from aurora.format.batch import CHECKED
 from aurora.format.format import format_rows
 from aurora.format.params import Format
-from aurora.format.rounds import cut_rounds, truncate_prompt
+from aurora.format.prompt_formats import MistralFormat
+from aurora.format.rounds import cut_rounds
 from aurora.format.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
 from aurora.format.row_statistics import ChineseCost, packed_rows, packing_efficiency
 from aurora.prompt.mistral import encode, trained_spans
@@ -58,7 +59,7 @@ def run(
 
 def test_rows_hold_the_rounds_of_their_conversations(tmp_path):
     rows = many(400)
-    by_id = {content_id(messages): messages for _, messages in rows}
+    by_id = {identity(messages): messages for _, messages in rows}
     found, metrics = run(tmp_path, rows)
     assert len({row["id"] for row in found}) == len(found)
     kept = {key: [] for key in by_id}
@@ -180,12 +181,12 @@ def test_a_long_prompt_loses_its_beginning(tmp_path):
 
 
 def test_truncation_keeps_the_longest_end():
-    text, ids = truncate_prompt(PROCESSOR, "abc " * 50, 20)
+    text, ids = MistralFormat(PROCESSOR, "mistral").shorten("abc " * 50, 20, "")
     assert len(ids) <= 20
     longer = PROCESSOR.encode(f"[INST] {('abc ' * 50)[-len(text) - 1 :]} [/INST]")
     assert len(longer) > 20
-    assert truncate_prompt(PROCESSOR, "abc", 7) is None
-    assert truncate_prompt(PROCESSOR, "abc", 100)[0] == "abc"
+    assert MistralFormat(PROCESSOR, "mistral").shorten("abc", 7, "") is None
+    assert MistralFormat(PROCESSOR, "mistral").shorten("abc", 100, "")[0] == "abc"
 
 
 def test_every_row_ends_in_time_with_bos_on_every_turn(tmp_path):
@@ -208,7 +209,7 @@ def test_a_new_source_moves_no_row(tmp_path):
 
 def test_clusters_never_straddle_the_split_and_what_is_left_out_is_counted(tmp_path):
     rows = many(300)
-    ids = sorted(content_id(messages) for _, messages in rows)
+    ids = sorted(identity(messages) for _, messages in rows)
     clusters = {key: ids[index - index % 3] for index, key in enumerate(ids)}  # three to a cluster
     found, metrics = run(tmp_path, rows, params(max_length=4096), clusters=clusters)
     sides: dict[str, set] = {}
@@ -216,7 +217,7 @@ def test_clusters_never_straddle_the_split_and_what_is_left_out_is_counted(tmp_p
         sides.setdefault(clusters[row["id"]], set()).add(row["side"])
     assert all(len(side) == 1 for side in sides.values())
     assert {side for (side,) in sides.values()} == {"train", "held_out"}
-    lost = [messages for _, messages in rows if content_id(messages) not in {row["id"] for row in found}]
+    lost = [messages for _, messages in rows if identity(messages) not in {row["id"] for row in found}]
     assert metrics["conversations_dropped"] == len(lost) > 50
     assert metrics["rounds_dropped_near_held_out"] == sum(len(messages) // 2 for messages in lost)
     assert metrics["tokens_dropped"] == sum(len(encode(PROCESSOR, messages)[0]) - 1 for messages in lost)
@@ -348,7 +349,7 @@ def test_every_broken_file_gets_one_line(tmp_path):
 
 
 def test_the_row_of_a_broken_conversation_is_named(tmp_path):
-    rows = sorted(many(BATCH + 50), key=lambda row: content_id(row[1]))
+    rows = sorted(many(BATCH + 50), key=lambda row: identity(row[1]))
     path = write(tmp_path / "conversations.parquet", rows)
     table = pyarrow.parquet.read_table(path)
     talks = table["messages"].to_pylist()
@@ -499,7 +500,7 @@ def test_the_real_mix_packs_well(tmp_path, real_data):
     rows = {}
     for rounds in real_conversations(real_data):
         messages = talk(*(text for pair in rounds for text in pair))
-        rows[content_id(messages)] = ("single" if len(messages) == 2 else "multi", messages)
+        rows[identity(messages)] = ("single" if len(messages) == 2 else "multi", messages)
     _, metrics = run(tmp_path, list(rows.values()), params(max_length=4096, held_out=0.02))
     assert metrics["packing_efficiency"] >= 0.97
     assert metrics["rounds_kept"] / metrics["rounds"] > 0.995

@@ -1,11 +1,14 @@
 """What the preview shows: all of the text, and the trained part of it apart."""
 
+import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from click import unstyle
 from click.testing import CliRunner
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from ruamel.yaml import YAML
 from stand_ins.format_case import PARAMS, many, talk, write
 
 from aurora.commands.preview import preview
@@ -23,6 +26,7 @@ from aurora.format.preview import (
 )
 from aurora.prompt.mistral import encode
 from aurora.prompt.tokenizer import sentencepiece_processor
+from aurora.sources.source import Source
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 PROCESSOR = sentencepiece_processor(MODEL_FILE)
@@ -136,3 +140,46 @@ def test_the_command_shows_rows(folder):
     assert missing.stderr == f"error: {folder}/train.parquet: no row of source 'nobody'\n"
     missing = CliRunner().invoke(preview, ["--rows", str(folder / "none")])
     assert "not found; it is written by: dvc repro format" in missing.stderr
+
+
+def raw(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a raw file of a layout that no one names."""
+    rows = [
+        {"question": "给出三个建议。", "answer": "多运动，多喝水。", "url": "x"},
+        {"question": "你是谁？", "answer": "我是ChatGPT。", "url": "y"},
+    ]
+    (folder / "own").mkdir()
+    (folder / "own/README.md").write_text("a card")
+    (folder / "own/rows.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    (folder / "params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
+    (folder / "base").mkdir()
+    (folder / "base/tokenizer.model").write_bytes(MODEL_FILE.read_bytes())
+    monkeypatch.chdir(folder)
+    return folder / "own"
+
+
+def test_a_raw_folder_is_shown_as_it_will_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = raw(tmp_path, monkeypatch)
+    shown = CliRunner().invoke(preview, ["own", "--tokenizer", "base"], color=True)
+    assert shown.exit_code == 0, shown.output
+    text = unstyle(shown.output)
+    assert text.startswith(
+        "own: question_answer, prompt in question; answer in answer\nnot read: url (2)\nkept 1 of the first 2"
+    )
+    assert "  other_model 1: row 1: 我是ChatGPT。" in text
+    assert "[INST] 给出三个建议。 [/INST] 多运动，多喝水。</s>" in text
+    assert "\x1b[32m 多运动" in shown.output
+    entry = YAML(typ="safe").load(text[text.index("  own:\n") :])["own"]
+    entry["licence"] = "MIT"
+    assert Source.model_validate(entry).format == "question_answer"
+    assert folder.is_dir()
+
+
+def test_raw_data_that_gives_no_row_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = raw(tmp_path, monkeypatch)
+    (folder / "rows.jsonl").write_text('{"q": "问", "a": "答"}')
+    shown = CliRunner().invoke(preview, ["own"])
+    assert shown.exit_code == 1
+    assert "error: sources.own.format: auto finds no layout in rows with keys q, a; map them" in shown.output
+    assert "not found; give a number" in CliRunner().invoke(preview, ["nowhere"]).output
+    assert "not one of auto, alpaca" in CliRunner().invoke(preview, ["own", "--format", "x"]).output

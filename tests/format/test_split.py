@@ -51,7 +51,7 @@ def formatted(folder: Path, answers: dict[str, list[str]]) -> tuple[dict[str, st
     for side in ("train", "held_out"):
         table = pyarrow.parquet.read_table(folder / "out" / f"{side}.parquet")
         sides |= dict.fromkeys(table["id"].to_pylist(), side)
-    texts = {conversation.id: conversation.messages[1].content for conversation, _ in cleaned.kept}
+    texts = {conversation.id: conversation.rounds[0].answer for conversation, _ in cleaned.kept}
     return sides, texts, metrics
 
 

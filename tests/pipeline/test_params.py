@@ -17,10 +17,13 @@ from aurora.sft.params import Lora, Sft
 from aurora.sources.source import Source
 
 ROOT = Path(__file__).parent.parent.parent
-HUB = {"dep": "aurora/hub", "licence": "MIT"}
-HUB_BASE = HUB | {"kind": "model", "uri": f"hf://o/n@{'1' * 40}", "format": "transformers"}
-CHATS = HUB | {"kind": "instructions", "uri": f"hf://datasets/o/n@{'1' * 40}/a.json", "format": "alpaca"}
-EMBEDDED = HUB_BASE | {"uri": "embedded:small_base", "dep": "aurora/small_base"}
+HUB_BASE = {"kind": "model", "uri": f"hf://o/n@{'1' * 40}", "format": "transformers", "licence": "MIT"}
+CHATS = {
+    "kind": "instructions",
+    "uri": f"hf://datasets/o/n@{'1' * 40}/a.json",
+    "format": "alpaca",
+    "licence": "MIT",
+}
 
 
 def changed(tmp_path: Path, key: str, value: object) -> Path:
@@ -47,29 +50,33 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sft.learning_rate", None, r"sft\.learning_rate: missing"),
         ("sft.learning_rate", "fast", r"sft\.learning_rate: .*'fast'"),
         ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
-        ("sft.lora.target_modules", ["w1"], r"sft\.lora\.target_modules: 'w1' cannot get an adapter"),
+        (
+            "sft.lora.target_modules",
+            ["embed_tokens"],
+            r"target_modules: embed_tokens gets no adapter; list it under",
+        ),
         ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
         ("sources.base", None, r"exactly one of kind model together, named base"),
-        ("hub_sources", None, r"hub_sources: missing"),
+        ("hub_models", None, r"hub_models: missing"),
         (
-            "hub_sources.base",
+            "hub_models.base",
             HUB_BASE,
             r"exactly one of kind model together, named base; found \['base', 'base'\]",
         ),
-        ("hub_sources.chats", CHATS, r"hub_sources\.chats is of kind instructions; .* move it to sources"),
         (
-            "hub_sources.base",
-            EMBEDDED,
-            r"hub_sources\.base is embedded:small_base, pinned by repository, which no hub gives",
+            "hub_models.chats",
+            CHATS,
+            r"hub_models\.chats: .* of kind instructions, .* move the entry to downloads",
         ),
-        ("sources.mmlu", None, r"sources has no benchmark mmlu; dvc\.yaml lists it for clean"),
-        ("sources.mmlu.format", "cmmlu", r"sources\.mmlu is of format cmmlu; .*: rename it to cmmlu"),
+        ("downloads.mmlu", CHATS, r"sources and downloads have an entry of the same name; rename"),
+        ("sources.chats", CHATS, r"sources\.chats: .* is an address, .* move the entry to downloads"),
+        ("sources.mmlu", None, r"sources and downloads have no benchmark mmlu; dvc\.yaml lists it for clean"),
+        ("sources.mmlu.format", "cmmlu", r"mmlu is of format cmmlu; .*: rename it to cmmlu"),
         ("sources.mmlu.format", "alpaca", r"sources\.mmlu: format 'alpaca' is not one of kind benchmark"),
-        ("sources.mmlu.dep", "elsewhere", r"sources\.mmlu: dep is 'elsewhere'.*write dep: samples/mmlu"),
         ("sources.base.uri", "ftp://x/y", r"sources\.base: uri 'ftp://x/y' has the unknown scheme"),
         ("sources.base.uri", "hf://o/n@main", r"sources\.base: uri 'hf://o/n@main' names no full commit"),
-        ("sources.mmlu.format", "csv", r"sources\.mmlu\.format: Input should be 'alpaca'.*found 'csv'"),
-        ("sources.mmlu.uri", "a.zip!/b!/c", r"sources\.mmlu: uri 'a\.zip!/b!/c' is malformed"),
+        ("sources.mmlu.format", "csv", r"sources\.mmlu\.format: Input should be 'auto'.*found 'csv'"),
+        ("sources.mmlu.uri", "file:a.zip!/b!/c", r"sources\.mmlu: uri 'file:a\.zip!/b!/c' is malformed"),
         ("sources.mmlu.uri", "https://x/y.zip", r"sources\.mmlu: uri 'https://x/y\.zip' is not pinned"),
     ],
 )
@@ -101,12 +108,11 @@ def test_a_source_s_name_is_a_folder_s_and_a_key_of_params(tmp_path: Path, name:
     ],
 )
 def test_no_secret_of_an_address_is_repeated(tmp_path: Path, uri: str):
-    for key, value in (("uri", uri), ("dep", uri)):
-        path = changed(tmp_path, f"sources.mmlu.{key}", value)
-        for read in (load_params, lambda path: read_section("sources.mmlu", Source, path)):
-            with pytest.raises(ParamsError, match=r"sources\.mmlu: ") as caught:
-                read(path)
-            assert "s3cret" not in str(caught.value)
+    path = changed(tmp_path, "sources.mmlu.uri", uri)
+    for read in (load_params, lambda path: read_section("sources.mmlu", Source, path)):
+        with pytest.raises(ParamsError, match=r"sources\.mmlu: ") as caught:
+            read(path)
+        assert "s3cret" not in str(caught.value)
 
 
 def test_a_misspelt_key_is_named_with_its_right_spelling(tmp_path: Path):
@@ -166,7 +172,7 @@ def test_the_paper_profile_holds_the_paper_s_recipe():
     assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps) == (2, 4)
     assert (sft.precision, sft.router_aux_loss_coef, sft.save_steps) == ("fp16", 0.0, 1000)
     assert (params.quantization.bits, params.quantization.double_quant) == (4, True)
-    assert params.hub_sources["base"].revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
+    assert params.hub_models["base"].address.revision == "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
 
 
 def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

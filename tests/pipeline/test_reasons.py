@@ -202,5 +202,20 @@ def test_a_lock_file_in_conflict_is_one_line(project: Path, monkeypatch: pytest.
     done = CliRunner().invoke(main, ["why"])
     lock.write_text(text)
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: DVC: ") and "dvc.lock" in done.stderr
+    assert done.stderr.startswith("error: dvc.lock: holds git's conflict marks; restore one side by: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_read_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project)
+    cache = project / ".dvc/cache"
+    kept = cache.rename(project / ".dvc/kept")
+    cache.symlink_to(cache)  # root may read everything else
+    try:
+        done = CliRunner().invoke(main, ["why"])
+    finally:
+        cache.unlink()
+        kept.rename(cache)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: DVC: ") and "is the disk of the cache mounted" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -83,7 +83,7 @@ def test_an_evaluation_setting_leaves_the_models_alone(clone: Path):
 
 
 def test_one_changed_source_is_fetched_alone(clone: Path):
-    file = "samples/mmlu/data/test/astronomy_test.csv"
+    file = "samples/mmlu/data/test/nutrition_test.csv"
     first = (clone / file).read_text(encoding="utf-8").partition(",")[0]
     stages = changed(clone, file, re.escape(first), f"{first} ")
     assert [stage for stage in stages if stage.startswith("fetch")] == ["fetch@mmlu"]
@@ -133,3 +133,13 @@ def test_the_story_is_told_by_the_tracked_numbers(root: Path):
     for model in (base, tuned):
         for benchmark in ("ceval", "mmlu", "cmmlu"):
             assert {"acc", "stderr", "n"} <= set(model[benchmark])
+
+
+def test_autocrlf_changes_no_stage(root: Path, clone: Path, tmp_path: Path):
+    """A git that writes CRLF by default (Windows's) checks out the bytes that dvc.lock names."""
+    folder = tmp_path / "crlf"
+    run(tmp_path, "git", "clone", "--quiet", "--config", "core.autocrlf=true", str(clone), str(folder))
+    assert run(folder, "git", "status", "--porcelain") == ""
+    assert would_run(folder) == would_run(clone)
+    names = run(clone, "git", "ls-files", "-z").split("\0")
+    assert all((folder / name).read_bytes() == (clone / name).read_bytes() for name in filter(None, names))

@@ -34,9 +34,7 @@ def tracked(folder: Path) -> dict[str, bytes]:
 
 def test_no_stage_reads_writes_or_connects_beyond_what_it_declares(clone: Path):
     printed = command(clone, sys.executable, "-m", "aurora.commands.cli", "check", "--trace")
-    assert (
-        "traced 14 stages: each reads, writes and connects to what it declares, and nothing else" in printed
-    )
+    assert "each reads, writes and connects to what it declares, and nothing else" in printed
     assert re.search(r"^\d{2} outputs: the bytes of dvc\.lock$", printed, re.M)
 
 

@@ -179,13 +179,13 @@ def test_what_the_pipeline_makes_again_need_not_be_pushed(
 
 
 @pytest.mark.minutes
-def test_a_base_of_hub_sources_is_not_pushed_and_a_clone_fetches_it_again(
+def test_a_base_of_hub_models_is_not_pushed_and_a_clone_fetches_it_again(
     root: Path, first: Path, tmp_path: Path
 ):
     yaml = YAML()
     params, paper = (yaml.load((root / name).read_text()) for name in ("params.yaml", "profiles/paper.yaml"))
     del params["sources"]["base"]
-    params["hub_sources"] = paper["hub_sources"]
+    params["hub_models"] = paper["hub_models"]
     with (first / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
     before = (first / "dvc.lock").read_bytes()

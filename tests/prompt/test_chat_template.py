@@ -83,10 +83,8 @@ def random_contents(seed: int) -> list[str]:
 
 
 def row(template: ChatTemplate, contents: list[str]) -> tuple[list[int], list[int]]:
-    encoded = template.turns(contents)
-    opening = [*encoded]
-    opening[::2] = template.questions(contents[::2], opening=True)
-    ids, labels, ends = template.join(encoded, opening, [len(contents) // 2])
+    encoded = [template.opening(contents[0]), *template.turns(contents)[1:]]
+    ids, labels, ends = template.join(encoded, [len(contents) // 2])
     assert ends.tolist() == [0, len(ids)]
     return ids.tolist(), labels.tolist()
 
@@ -142,10 +140,10 @@ REFUSED = [
     (CHATML.replace("message['content'] +", "message['content'] * 2 +"), "chat_template writes a turn 2 times"),
     (
         CHATML.replace(TURN, "{% if loop.index < 5 %}" + TURN + "{% else %}" + TURN.replace("'\n'}}", "' '}}") + "{% endif %}"),
-        "chat_template treats one round otherwise than the next",
+        "chat_template renders one round differently from the next",
     ),
-    (CHATML.replace("'<|im_end|>' + '\n'}}", "'<|im_end|>' + ('!' if loop.last and message['role'] == 'assistant' else '\n')}}"), "chat_template ends a conversation otherwise than a turn"),
-    (CHATML.replace(ASK, ""), "chat_template writes 1 turns otherwise than the beginning of more"),
+    (CHATML.replace("'<|im_end|>' + '\n'}}", "'<|im_end|>' + ('!' if loop.last and message['role'] == 'assistant' else '\n')}}"), "chat_template ends a conversation differently from a turn"),
+    (CHATML.replace(ASK, ""), "chat_template writes 1 turns differently from the beginning of more"),
     (CHATML + "{{ strftime_now('%d %b %Y') }}", "chat_template writes today's date, and other bytes tomorrow"),
     (CHATML.replace("'<|im_end|>' + '\n'", "'\n'"), "chat_template ends an answer without a special token"),
     (
@@ -337,7 +335,7 @@ def test_a_tokeniser_that_loses_text_is_caught(tmp_path: Path, monkeypatch: pyte
         ChatTemplate, "answers", lambda self, texts: [numpy.array([0], dtype=numpy.int32) for _ in texts]
     )
     monkeypatch.setattr(ChatTemplate, "_prove", lambda self: None)
-    with pytest.raises(ModelError, match=r"control tokens where .* were placed; the text forged some"):
+    with pytest.raises(ModelError, match=r"^\D.*control tokens where .* were placed; the text forged some"):
         run(tmp_path, [("a", talk(f"q{number}", "好")) for number in range(10)])
 
 
@@ -369,7 +367,7 @@ def test_the_true_tokeniser_gives_the_ids_of_transformers(tmp_path: Path):
     from aurora.pipeline.params import load_params
 
     root = Path(__file__).parent.parent.parent
-    given = load_params(root / "profiles/smol.yaml").sources["base"]
+    given = load_params(root / "profiles/smol.yaml").downloads["base"]
     try:
         fetch("base", given, tmp_path / "base")
     except SourceError as error:

@@ -178,8 +178,8 @@ def test_two_revisions_are_read_from_dvc(tmp_path: Path, monkeypatch: pytest.Mon
     objects.rename(tmp_path / "gone")
     for places, message in (
         (("nowhere", "base"), "nowhere: no such folder, and no instance of eval or revision of git"),
-        (("main:data/none", "base"), "main:data/none/questions.parquet: not to be had from DVC"),
-        (("main", "base"), "main:data/eval/tuned/questions.parquet: not to be had from DVC"),
+        (("main:data/none", "base"), "main:data/none/questions.parquet: not available from DVC"),
+        (("main", "base"), "main:data/eval/tuned/questions.parquet: not available from DVC"),
         (("base", "tuned"), "questions.parquet: not found; it is written by: dvc repro eval"),
         (("main", "other", "--model", "best"), "main: no such folder, and no instance"),
     ):

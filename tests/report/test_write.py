@@ -25,7 +25,12 @@ REPLIES = {
     "repetition": 0.5,
     "mean_length": 20.0,
     "no_language": 2,
+    "lpr": 0.375,
+    "wpr": None,
+    "lpr_judged": 8,
 }
+OVERLAP = {"bleu_4": 18.5, "rouge_1": 38.0, "rouge_2": 19.0, "rouge_l": 26.5}
+ANSWERS = {"exact_match": 0.75, "closed": 8, "word_share": 0.5, "human_word_share": 0.625}
 UNJUDGED = REPLIES | {"zh_reply_rate": None, "mixed_rate": None, "n": 2}
 CLEAN = {
     "sources": {
@@ -74,7 +79,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES | {"replies": 9}
+        results |= (
+            {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}}
+            | REPLIES
+            | ANSWERS
+            | {"replies": 9}
+        )
+        results |= OVERLAP
         results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
         results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}, "sums": UNJUDGED}}
         results["memory"] = {"planned": 2**29, "held": 2**28, "planned_mixtral_8x7b": 23 * 2**30}
@@ -105,6 +116,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         )
         pyarrow.parquet.write_table(table, folder / "prompts.parquet")
         names = {"task": ["ceval", "mmlu", "cmmlu", "cmmlu"], "subject": ["law"] * 4, "id": [0, 0, 0, 1]}
+        names["category"] = [None, "mmlu_stem", "cmmlu_other", "cmmlu_other"]
         table = pyarrow.table(names | {"prediction": list(answers), "target": list("ABCD")})
         pyarrow.parquet.write_table(table, folder / "questions.parquet")
     for kind, name, size in (("benchmark", "mmlu", 1200), ("model", "base", 7)):
@@ -116,6 +128,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     Path("raw/benchmark/mmlu/a.csv").write_bytes(b"question")
     Path("clean/sources.json").write_text(json.dumps({"sources": [origin_of(Path("raw/benchmark/mmlu"))]}))
     Path("format/lengths.csv").write_text("source,tokens,rows\nmine,64,1\n")
+    Path("checkpoints.json").write_text('{"scores": []}')
     Path("adapter").mkdir()
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
     Path("adapter/adapter_config.json").write_text(json.dumps(config))
@@ -129,6 +142,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         sources=Path("clean/sources.json"),
         base_manifest=Path("raw/model/base/manifest.json"),
         lengths=Path("format/lengths.csv"),
+        checkpoints=Path("checkpoints.json"),
     )
 
 
@@ -168,7 +182,17 @@ def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outp
     text = Path("REPORT.md").read_text(encoding="utf-8")
     rows = cells(text)
     for row in (
-        ["held-out prompts", "25 % → 25 %", "12 % → 12 %", "50 % → 50 %", "20 → 20", "2 of 9 → 2 of 9"],
+        [
+            "held-out prompts",
+            "25 % → 25 %",
+            "12 % → 12 %",
+            "50 % → 50 %",
+            "20 → 20",
+            "38 % → 38 %",
+            "- → -",
+            "2 of 9 → 2 of 9",
+        ],
+        ["tuned", "2", "0.25", "0.375", "18.5", "38", "19", "26.5", "measured"],
         ["medical", "1", "25 % → 25 %", "12 % → 12 %", "50 % → 50 %", "20 → 20", "2 → 2"],
         ["sums", "2", "- → -", "- → -", "50 % → 50 %", "20 → 20", "2 → 2"],
         ["我肚子疼", "Hello | *there*", "你好 # 标题"],
@@ -215,7 +239,9 @@ def test_every_number_of_the_paper_stands_in_the_report_and_is_marked(outputs: O
         quoted = [row["model"], *(f"{row[name]:g}" for name in ("ceval", "mmlu", "cmmlu")), "quoted"]
         assert quoted in rows
     assert sum(row[-1] == "**measured**" and len(row) == 5 for row in rows) == 2
-    sizes = {name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").sources.items()}
+    sizes = {
+        name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").all_sources.items()
+    }
     for row in paper["table_2"]:  # the pins of the profile say the same
         assert sizes[row["name"]] == row["single_round"] + row["multiple_rounds"]
 
@@ -281,7 +307,7 @@ def test_the_stage_takes_its_places_from_its_options(outputs: Outputs):
     arguments = ["--clean", "clean/metrics.json", "--format", "format/metrics.json", "--sft", "sft"]
     arguments += ["--merge", "merge/metrics.json", "--base", "base", "--tuned", "tuned"]
     arguments += ["--sources", "clean/sources.json", "--base-manifest", "raw/model/base/manifest.json"]
-    arguments += ["--adapter", "adapter"]
+    arguments += ["--adapter", "adapter", "--checkpoints", "checkpoints.json"]
     arguments += ["--lengths", "format/lengths.csv", "--out", "metrics", "--report", "REPORT.md"]
     arguments += ["--page", "report.html"]
     assert CliRunner().invoke(main, arguments).exit_code == 0

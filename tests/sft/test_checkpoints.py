@@ -117,6 +117,39 @@ def test_a_broken_run_goes_on_to_the_same_bytes(case: Path, whole, monkeypatch, 
     assert not checkpoints(case)
 
 
+@pytest.mark.minutes
+def test_the_caller_s_environment_shapes_no_byte(case: Path, whole_stage, monkeypatch):
+    """Each of these has given other weights, or a run that hung, with nothing said."""
+    for name, value in {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "OMP_THREAD_LIMIT": "1",
+        "OMP_DYNAMIC": "true",
+        "MKL_DYNAMIC": "true",
+        "OMP_NUM_THREADS": "1",
+        "PMI_SIZE": "2",
+        "WORLD_SIZE": "2",
+        "MKL_CBWR": "AVX2",
+        "ATEN_CPU_CAPABILITY": "default",
+    }.items():
+        monkeypatch.setenv(name, value)
+    status, log = run(case)
+    assert status == 0, log
+    assert outcome(case) == whole_stage
+    assert "ignores ACCELERATE_MIXED_PRECISION, ATEN_CPU_CAPABILITY, MKL_CBWR" in log
+
+
+def test_a_training_whose_outputs_are_lost_by_dvc_is_not_run_again(case: Path, whole, monkeypatch):
+    """DVC may be killed, or its disk fill up, after the stage has ended and before dvc.lock names the adapter."""
+    monkeypatch.setenv("DVC_STAGE", "sft")
+    train_here(case)
+    assert len(checkpoints(case)) == 1 and not list(case.glob(".aurora/sft/*/datasets"))
+    for folder in ("models", "out"):
+        shutil.rmtree(case / folder)
+    break_at(monkeypatch, 0)  # a step of training would fail
+    train_here(case)
+    assert outcome(case) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "adamw_torch_4bit"])
 def test_every_optimiser_s_state_comes_back(case: Path, monkeypatch, optim: str):

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from aurora.core.params import describe
-from aurora.sources.source import Source
+from aurora.sources.source import SECTIONS, Source
 from aurora.sources.uris import Address, non_commercial, parse, shown
 
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
@@ -18,11 +17,11 @@ COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
         ("own/my rows.json", Address("path", "own/my rows.json")),
         (f"hf://datasets/o/n@{COMMIT}/a%20b", Address("hf", "a b", None, "o/n", True, COMMIT)),
         ("./a:b.json", Address("path", "./a:b.json")),
-        ("file:own/rows%20a.jsonl", Address("path", "own/rows a.jsonl")),
-        ("file:///data/rows.jsonl", Address("path", "/data/rows.jsonl")),
-        ("own/mmlu.zip!/data/test/", Address("path", "own/mmlu.zip", "data/test")),
-        ("own/mmlu.tar!/", Address("path", "own/mmlu.tar", "")),
-        ("embedded:small_base", Address("embedded", "embedded:small_base")),
+        ("file:own/rows%20a.jsonl", Address("file", "own/rows a.jsonl")),
+        ("file:///data/rows.jsonl", Address("file", "/data/rows.jsonl")),
+        ("file:own/mmlu.zip!/data/test/", Address("file", "own/mmlu.zip", "data/test")),
+        ("file:own/mmlu.tar!/", Address("file", "own/mmlu.tar", "")),
+        ("./aurora/small_base/", Address("embedded", "./aurora/small_base/")),
         ("https://h.org/a/b.zip!/c", Address("https", "https://h.org/a/b.zip", "c")),
         (f"hf://o/n@{COMMIT}", Address("hf", "", None, "o/n", False, COMMIT)),
         (
@@ -57,8 +56,8 @@ MALFORMED = {
     "HTTPS://h/x": "unknown scheme 'HTTPS'",
     "s3://bucket/x": "unknown scheme 's3'",
     "C:/rows.json": "unknown scheme 'C'",
-    "embedded:large": "the one embedded model is embedded:small_base",
-    "embedded:small_base!/a": "the one embedded model is",
+    "embedded:large": "unknown scheme 'embedded'",
+    "own/mmlu.zip!/data": "unpack it, or write file:ARCHIVE!/FOLDER",
     "file:": "names no file",
     "file://server/share/x": "names another machine",
     "https:///x": "write https://HOST/PATH",
@@ -168,7 +167,7 @@ QUERIES = [
     "AWSAccessKeyId", "auth", "authkey", "authorization", "jwt", "sig", "sign", "signature", "Signature",
     "X-Amz-Signature", "X-Amz-Credential", "x-goog-signature", "Policy", "credential", "secret",
     "client_secret", "password", "passwd", "pwd", "pass", "session_id", "sessionid", "code", "ticket", "pat",
-    "sas", "%74oken", "subscription-key", "private_key",
+    "sas", "%74oken", "subscription-key", "private_key", "rlkey", "jsessionid", "PHPSESSID", "connect.sid",
 ]  # fmt: skip
 
 
@@ -182,9 +181,35 @@ QUERIES = [
         *(f"https://h.org/x?{key}=s3cret" for key in QUERIES),
         "https://h.org/x?a=b&sig=s3cret",
         "https://h.org/x?a=b;token=s3cret",
+        "https://h.org/a;jsessionid=s3cret/x",
+        "https://h.org/a/x.zip;v=1;rlkey=s3cret!/data",
         "https://h.org/x.zip?token=s3cret!/data",
-        "https://h.org/x/hf_s3crets3crets3crets3cret",
-        "https://h.org/x?a=ghp_s3crets3crets3crets3cret",
+        *(
+            f"https://h.org/x?a={start}s3crets3crets3crets3cret"
+            for start in (
+                "hf_",
+                "ghp_",
+                "github_pat_",
+                "glpat-",
+                "sk-",
+                "sk-proj-",
+                "xoxb-",
+                "xoxp-1-",
+                "xapp-1-",
+                "npm_",
+                "pypi-AgE",
+                "ya29.",
+                "sk_live_",
+                "rk_test_",
+                "dop_v1_",
+                "hvs.",
+                "sq0atp-",
+                "shpat_",
+                "dckr_pat_",
+                "SG.s3crets3crets3cret.",
+            )
+        ),
+        "https://h.org/x/AKIAS3CRETS3CRETS3CRET",
         "https://h.org/x?a=eyJs3crets3.eyJs3crets3cret",
         "https://h.org/x?a=hf%5Fs3crets3crets3crets3cret",
         f"hf://datasets/o/n@{COMMIT}/hf_s3crets3crets3crets3cret",
@@ -214,16 +239,15 @@ def test_a_malformed_address_is_not_repeated_with_its_secret(uri: str):
         parse(uri)
     assert "s3cret" not in str(caught.value)
     assert "s3" not in shown(uri).removeprefix("s3:")
-    with pytest.raises(ValueError, match="dep is") as caught:
-        source(uri="own/x", dep=uri)
-    assert "s3cret" not in describe(caught.value, "sources.own")
 
 
 @pytest.mark.parametrize(
-    "query", ["download=true", "raw", "ref=main", "id=1aB2", "author=monkey", "format=json&page=2", "v=1;b=2"]
-)
-def test_a_query_without_a_secret_is_part_of_the_address(query: str):
-    assert parse(f"https://h.org/x?{query}").path == f"https://h.org/x?{query}"
+    "rest",
+    ["?download=true", "?raw", "?ref=main", "?id=1aB2", "?author=monkey", "?format=json&page=2", "?v=1;b=2", ";v=1/y",
+     "/task-classification-in-many-languages.json", "/pypi-download-counts-of-the-year.json"],
+)  # fmt: skip
+def test_an_address_without_a_secret_is_taken_whole(rest: str):
+    assert parse(f"https://h.org/x{rest}").path == f"https://h.org/x{rest}"
 
 
 def test_what_is_shown_of_an_address_is_all_that_names_it():
@@ -231,9 +255,12 @@ def test_what_is_shown_of_an_address_is_all_that_names_it():
         assert shown(uri) == uri
 
 
-def source(**values: object) -> Source:
-    common = {"kind": "instructions", "format": "alpaca", "licence": "MIT", "dep": "aurora/hub"}
-    return Source(**common | values)
+def source(section: str | None = None, **values: object) -> Source:
+    kind = SECTIONS[section] if section else Source
+    return kind(**{"kind": "instructions", "format": "alpaca", "licence": "MIT"} | values)
+
+
+MODEL = {"kind": "model", "format": "transformers"}
 
 
 @pytest.mark.parametrize(
@@ -241,24 +268,48 @@ def source(**values: object) -> Source:
     [
         ({"uri": "https://h/x"}, "is not pinned; give its sha256 or git_blob, or pin: record"),
         ({"uri": "https://h/x", "bytes": 3}, "is not pinned"),
+        ({"uri": "file:own/x"}, "is not pinned"),
         ({"uri": "hf://datasets/o/n@main/x"}, "names no full commit"),
         ({"uri": f"hf://datasets/o/n@{COMMIT[:-1]}/x"}, "names no full commit"),
         ({"uri": "https://h/x", "sha256": "0" * 64, "pin": "record"}, "stands beside sha256"),
-        ({"uri": "own/x", "dep": "own/x", "pin": "record"}, "remove pin"),
+        ({"uri": "own/x", "pin": "record"}, "remove pin"),
         ({"uri": f"hf://o/n@{COMMIT}", "sha256": "0" * 64}, "uri names a whole model"),
-        ({"uri": "own/x.zip!/y", "dep": "own/x.zip!/y"}, r"write dep: own/x\.zip \["),
-        ({"uri": "file:own/x", "dep": "aurora/hub"}, "write dep: own/x"),
-        ({"uri": "https://h/x", "sha256": "0" * 64, "dep": "own"}, "write dep: aurora/hub"),
-        ({"uri": "own/x", "dep": "own/x", "format": "mmlu"}, "is not one of kind instructions"),
-        ({"uri": "own/x", "dep": "own/x", "format": "shareGPT"}, "Input should be 'alpaca'"),
-        ({"uri": "own/x", "dep": "own/x", "licence": " "}, "licence is empty; give an SPDX identifier"),
+        ({"uri": "own/x", "format": "mmlu"}, "is not one of kind instructions"),
+        ({"uri": "own/x", "format": "shareGPT"}, "Input should be 'auto'"),
+        ({"uri": "own/x", "licence": " "}, "licence is empty or has a control character"),
+        ({"uri": "own/x", "licence": "MIT\n| a"}, "licence is empty or has a control character"),
         ({"uri": "https://h/x", "sha256": "ABC"}, "should match pattern"),
         ({"uri": "https://h/x", "pin": "recorded"}, "Input should be 'record'"),
     ],
 )
-def test_a_source_that_is_not_pinned_or_not_watched_is_refused(values: dict, message: str):
+def test_a_source_that_is_not_pinned_or_not_of_its_kind_is_refused(values: dict, message: str):
     with pytest.raises(ValueError, match=message):
         source(**values)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (
+            "sources",
+            {"uri": "https://h/x", "sha256": "0" * 64},
+            "is an address, .* move the entry to downloads",
+        ),
+        ("sources", {"uri": "file:own/x", "pin": "record"}, "is an address, .* move the entry to downloads"),
+        ("downloads", {"uri": "own/x"}, "is a path, .* move the entry to sources"),
+        ("downloads", {"uri": "aurora/small_base", **MODEL}, "is a path, .* move the entry to sources"),
+        ("hub_models", {"uri": "aurora/small_base", **MODEL}, "is a path, .* move the entry to sources"),
+        (
+            "hub_models",
+            {"uri": "hf://o/n@main", "pin": "record", **MODEL},
+            "pinned by record; .* to downloads",
+        ),
+        ("hub_models", {"uri": f"hf://datasets/o/n@{COMMIT}/x"}, "of kind instructions, .* to downloads"),
+    ],
+)
+def test_an_entry_of_the_wrong_section_is_sent_to_the_right_one(section: str, values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        source(section, **values)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +320,7 @@ def test_a_source_that_is_not_pinned_or_not_watched_is_refused(values: dict, mes
         ({"uri": "https://h/x", "pin": "record"}, "record"),
         ({"uri": "hf://datasets/o/n@main/x", "pin": "record"}, "record"),
         ({"uri": f"hf://datasets/o/n@{COMMIT}/x"}, "commit"),
-        ({"uri": "own/x.zip!/y", "dep": "own/x.zip"}, "repository"),
+        ({"uri": "own/x"}, "repository"),
     ],
 )
 def test_what_holds_the_bytes_fast_has_a_name(values: dict, pin: str):

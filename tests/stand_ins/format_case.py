@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from aurora.core.messages import Message, content_id
+from aurora.core.messages import Message, Round, content_id
 from aurora.format.params import Format
 
 PARAMS = Format(
@@ -37,8 +37,22 @@ def many(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def write(path: Path, rows: list[Row], clusters: dict[str, str] | None = None) -> Path:
-    rows = sorted((content_id(messages), source, messages) for source, messages in rows)
+def identity(messages: tuple[Message, ...]) -> str:
+    """Content id of alternating turns."""
+    texts = [message.content for message in messages]
+    return content_id(tuple(map(Round, texts[::2], [*texts[1::2], ""])))
+
+
+def write(
+    path: Path,
+    rows: list[Row],
+    clusters: dict[str, str] | None = None,
+    more: dict[str, tuple[pyarrow.DataType, dict]] | None = None,
+) -> Path:
+    """`more`: further columns, each with its type and its values by content id."""
+    rows = sorted(
+        ((identity(messages), source, messages) for source, messages in rows), key=lambda row: row[:2]
+    )
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     talks = [[{"role": turn.role, "content": turn.content} for turn in messages] for _, _, messages in rows]
     columns = {
@@ -49,5 +63,7 @@ def write(path: Path, rows: list[Row], clusters: dict[str, str] | None = None) -
     }
     if clusters is not None:
         columns["cluster"] = [clusters.get(key, key) for key, _, _ in rows]
+    for name, (kind, values) in (more or {}).items():
+        columns[name] = pyarrow.array([values[key] for key, _, _ in rows], kind)
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path

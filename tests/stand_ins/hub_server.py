@@ -1,12 +1,11 @@
 """A local server that speaks the Hugging Face hub's protocol, and serves plain files, with faults on demand.
 
 Repository information, listings with LFS, resolve with etags and redirects to a second server that stands for the
-hub's storage, ranges with If-Range, gated and private repositories; every answer as huggingface.co gives it as far as
+hub's storage, ranges, gated and private repositories; every answer as huggingface.co gives it as far as
 the unmodified huggingface_hub client looks at it (https://huggingface.co/docs/hub/api).
 """
 
 import datetime
-import gzip
 import hashlib
 import ipaddress
 import json
@@ -18,7 +17,6 @@ import struct
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -44,11 +42,7 @@ class Fault:
     """Place of a byte that comes out wrong."""
     stalls: float = 0
     """Seconds of silence in the middle of the body, or before a status."""
-    becomes: bytes | None = None
-    """The file's content from this request on."""
     ignores_ranges: bool = False
-    packs: bool = False
-    """Whether the body is gzip, in spite of Accept-Encoding."""
 
 
 @dataclass
@@ -119,10 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         hub: LocalHub = self.server.hub
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path, dict(self.headers)))
-        if path in hub.redirects:
-            return self.reply(302, b"", {"Location": hub.redirects[path]})
         if path in hub.files:
-            return self.file(path, hub.files[path], '"%s"' if hub.tags else None)
+            return self.file(path, hub.files[path], '"%s"')
         if path.startswith("/storage/"):
             content = hub.storage.get(path)
             return self.file(path, content, '"%s"') if content is not None else self.refuse(404, "")
@@ -196,29 +188,19 @@ class Handler(BaseHTTPRequestHandler):
         location = f"{hub.storage_url}{storage}?X-Amz-Signature=signed&filename={quote(path)}"
         return self.reply(302, b"", commit | linked | {"Location": location, "Accept-Ranges": "bytes"})
 
-    def file(
-        self, path: str, content: bytes | Path, tag: str | None, more: dict[str, str] | None = None
-    ) -> None:
+    def file(self, path: str, content: bytes | Path, tag: str, more: dict[str, str] | None = None) -> None:
         """A file or a range of it, with the next fault of its path."""
         hub: LocalHub = self.server.hub
         fault = hub.faults[path].pop(0) if self.command == "GET" and hub.faults[path] else Fault()
-        if fault.becomes is not None:
-            content = hub.files[path] = fault.becomes
         if fault.status:
             time.sleep(fault.stalls)
             return self.reply(fault.status, b"", fault.headers)
-        if fault.packs:
-            content, more = gzip.compress(read(content), 1), (more or {}) | {"Content-Encoding": "gzip"}
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         headers = {"Accept-Ranges": "bytes"} | (more or {})
-        if tag:
-            headers["ETag"] = tag % sha256(content) if "%s" in tag else tag
-        if hub.dates:
-            headers["Last-Modified"] = formatdate(hub.dates, usegmt=True)
+        headers["ETag"] = tag % sha256(content) if "%s" in tag else tag
         start, status = 0, 200
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        same = self.headers.get("If-Range") in (None, headers.get("ETag"), headers.get("Last-Modified"))
-        if asked and same and not (fault.ignores_ranges or hub.ignores_ranges):
+        if asked and not fault.ignores_ranges:
             start, status = int(asked[1]), 206
             if start >= size:
                 return self.reply(416, b"", {"Content-Range": f"bytes */{size}"})
@@ -291,12 +273,10 @@ class LocalHub:
     def __init__(self, certificate: Path | None = None) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.files: dict[str, bytes | Path] = {}
-        self.redirects: dict[str, str] = {}
         self.storage: dict[str, bytes | Path] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: list[tuple[str, str, dict]] = []
         self.sent: dict[str, int] = defaultdict(int)
-        self.tags, self.dates, self.ignores_ranges = True, 0, False
         self.servers = [Server(("127.0.0.1", 0), Handler) for _ in range(2)]
         scheme = "http"
         for server in self.servers:

@@ -9,8 +9,6 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent.parent
-# The base as the small profile has it, but hardly trained: what is tested is the way, not the model.
-FETCH = "import stages, aurora.small_base as base; base.TEXT_STEPS = base.CHAT_STEPS = 3; from stages.fetch import main; main()"
 
 
 def run(folder: Path, *command: str, under: tuple[str, ...] = ()) -> str:
@@ -31,8 +29,9 @@ def run(folder: Path, *command: str, under: tuple[str, ...] = ()) -> str:
 def fetch(folder: Path, params: dict, *names: str, under: tuple[str, ...] = ()) -> None:
     """Fetches these sources of `params`."""
     for name in names:
-        kind = params["sources"][name]["kind"]
-        run(folder, "-c", FETCH, name, "--out", f"data/raw/{kind}/{name}", under=under)
+        section = "sources" if name in params["sources"] else "downloads"
+        out = f"data/raw/{params[section][name]['kind']}/{name}"
+        run(folder, "-m", "stages.fetch", name, "--section", section, "--out", out, under=under)
 
 
 def stages(folder: Path, *names: str, under: tuple[str, ...] = ()) -> None:

@@ -194,7 +194,6 @@ def source(wheel: Path, gguf: Path, **more: object) -> Source:
         **{
             "kind": "model",
             "uri": f"pypi://tiny-llama@0.1/{MEMBER}",
-            "dep": "aurora/upcycled_base",
             "format": "gguf",
             "licence": "Apache-2.0",
             "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),

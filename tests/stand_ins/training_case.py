@@ -16,7 +16,8 @@ from aurora.pipeline.params import Params, load_params
 
 ROOT = Path(__file__).parent.parent.parent
 BASE, ROWS = Path("base"), Path("rows")
-OPTIONS = ["--base", "base", "--rows", "rows", "--adapter", "models/adapter", "--out", "out"]
+OPTIONS = ["--base", "base", "--rows", "rows", "--adapter", "models/adapter"]
+OPTIONS += ["--checkpoints", "models/checkpoints", "--out", "out"]
 
 
 def rows(count: int, seed: int) -> pyarrow.Table:

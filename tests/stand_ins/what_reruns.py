@@ -91,12 +91,18 @@ class Edits:
     def of_settings(self) -> dict[str, set[str]]:
         """Stages by each section of params.yaml and group of versions.yaml that has another value, all at once."""
         yaml = YAML(typ="safe")
+        graph = yaml.load((self.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+        of_entries = [
+            entry["foreach"].strip("${}") for entry in graph if isinstance(entry.get("foreach"), str)
+        ]
         for name in ("params.yaml", "versions.yaml"):
             path = self.folder / name
             content = yaml.load(path.read_text(encoding="utf-8"))
-            sources = content.get("sources", {}).values()
-            for section in [*sources, *(content[key] for key in content if "sources" not in key)]:
-                if isinstance(section, dict):
+            for key, section in content.items():
+                if name == "params.yaml" and key in of_entries:  # an instance of fetch for each entry
+                    for entry in section.values():
+                        entry["edited"] = "1"
+                elif isinstance(section, dict):
                     section["edited"] = "1"
             if name == "params.yaml":
                 content["format"]["prompt"] = "edited"

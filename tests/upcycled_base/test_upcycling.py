@@ -159,7 +159,7 @@ def test_a_file_of_a_package_may_be_data(tmp_path: Path, monkeypatch: pytest.Mon
         (
             {"uri": "pypi://tiny-llama@0.2/tiny_llama/tiny.gguf"},
             SourceError,
-            r"sources\.base: pip gets no wheel of tiny-llama==0\.2 \(No matching distribution found",
+            r"sources\.base: pip cannot download a wheel of tiny-llama==0\.2 \(No matching distribution found",
         ),
         (
             {"uri": "pypi://tiny-llama@0.1/tiny_llama/other.gguf"},
@@ -191,7 +191,7 @@ def test_an_index_that_cannot_be_reached_is_one_line_without_its_address(
         monkeypatch.delenv(name)
     for name, value in {"INDEX_URL": "http://user:s3cret@127.0.0.1:9/simple", "RETRIES": "0"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
-    with pytest.raises(SourceError, match="pip gets no wheel of tiny-llama==0") as caught:
+    with pytest.raises(SourceError, match="pip cannot download a wheel of tiny-llama==0") as caught:
         fetch("base", source(*package), tmp_path / "out/base")
     assert "\n" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -286,7 +286,6 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
         ({"sha256": None}, "sha256 of the wheel and member_sha256"),
         ({"upcycle": None}, "format gguf wants upcycle and a pypi:// uri"),
         ({"format": "transformers"}, "format gguf wants upcycle"),
-        ({"dep": "aurora/hub"}, "write dep: aurora/upcycled_base"),
         ({"uri": "pypi://tiny-llama/x.gguf"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://tiny-llama@0.1"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://tiny-llama@0.1/../x"}, "write pypi://NAME@VERSION/PATH"),
@@ -299,7 +298,7 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
     ],
 )
 def test_a_source_that_is_not_pinned_or_not_whole_is_refused(change: dict, message: str):
-    given = load_params(ROOT / "profiles/smol.yaml").sources["base"].model_dump()
+    given = load_params(ROOT / "profiles/smol.yaml").downloads["base"].model_dump()
     with pytest.raises(ValueError, match=message):
         Source(**given | change)
 
@@ -307,7 +306,7 @@ def test_a_source_that_is_not_pinned_or_not_whole_is_refused(change: dict, messa
 @pytest.mark.slow
 def test_the_true_package_speaks_as_its_dense_model(tmp_path: Path):
     """The wheel of profiles/smol.yaml, wherever pip gets it from."""
-    given = load_params(ROOT / "profiles/smol.yaml").sources["base"]
+    given = load_params(ROOT / "profiles/smol.yaml").downloads["base"]
     try:
         fetch("base", given, tmp_path / "base")
     except SourceError as error:

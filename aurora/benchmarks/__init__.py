@@ -1,0 +1,1 @@
+"""C-Eval, MMLU and CMMLU as their authors publish them."""

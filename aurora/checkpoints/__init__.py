@@ -1,0 +1,1 @@
+"""Scores of the adapters that a training kept at chosen steps."""

@@ -1,0 +1,252 @@
+"""Faults planted one at a time in the small profile: each is told by a measure beyond chance, or stops the run."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import safetensors.torch
+from scipy.stats import fisher_exact, mannwhitneyu
+from stand_ins.stage_runs import ROOT, fetch, read_yaml, run, stages, write_params
+
+from aurora.core.language import language
+from aurora.core.parquet import write_parquet
+from aurora.eval.answers import CLOSED, normalised
+from aurora.report.comparison import compare_questions, read_questions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+TRAINED = ("sft", "merge", "eval@tuned")
+BOS, EOS = 1, 2
+INST = [733, 16289, 28793]  # "[INST]" in Mistral's v1 pieces
+OTHER_TEMPLATE = [774, 10649, 28747]  # "### Human:"
+LEVEL = 0.01
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small profile, run without a fault as far as eval@tuned."""
+    folder = tmp_path_factory.mktemp("honest")
+    params = read_yaml(ROOT / "params.yaml")
+    shutil.copytree(ROOT / "samples", folder / "samples")
+    write_params(folder, params)
+    fetch(folder, params, *params["sources"])
+    stages(folder, "clean", "format", *TRAINED)
+    return folder
+
+
+def copied(honest: Path, folder: Path) -> Path:
+    """The honest run in `folder`, by links; what is planted replaces a file and never changes it."""
+    shutil.copytree(honest, folder, copy_function=os.link, dirs_exist_ok=True)
+    return folder
+
+
+def written(path: Path, content: bytes | str) -> None:
+    path.unlink()
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def replies(folder: Path) -> list[dict]:
+    return parquet.read_table(folder / "data/eval/tuned/replies.parquet").to_pylist()
+
+
+def right(rows: list[dict]) -> list[bool]:
+    closed = [row for row in rows if len(row["answer"]) <= CLOSED and language(row["answer"]) == "Chinese"]
+    return [normalised(row["reply"]) == normalised(row["answer"]) for row in closed]
+
+
+def told(honest: Path, faulty: Path) -> set[str]:
+    """Measures of eval@tuned that differ between two runs beyond chance, at 1 %; for benchmarks by `aurora compare`."""
+    before, after = (read_questions(folder / "data/eval/tuned") for folder in (honest, faulty))
+    found = {item.name for item in compare_questions(before, after)[0] if not item.by_chance}
+    rows = [replies(folder) for folder in (honest, faulty)]
+    for name, sides in (
+        ("exact_match", [right(side) for side in rows]),
+        ("zh_reply_rate", [[row["language"] == "Chinese" for row in side] for side in rows]),
+    ):
+        table = [[sum(side), len(side) - sum(side)] for side in sides]
+        if fisher_exact(table).pvalue < LEVEL:
+            found.add(name)
+    lengths = [[len(row["reply"]) for row in side] for side in rows]
+    if mannwhitneyu(*lengths).pvalue < LEVEL:
+        found.add("mean_length")
+    losses = [
+        json.loads((folder / "data/eval/tuned/results.json").read_text())["loss"]
+        for folder in (honest, faulty)
+    ]
+    if not 0.8 < losses[1] / losses[0] < 1.25:
+        found.add("loss")
+    return found
+
+
+def with_rows(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    """Plants a change of every row of train.parquet."""
+
+    def plant(folder: Path) -> None:
+        path = folder / "data/format/train.parquet"
+        table = parquet.read_table(path)
+        rows = table.to_pylist()
+        for row in rows:
+            change(row)
+        path.unlink()
+        write_parquet(path, pyarrow.Table.from_pylist(rows, schema=table.schema))
+
+    return plant
+
+
+def shift_labels(row: dict) -> None:
+    row["labels"] = [-100, *row["labels"][:-1]]
+
+
+def train_prompts(row: dict) -> None:
+    row["labels"] = list(row["input_ids"])
+
+
+def leave_the_end_untrained(row: dict) -> None:
+    row["labels"] = [-100 if label == EOS else label for label in row["labels"]]
+
+
+def change_the_template(row: dict) -> None:
+    ids = row["input_ids"]
+    for start in range(len(ids) - 2):
+        if ids[start : start + 3] == INST:
+            ids[start : start + 3] = OTHER_TEMPLATE
+
+
+def double_bos(row: dict) -> None:
+    row["input_ids"] = [BOS, *row["input_ids"]]
+    row["labels"] = [-100, *row["labels"]]
+
+
+def hold_nothing_out(folder: Path) -> None:
+    tables = [parquet.read_table(folder / f"data/format/{name}.parquet") for name in ("train", "held_out")]
+    path = folder / "data/format/train.parquet"
+    path.unlink()
+    write_parquet(path, pyarrow.concat_tables([tables[0], *[tables[1]] * 4]))
+
+
+def merge_again(folder: Path) -> None:
+    shutil.rmtree(folder / "data/raw/model/base")
+    shutil.copytree(folder / "models/merged", folder / "data/raw/model/base")
+
+
+def scale_the_adapter(folder: Path) -> None:
+    path = folder / "models/adapter/adapter_config.json"
+    config = json.loads(path.read_text())
+    written(path, json.dumps(config | {"lora_alpha": 4 * config["lora_alpha"]}))
+
+
+def permute_routers(folder: Path) -> None:
+    for path in (folder / "models/merged").glob("*.safetensors"):
+        tensors = safetensors.torch.load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith("gate.weight"):
+                tensors[name] = tensor.roll(1, dims=0).contiguous()
+        path.unlink()
+        safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+def swap_shots(folder: Path) -> None:
+    files = sorted((folder / "data/raw/benchmark/mmlu/data/dev").glob("*.csv"))
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1], strict=True):
+        written(path, content)
+
+
+def rotate_letters(folder: Path) -> None:
+    for path in (folder / "data/raw/benchmark/cmmlu/test").glob("*.csv"):
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        path.unlink()
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [header, *([*row[:-1], "ABCD"["DABC".index(row[-1])]] for row in rows)]
+            )
+
+
+# Fault, what plants it, the stages that run then, and measures of which one at least must tell it.
+MEASURED = [
+    ("labels shifted by one", with_rows(shift_labels), TRAINED, {"exact_match", "loss"}),
+    ("prompt tokens trained", with_rows(train_prompts), TRAINED, {"exact_match", "loss"}),
+    ("end token untrained", with_rows(leave_the_end_untrained), TRAINED, {"mean_length", "exact_match"}),
+    ("wrong template", with_rows(change_the_template), TRAINED, {"exact_match", "loss"}),
+    ("double BOS", with_rows(double_bos), TRAINED, {"exact_match", "loss"}),
+    ("adapter of another scale", scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
+    ("a router permuted", permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
+    ("shots of another subject", swap_shots, ("eval@tuned",), {"mmlu"}),
+    ("answer letters rotated", rotate_letters, ("eval@tuned",), {"cmmlu"}),
+    ("held-out rows in training", hold_nothing_out, TRAINED, {"loss", "exact_match"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "ran", "expected"), [case[1:] for case in MEASURED], ids=[case[0] for case in MEASURED]
+)
+def test_a_fault_is_told_beyond_chance(
+    honest: Path, tmp_path: Path, plant, ran, expected, record_property
+) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    plant(faulty)
+    stages(faulty, *ran)
+    found = told(honest, faulty)
+    record_property("told_by", sorted(found))
+    print(f"told by: {', '.join(sorted(found)) or 'nothing'}")
+    assert found & expected
+
+
+def test_an_honest_run_is_told_by_nothing(honest: Path, tmp_path: Path) -> None:
+    again = copied(honest, tmp_path / "again")
+    stages(again, "eval@tuned")
+    assert told(honest, again) == set()
+
+
+def test_nf4_blocks_transposed_are_told(honest: Path, tmp_path: Path) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    program = """
+import stages, aurora.model.nf4 as nf4
+honest = nf4.dequantise
+def transposed(*given):
+    dense = honest(*given)
+    return dense.reshape(-1, 64).T.reshape(dense.shape)
+nf4.dequantise = transposed
+from stages.eval import main
+main()
+"""
+    command = read_yaml(ROOT / "dvc.yaml")["stages"]["eval"]["do"]["cmd"]
+    command = command.replace("${key}", "tuned").replace("${item.model}", "models/merged")
+    run(faulty, "-c", program, *command.split()[3:])
+    found = told(honest, faulty)
+    print(f"told by: {', '.join(sorted(found))}")
+    assert {"exact_match", "loss"} <= found
+
+
+def test_an_adapter_is_not_merged_twice(honest: Path, tmp_path: Path) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    merge_again(faulty)
+    with pytest.raises(AssertionError, match="base"):
+        stages(faulty, "merge")
+
+
+def test_contaminated_rows_do_not_reach_training(honest: Path, tmp_path: Path) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    path = faulty / "data/raw/instructions/alpaca_data_zh_51k/alpaca_data_zh_51k.json"
+    rows = json.loads(path.read_text())
+    for file in sorted((faulty / "data/raw/benchmark/ceval/val").glob("*.csv")):
+        with file.open(newline="") as lines:
+            for _, question, *options, answer in list(csv.reader(lines))[1:]:
+                listed = "\n".join(
+                    f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)
+                )
+                rows.append(
+                    {"instruction": f"{question}\n{listed}", "input": "", "output": f"答案是{answer}。"}
+                )
+    planted = len(rows) - len(json.loads(path.read_text()))
+    written(path, json.dumps(rows, ensure_ascii=False))
+    stages(faulty, "clean")
+    counts = json.loads((faulty / "data/clean/metrics.json").read_text())["total"]["dropped"]
+    before = json.loads((honest / "data/clean/metrics.json").read_text())["total"]["dropped"]
+    assert counts["contaminated"] == before["contaminated"] + planted == before["contaminated"] + 96
