@@ -1,12 +1,14 @@
-"""Mixtral experts in NF4, three ways, on whatever device there is:
+"""Mixtral experts in NF4, three ways, and LoRA on experts, two ways, on whatever device there is:
 
     .venv/bin/python benchmarks/experts.py [--hidden 4096 --intermediate 14336] [--layers 2] [--tokens 512]
 
 ours           aurora.model.experts: each expert packed by itself, dequantised where a token was routed to it
 parametrised   bitsandbytes.nn.parametrize on the fused tensors, and transformers' grouped_mm
 linear4bit     one Linear4bit per expert matrix in a loop: the layout of transformers 4
+ours+lora      aurora.lora on ours: rank 8 on both tensors, two products a row
+peft+lora      PEFT's target_parameters on dense experts, and transformers' grouped_mm
 
-Training is forward and backward through gradient checkpointing; decoding is one token at a time. The three run in
+Training is forward and backward through gradient checkpointing; decoding is one token at a time. They run in
 turn in each round, and the ratios are medians over the rounds. Peak memory is that of a process that holds one of
 them alone, weights and activations, above its state before.
 """
@@ -25,7 +27,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-WAYS = ("ours", "parametrised", "linear4bit")
+GROUPS = {"ours": ("ours", "parametrised", "linear4bit"), "ours+lora": ("ours+lora", "peft+lora")}
+WAYS = tuple(way for ways in GROUPS.values() for way in ways)
+RANK = 8
 EXPERTS, TOP = 8, 2
 
 
@@ -72,9 +76,12 @@ def linear4bit(inputs: int, outputs: int, device: str, dtype: torch.dtype) -> nn
 def build(way: str, hidden: int, inner: int, device: str, dtype: torch.dtype) -> nn.Module:
     """One layer's experts with random weights; no two dense layers exist at a time."""
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
+    from peft import LoraConfig, inject_adapter_in_model
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+    from aurora.lora.attach import LoraPackedExperts
+    from aurora.lora.targets import Target
     from aurora.model.experts import IMPLEMENTATION, replace
     from aurora.model.nf4 import PackedExperts
     from aurora.model.packing import register
@@ -83,21 +90,30 @@ def build(way: str, hidden: int, inner: int, device: str, dtype: torch.dtype) ->
         return ExpertLoop(hidden, inner, device, dtype)
     register()
     config = MixtralConfig(hidden_size=hidden, intermediate_size=inner)
-    config._experts_implementation = IMPLEMENTATION if way == "ours" else "grouped_mm"
+    ours = way.startswith("ours")
+    config._experts_implementation = IMPLEMENTATION if ours else "grouped_mm"
     with torch.device("meta"):
         experts = MixtralExperts(config)
     for name in ("gate_up_proj", "down_proj"):
         shape = tuple(getattr(experts, name).shape)
-        if way == "ours":
+        if ours:
             packed = PackedExperts(shape, True, dtype, device)
             for expert in range(EXPERTS):
                 packed.put(expert, [torch.randn(shape[1:], device=device, dtype=dtype) * 0.02])
             replace(experts, name, packed)
+            if way == "ours+lora":
+                target = Target(name, name, RANK, 2.0, EXPERTS, is_parameter=True)
+                setattr(experts, name, LoraPackedExperts(packed, target, transposed=False))
         else:
             weight = torch.randn(shape, device=device, dtype=dtype).mul_(0.02)
             setattr(experts, name, nn.Parameter(weight, requires_grad=False))
             del weight
-            replace_parameter_4bit(experts, name, compress_statistics=True, quant_type="nf4")
+            if way == "parametrised":
+                replace_parameter_4bit(experts, name, compress_statistics=True, quant_type="nf4")
+    if way == "peft+lora":
+        names = ["experts.gate_up_proj", "experts.down_proj"]
+        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=[], target_parameters=names)
+        return inject_adapter_in_model(lora, nn.ModuleDict({"experts": experts}))["experts"]
     return experts
 
 
@@ -190,15 +206,17 @@ def table(options: dict, times: dict, peaks: dict) -> str:
     lines.append(
         f"{'':<14}{'train tokens/s':>16}{'ours':>8}{'decode tokens/s':>18}{'ours':>8}{'peak MiB':>11}{'ours':>8}"
     )
-    for way in WAYS:
-        cells = f"{way:<14}"
-        for kind, count, width in (("train", options["tokens"], 16), ("decode", 8, 18)):
-            ratio = statistics.median(
-                other / mine for mine, other in zip(times["ours", kind], times[way, kind], strict=True)
-            )
-            cells += f"{count / min(times[way, kind]):>{width}.1f}{ratio:>7.2f}x"
-        lines.append(f"{cells}{peaks[way] / 2**20:>11.0f}{peaks['ours'] / peaks[way]:>7.2f}x")
-    lines.append("ours: speed of ours against this row, memory of ours as a share of this row")
+    for ours, ways in GROUPS.items():
+        for way in ways:
+            cells = f"{way:<14}"
+            for kind, count, width in (("train", options["tokens"], 16), ("decode", 8, 18)):
+                pairs = zip(times[ours, kind], times[way, kind], strict=True)
+                ratio = statistics.median(other / mine for mine, other in pairs)
+                cells += f"{count / min(times[way, kind]):>{width}.1f}{ratio:>7.2f}x"
+            lines.append(f"{cells}{peaks[way] / 2**20:>11.0f}{peaks[ours] / peaks[way]:>7.2f}x")
+    lines.append(
+        "ours: speed of ours (with LoRA: of ours+lora) against this row, its memory as a share of this row"
+    )
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aurora.core.errors import ModelError
+from aurora.model.folder import MIXERS
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -87,6 +88,11 @@ def find_targets(skeleton: "PreTrainedModel", config: "LoraConfig", place: str) 
 def _require_plain(layer: "Module", name: str, place: str) -> None:
     from torch import nn
 
+    if set(name.split(".")[:-1]) & set(MIXERS):
+        raise ModelError(
+            f"{place}: target_modules: {name} belongs to a module that reads its weight past any adapter; name the linear"
+            " layers of attention instead"
+        )
     if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
         raise ModelError(
             f"{place}: target_modules: {name} is a {type(layer).__name__}, which gives more than a product, and PEFT has no"

@@ -16,6 +16,7 @@ BITS |= dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_
 BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
 BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
+MIXERS = ("mamba", "mixer")  # names of modules that read the weights of their own layers, not calling them
 PACKABLE = ("F32", "F16", "BF16")
 # Names in layer_types of a config: layers that attend, the first two to all tokens before.
 ATTENTION_LAYERS = ("full_attention", "attention", "sliding_attention", "chunked_attention")
@@ -396,7 +397,7 @@ def unquantised(model) -> list[str]:
     from transformers.quantizers.base import get_keys_to_not_convert
 
     mixers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "A_log")}
-    return [*get_keys_to_not_convert(model), *sorted(mixers & {"mamba", "mixer"})]
+    return [*get_keys_to_not_convert(model), *sorted(mixers & set(MIXERS))]
 
 
 def quantised_linears(model) -> set[str]:

@@ -46,6 +46,12 @@ REFUSALS = [
     ),
     ("jamba", {"packing": True}, {}, "recurrent layers of a jamba .* set false"),
     ("qwen3_next", {"packing": True}, {}, "recurrent layers of a qwen3_next"),
+    (
+        "jamba",
+        {},
+        {"target_modules": "all-linear"},
+        "mamba.in_proj belongs to a module that reads its weight",
+    ),
     ("llama4_text", {}, {}, "outside transformers' experts interface"),
     (
         "llama",
