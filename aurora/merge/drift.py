@@ -49,9 +49,11 @@ def drift(
     wanted = list(logits(model, samples, "adapter on the base"))
     with model.disable_adapter():
         result = {"adapter_effect": compare(wanted, logits(model, samples, "base"))}
-    tokenizer, gguf = load_tokenizer(base), settings.gguf
-    prompts = read_prompts(rows, gguf, tokenizer.eos_token_id) if gguf else None
-    replies = {"adapter": replies_of(model, prompts)} if prompts else {}
+    gguf, tokenizer, prompts, replies = settings.gguf, None, None, {}
+    if gguf:
+        tokenizer = load_tokenizer(base)
+        prompts = read_prompts(rows, gguf, tokenizer.eos_token_id)
+        replies["adapter"] = replies_of(model, prompts)
     del model
     release()
     found: list = []

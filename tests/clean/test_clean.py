@@ -87,9 +87,11 @@ def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Pa
     benchmarks = [tmp_path / "benchmark" / name for name in BENCHMARKS]
     chinese = max(read_questions(benchmarks[1]), key=lambda question: len(question.text))
     english = max(read_questions(benchmarks[0]), key=lambda question: len(question.text))
+    # Short stems count with their options.
+    said = ["\n".join([question.text, *question.options]) for question in (chinese, english)]
     rows = [
-        row(f"请选出正确答案。\n{chinese.text}", "选B。"),
-        row("出一道题", f"好的。{english.text.upper()}"),
+        row(f"请选出正确答案。\n{said[0]}", "选B。"),
+        row("出一道题", f"好的。{said[1].upper()}。"),
         row("出一道关于天气的题", "明天会不会下雨？"),
     ]
     cleaned = clean({"own": put(tmp_path, "own", rows)}, benchmarks, CLEAN)
@@ -426,12 +428,14 @@ def test_the_same_inputs_give_the_same_bytes(raw: Path):
 
 
 def test_a_row_that_is_not_json_is_one_line_and_leaves_nothing(raw: Path):
-    with open(raw / "instructions/sharegpt_70k/rows", "ab") as file:
+    path = raw / "instructions/sharegpt_70k/rows"
+    count = len(path.read_bytes().splitlines())
+    with open(path, "ab") as file:
         file.write(b'{"conversation": [\n')
     result = stage()
     assert result.exit_code == 1 and not (raw / "clean").exists()
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "instructions/sharegpt_70k/rows line 151 column" in line and "not JSON" in line
+    assert f"instructions/sharegpt_70k/rows line {count + 1} column" in line and "not JSON" in line
     assert "Traceback" not in result.output
     assert not list(raw.glob(".clean*"))
 

@@ -15,8 +15,10 @@ def test_help_lists_every_command_in_one_line_each():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_answers_h(name: str):
+    command = main.get_command(None, name)
+    command._help_option = None  # click keeps the one of a test that called the command alone
     shown = CliRunner().invoke(main, [name, "-h"])
-    assert shown.exit_code == 0 and shown.output.startswith("Usage: ")
+    assert shown.exit_code == 0 and shown.output.lower().startswith("usage: ")
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,7 @@ def test_a_template_of_another_family_is_a_params_error(tmp_path, root):
 
 
 def test_the_real_mix_packs_well(tmp_path, real_data):
-    from test_chat import real_conversations
+    from stand_ins.real_rows import real_conversations
 
     rows = {}
     for rounds in real_conversations(real_data):

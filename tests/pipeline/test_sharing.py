@@ -48,7 +48,7 @@ def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with_small_commands(folder, {"data/raw/model/base": 12 * MEBIBYTE, "models/merged": 12 * MEBIBYTE})
     use_remote(folder, "../remote", VERIFY)
     run(folder, "git", "rm", "-r", "--quiet", "metrics/pictures")  # the small command writes no pictures
-    assert len(ran(dvc(folder, "repro"))) == 14
+    assert len(ran(dvc(folder, "repro"))) == 16
     commit(folder, "run")
     dvc(folder, "push", "--run-cache")
     return folder

@@ -1,6 +1,5 @@
 """Prompts and labels against mistral_common, over random and real conversations."""
 
-import json
 import random
 
 import numpy
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest, InstructRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from stand_ins.real_rows import real_conversations
 
 from aurora.core.errors import DataError, ModelError
 from aurora.core.messages import Message
@@ -116,26 +116,6 @@ def random_rounds(source: random.Random) -> list[tuple[str, str]]:
         return "".join(source.choices(NASTY, k=source.randrange(1, 12)))
 
     return [(text(), text()) for _ in range(source.randrange(1, 6))]
-
-
-def real_conversations(folder) -> list[list[tuple[str, str]]]:
-    """Every real row, up to its first turn without text."""
-    found = []
-    for path in sorted((folder / "instructions").rglob("*.json")):
-        for row in json.loads(path.read_text()):
-            if "instruction" in row and row.get("output"):
-                found.append(
-                    [("\n".join(filter(None, (row["instruction"], row.get("input")))), row["output"])]
-                )
-    for path in sorted((folder / "instructions").rglob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            rounds = []
-            for turn in json.loads(line)["conversation"]:
-                if not (turn["human"] and turn["assistant"]):
-                    break
-                rounds.append((turn["human"], turn["assistant"]))
-            found += [rounds] if rounds else []
-    return found
 
 
 def test_four_thousand_random_conversations_equal_mistral():
