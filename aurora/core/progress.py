@@ -18,6 +18,7 @@ class Lines(io.TextIOWrapper):
 
 def calm_bars() -> None:
     """Makes bars of tqdm calm where stderr is no terminal; call it before tqdm is imported."""
-    if sys.stderr is sys.__stderr__ and not sys.stderr.isatty():
+    stream = sys.__stderr__  # a test that captures has put another in its place
+    if stream is not None and sys.stderr is stream and not stream.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", SECONDS)
-        sys.stderr = Lines(sys.stderr.buffer, "utf-8", "backslashreplace", line_buffering=True)
+        sys.stderr = Lines(stream.buffer, "utf-8", "backslashreplace", line_buffering=True)
