@@ -86,7 +86,8 @@ def find_targets(skeleton: "PreTrainedModel", config: "LoraConfig", place: str) 
     names = [target.name for target in found if target.is_parameter]
     # all-linear adds what some other family calls its router; an adapter that names nothing else is read again without.
     kept = {p for p in read.target_parameters or () if any(n == p or n.endswith(f".{p}") for n in names)}
-    read.target_parameters = sorted(kept) or None
+    if read.target_parameters is not None:
+        read.target_parameters = sorted(kept)
     return Targets(read, found, trainable, trained)
 
 
