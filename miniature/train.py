@@ -71,7 +71,10 @@ class Phase:
     decay: float  # share of the steps, at the end, in which the rate falls to a tenth
 
 
-PHASES = (Phase("reads", 2800, 320, 3e-3, 0.0, 0.5),)
+PHASES = (
+    Phase("reads", 2800, 320, 3e-3, 0.0, 0.5),
+    Phase("reads on", 3000, 320, 3e-3, 0.0, 0.7),
+)
 
 
 @dataclass
@@ -274,8 +277,8 @@ def batches(texts: Texts, phase: Phase, order: random.Random) -> Iterator[list[R
 
 def _pool(texts: Texts, phase: Phase, order: random.Random, fixed: list[Row], done: float) -> list[list[Row]]:
     """Some batches; papers grow longer and harder with the share of the phase that is done."""
-    counts = (1, 1, 2) if done < 0.4 else (1, 2, 3, 4) if done < 0.6 else (2, 4, 6, 6)
-    easy = 0.8 * min(1, max(0, (0.6 - done) / 0.5))
+    counts = (1, 1, 2) if done < 0.6 else (1, 2, 3, 4) if done < 0.75 else (2, 4, 6, 6)
+    easy = min(1.0, max(0.0, (0.9 - done) / 0.5))
     rows, size = [], 0
     while size < POOL * phase.batch_tokens:
         if size < POOL * phase.batch_tokens * phase.papers:

@@ -18,6 +18,6 @@ class Lines(io.TextIOWrapper):
 
 def calm_bars() -> None:
     """Makes bars of tqdm calm where stderr is no terminal; call it before tqdm is imported."""
-    if not sys.stderr.isatty() and hasattr(sys.stderr, "buffer"):
+    if sys.stderr is sys.__stderr__ and not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", SECONDS)
         sys.stderr = Lines(sys.stderr.buffer, "utf-8", "backslashreplace", line_buffering=True)

@@ -2,14 +2,10 @@
 
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING
 
 from aurora.core.chinese import CHINESE_CHARACTER
 from aurora.core.language import language
-
-if TYPE_CHECKING:
-    import jieba
+from aurora.eval.chinese_words import segmenter
 
 CLOSED = 40  # characters; a question with a longer human answer has many right answers
 
@@ -50,7 +46,7 @@ def dictionary_share(texts: Sequence[str]) -> float | None:
     letters. Sensible Chinese has some 0.6 to 0.8, since many of its words have one character; characters in random
     order have less than 0.2.
     """
-    cutter = _cutter()
+    cutter = segmenter()
     known = letters = 0
     for text in texts:
         letters += sum(map(str.isalpha, text))
@@ -58,14 +54,3 @@ def dictionary_share(texts: Sequence[str]) -> float | None:
             if len(word) > 1 and cutter.FREQ.get(word) and CHINESE_CHARACTER.search(word):
                 known += len(word)
     return known / letters if letters else None
-
-
-@cache
-def _cutter() -> "jieba.Tokenizer":
-    import jieba
-
-    cutter = jieba.Tokenizer()
-    # jieba's own initialize() would unmarshal whatever file of the right name lies in the temporary folder.
-    cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())
-    cutter.initialized = True
-    return cutter

@@ -71,11 +71,16 @@ def _quantise(whole: Path, out: Path, kind: str) -> None:
         if done.returncode or not out.is_file():
             raise _failed(out, "llama-quantize", done.stderr)
         return
+    from ctypes import pointer
+
     import llama_cpp
 
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = QUANTISED[kind]
-    if llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(out), settings) or not out.is_file():
+    if (
+        llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(out), pointer(settings))
+        or not out.is_file()
+    ):
         raise _failed(out, "llama.cpp's quantiser", "see above")
 
 

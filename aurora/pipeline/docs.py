@@ -26,6 +26,7 @@ SECTIONS = {
     "merge": ("aurora/merge/params.py", "Merge"),
     "eval": ("aurora/eval/params.py", "Eval"),
     "checkpoints": ("aurora/checkpoints/params.py", "Checkpoints"),
+    "checkpoints": ("aurora/checkpoints/params.py", "Checkpoints"),
 }
 
 

@@ -9,7 +9,7 @@ SPLITS = {"ceval": "val", "mmlu": "test", "cmmlu": "test"}
 REPLY_MEASURES = {  # of results.json: in words, and the format of a value
     "zh_reply_rate": ("in Chinese", ".0%"),
     "mixed_rate": ("in a mixture", ".0%"),
-    "repetition": ("repeated 4-grams", ".0%"),
+    "repetition": ("repetition", ".0%"),
     "mean_length": ("characters", ".0f"),
 }
 CONFUSION_MEASURES = {"lpr": ("LPR", ".0%"), "wpr": ("WPR", ".0%")}

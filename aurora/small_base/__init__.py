@@ -19,7 +19,7 @@ from aurora.small_base.tokenizer_folder import write_tokenizer
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights.safetensors"
-SHA256 = "c16d1d8bdf5988f78605740e95a8f3c20e34b513631acf5bc62d03cfd6849f3e"
+SHA256 = "7c8067a1efd2b75ffb06ce450d7fcb84546d51ffcf3137f9dfeff180afc0c637"
 VOCABULARY = 32_000  # pieces of Mistral v1
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENS, OTHERS = "tokens", "others"  # ids that have a row of their own; head row of all other tokens

@@ -147,6 +147,7 @@ def test_sampling_is_stated_and_off_by_default(session: Session):
 
 
 def test_save_appends_conversations_that_clean_reads(session: Session, tmp_path: Path):
+    from aurora.clean.layouts import LAYOUTS
     from aurora.clean.parse_rows import parse
 
     session.take("你好")
@@ -154,7 +155,7 @@ def test_save_appends_conversations_that_clean_reads(session: Session, tmp_path:
         session.take(f"/save {tmp_path}/chats.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["messages"] for row in rows] == [session.conversations[0].messages] * 2
-    parsed = parse(rows[0], "messages")
+    parsed = parse(rows[0], LAYOUTS["messages"])
     assert [(turn.role, turn.content) for turn in parsed.messages] == [
         (message["role"], message["content"]) for message in session.conversations[0].messages
     ]

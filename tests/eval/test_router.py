@@ -39,9 +39,9 @@ def test_summary_is_plain_arithmetic() -> None:
 def test_a_planted_imbalance_is_seen(root: Path, tmp_path: Path) -> None:
     tokenizer, model = load_tokenizer(tmp_path), tiny_model()
     subjects = {name: read_benchmark(root / "samples" / name, name, 0, 2) for name in ("cmmlu", "mmlu")}
-    plain, choices = router_statistics(model, tokenizer, subjects, 150, 64)
-    assert plain["Chinese"]["tokens"] == plain["English"]["tokens"] == 150
-    assert choices.num_rows == 300
+    plain, choices = router_statistics(model, tokenizer, subjects, 120, 64)
+    assert plain["Chinese"]["tokens"] == plain["English"]["tokens"] == 120
+    assert choices.num_rows == 240
     assert plain["Chinese"]["max_load"] < 0.4
 
     planted = copy.deepcopy(model)
@@ -50,7 +50,7 @@ def test_a_planted_imbalance_is_seen(root: Path, tmp_path: Path) -> None:
         gate.weight[2:] *= 0.01
         gate.weight[3] = 10 * gate.weight[0]
         gate.weight[5] = -gate.weight[3]
-    found, after = router_statistics(planted, tokenizer, subjects, 150, 64)
+    found, after = router_statistics(planted, tokenizer, subjects, 120, 64)
     assert found["Chinese"]["load"][0] == plain["Chinese"]["load"][0]  # the layer before is as it was
     assert found["Chinese"]["load"][1][3] + found["Chinese"]["load"][1][5] > 0.45
     assert found["Chinese"]["entropy"] < plain["Chinese"]["entropy"]

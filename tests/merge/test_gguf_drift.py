@@ -49,10 +49,9 @@ def test_f16_is_the_merged_model_under_llama_cpp(project: Path):
     before = sorted((project / "models").iterdir())
     found = drift(*folders(project), SETTINGS, DENSE)
     told = found["gguf"]
-    assert (
-        told["beside"]["merged"]["kl_divergence"] < 1e-3 and told["beside"]["merged"]["top1_agreement"] > 0.9
-    )
-    assert told["beside"]["adapter"]["kl_divergence"] < 1e-3
+    # Random weights have near ties, so that the likeliest token is no measure; the divergence is.
+    for other in ("merged", "adapter"):
+        assert told["beside"][other]["kl_divergence"] < found["adapter_effect"]["kl_divergence"] / 100
     assert told["zh_reply_rate"].keys() == {"adapter", "merged", "gguf"}
     assert told["zh_reply_rate"]["merged"] == told["zh_reply_rate"]["gguf"] and told["equal_replies"] == 1
     assert 4_000_000 < told["bytes"] < 6_000_000
