@@ -82,7 +82,13 @@ def find_targets(skeleton: "PreTrainedModel", config: "LoraConfig", place: str) 
             found.append(Target(name, path, r, scale, None, False))
     _require_matches(skeleton, found, asked, place)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return Targets(model.peft_config["default"], found, trainable, trained)
+    read = model.peft_config["default"]
+    names = [target.name for target in found if target.is_parameter]
+    # all-linear adds what some other family calls its router; an adapter that names nothing else is read again without.
+    kept = {p for p in read.target_parameters or () if any(n == p or n.endswith(f".{p}") for n in names)}
+    if read.target_parameters is not None:
+        read.target_parameters = sorted(kept)
+    return Targets(read, found, trainable, trained)
 
 
 def _require_plain(layer: "Module", name: str, place: str) -> None:
