@@ -55,7 +55,7 @@ class Paper:
     headed: bool
     language: str
     answers: tuple[int, ...]
-    facts: tuple[str, ...]  # the right options as text
+    options: tuple[tuple[str, ...], ...]  # of each question
 
 
 class Papers:
@@ -82,13 +82,12 @@ class Papers:
         head = HEADS[name].format(order.choice(TITLES[name])) if headed else ""
         questions = [self.world.question(text, fact, language, order, easy) for text, fact in chosen]
         asked = (f"{as_text(question, language)} {LETTERS[question.answer]}" for question in questions)
-        answers = tuple(question.answer for question in questions)
         return Paper(
             head + "\n\n".join(asked),
             headed,
             language,
-            answers,
-            tuple(fact.y[language] for _, fact in chosen),
+            tuple(question.answer for question in questions),
+            tuple(question.options for question in questions),
         )
 
 

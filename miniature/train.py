@@ -83,7 +83,7 @@ class Row:
 
     tokens: list[int]
     trained: list[bool]
-    recalls: list[tuple[int, list[int]]]  # end of a question, and tokens of its answer
+    recalls: list[tuple[int, list[int]]]  # end of a question or option, and tokens of the answer or option
     options: list[tuple[int, int, bool]]  # end of an option, its number, whether it is right
 
 
@@ -142,12 +142,12 @@ class Texts:
         # Lines end behind the question and each option; empty lines stand behind the head and between questions.
         ends = [place for place, token in enumerate(tokens) if token == NEWLINE][2 * paper.headed :]
         row = Row(tokens, trained, [], [])
-        for number, (answer, text) in enumerate(zip(paper.answers, paper.facts, strict=True)):
-            first = 7 * number
-            row.recalls.append((ends[first], self.encode(text)))
-            row.options.extend(
-                (ends[first + 1 + option], option, option == answer) for option in range(len(LETTERS))
-            )
+        for number, (answer, options) in enumerate(zip(paper.answers, paper.options, strict=True)):
+            place, *places = ends[7 * number : 7 * number + 1 + len(LETTERS)]
+            row.recalls.append((place, self.encode(options[answer])))
+            for option, place in enumerate(places):
+                row.recalls.append((place, self.encode(options[option])))
+                row.options.append((place, option, option == answer))
         return row
 
     def vocabulary(self) -> torch.Tensor:
@@ -203,8 +203,8 @@ class SmallModel(torch.nn.Module):
     def losses(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Cross-entropy at the trained tokens, and what the layers below know at the ends of questions and options.
 
-        The latter lead the last layer to what a letter takes: the answer at the end of the question, and at the end
-        of each option its letter and whether it is right.
+        The latter lead the last layer to what a letter takes: the answer at the end of the question and, at the end
+        of each option, its text in the same terms, its letter and whether it is right.
         """
         width = max(len(row.tokens) for row in rows)
         tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -278,7 +278,7 @@ def batches(texts: Texts, phase: Phase, order: random.Random) -> Iterator[list[R
 def _pool(texts: Texts, phase: Phase, order: random.Random, fixed: list[Row], done: float) -> list[list[Row]]:
     """Some batches; papers grow longer and harder with the share of the phase that is done."""
     counts = (1, 1, 2) if done < 0.6 else (1, 2, 3, 4) if done < 0.75 else (2, 4, 6, 6)
-    easy = min(1.0, max(0.0, (0.9 - done) / 0.5))
+    easy = min(1.0, max(0.0, (0.7 - done) / 0.4))
     rows, size = [], 0
     while size < POOL * phase.batch_tokens:
         if size < POOL * phase.batch_tokens * phase.papers:

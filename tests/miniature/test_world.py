@@ -75,8 +75,8 @@ def test_papers_mark_the_right_options(world: World) -> None:
             lines = paper.text.split("\n")
             letters = [line.split()[-1] for line in lines if line.startswith(("答案：", "Answer:"))]
             assert letters == ["ABCD"[answer] for answer in paper.answers]
-            for letter, fact in zip(letters, paper.facts, strict=True):
-                assert f"{letter}. {fact}" in lines
+            for answer, options in zip(paper.answers, paper.options, strict=True):
+                assert f"{'ABCD'[answer]}. {options[answer]}" in lines and len(set(options)) == 4
 
 
 def test_a_share_depends_on_the_text_alone() -> None:
