@@ -1,4 +1,4 @@
-"""The way of a collaborator as the README gives it, typed command by command, and the real stages it runs."""
+"""The way of a collaborator as docs/sharing.md gives it, typed command by command, and the real stages it runs."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ from stand_ins.clones import (
 )
 
 pytestmark = pytest.mark.minutes
-ADDRESS, SHARED = "git@example.org:team/aurora.git", "/mnt/shared/aurora"  # of the README
+ADDRESS, SHARED = "git@example.org:team/aurora.git", "/mnt/shared/aurora"  # of docs/sharing.md
 
 
 def shorten(folder: Path) -> None:
@@ -56,7 +56,7 @@ def first(root: Path, tmp_path: Path) -> Path:
 def test_real_stages_travel(first: Path, tmp_path: Path):
     use_remote(first, "../remote", {"verify": "true"})
     made = ran(dvc(first, "repro", "format", PYTHONPATH=str(first)))
-    assert "format" in made and len(made) == 9
+    assert "format" in made and len(made) == 10
     commit(first, "run")
     dvc(first, "push", "--run-cache", "format", "clean", "fetch")
     second = second_clone(first, tmp_path / "second")
@@ -70,7 +70,7 @@ def test_real_stages_travel(first: Path, tmp_path: Path):
     assert bytes_of(third, "data", "dvc.lock") == bytes_of(first, "data", "dvc.lock")
 
 
-def test_the_readmes_way_of_a_collaborator(root: Path, first: Path, tmp_path: Path):
+def test_a_collaborators_day_of_the_docs(root: Path, first: Path, tmp_path: Path):
     """Every line is typed as it stands; this machine's paths stand in for the addresses and for the environment."""
     stand_ins = {SHARED: str(tmp_path / "remote"), "make environment": f"ln -s {sys.prefix} .venv"}
 
@@ -90,14 +90,14 @@ def test_the_readmes_way_of_a_collaborator(root: Path, first: Path, tmp_path: Pa
             GIT_CONFIG_VALUE_0=ADDRESS,
         )
 
-    assert len(ran(dvc(first, "repro", PYTHONPATH=str(first)))) == 14
+    assert len(ran(dvc(first, "repro", PYTHONPATH=str(first)))) == 16
     commit(first, "run")
-    typed(first, "## Share and compare")
-    printed = typed(tmp_path, "### The way of a collaborator")
+    typed(first, "# Share and compare")
+    printed = typed(tmp_path, "## A collaborator's day")
     second = tmp_path / "aurora"
     steps = dict(re.findall(r"(?ms)^\$ ([^\n]+)\n(.*?)(?=^\$ |\Z)", printed))
     repeated = re.findall(r"(?ms)^\$ dvc repro\n(.*?)(?=^\$ |\Z)", printed)
-    assert [ran(text) for text in repeated] == [[], ["eval@tuned", "merge", "report", "sft"]]
+    assert [ran(text) for text in repeated] == [[], ["checkpoints", "eval@tuned", "merge", "report", "sft"]]
     assert "sft.learning_rate" in steps["aurora why sft"]
     assert "metrics/sft.json" in steps["dvc metrics diff main"]
     assert "95 % interval" in steps["aurora compare main slower"]

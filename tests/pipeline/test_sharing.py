@@ -20,6 +20,7 @@ from stand_ins.clones import (
     commands_under,
     commit,
     copy_tracked,
+    docs,
     dvc,
     edit,
     ran,
@@ -34,7 +35,7 @@ from stand_ins.remote_servers import S3, SECRET, OpenSsh, Server, Sftp
 
 ALL = ("data", "models")
 VERIFY = {"verify": "true"}
-EVALUATED = ["eval@base", "eval@tuned", "report"]
+EVALUATED = ["checkpoints", "eval@base", "eval@tuned", "report"]
 OBJECT = re.compile(r"files/md5/(../.{30}(?:\.dir)?)$")
 MEBIBYTE = 2**20
 PATIENCE = 60  # seconds until DVC must have noticed that a server is gone
@@ -122,7 +123,7 @@ def test_the_run_cache_restores_what_another_clone_has_computed(finished: Path, 
     (second / "dvc.lock").unlink()
     printed = dvc(second, "repro", "--pull")
     assert ran(printed) == ["report"]  # its outputs are in git, which no remote has
-    assert len(restored(printed)) == 13
+    assert len(restored(printed)) == 15
     assert bytes_of(second, *ALL, "metrics", "dvc.lock") == bytes_of(finished, *ALL, "metrics", "dvc.lock")
 
 
@@ -131,10 +132,9 @@ def test_the_run_cache_restores_what_another_clone_has_computed(finished: Path, 
 def test_an_evaluation_setting_fetches_what_eval_and_report_read_and_runs_them_alone(
     root: Path, finished: Path, second: Path
 ):
-    (command,) = [
-        line for line in (root / "README.md").read_text().splitlines() if "--pull --allow-m" in line
-    ]
+    (command,) = [line for line in docs(root).splitlines() if "--pull --allow-m" in line]
     edit(second, "params.yaml", r"(?m)^    prompts: \d+", "    prompts: 7")
+    dvc(second, "pull", "fetch@language_confusion")  # as docs/sharing.md says
     assert ran(run(second, "bash", "-c", command)) == EVALUATED
     here, whole = bytes_of(second, *ALL), bytes_of(finished, *ALL)
     for model in ("data/raw/model/base/weights.bin", "models/merged/weights.bin"):
@@ -152,10 +152,10 @@ def test_an_evaluation_setting_fetches_what_eval_and_report_read_and_runs_them_a
 def test_a_setting_that_another_clone_has_tried_is_not_trained_again(first: Path, second: Path):
     for folder in (first, second):
         edit(folder, "params.yaml", r"(?m)^  learning_rate: \S+", "  learning_rate: 1.234e-3")
-    assert ran(dvc(first, "repro")) == ["eval@tuned", "merge", "report", "sft"]
+    assert ran(dvc(first, "repro")) == ["checkpoints", "eval@tuned", "merge", "report", "sft"]
     dvc(first, "push", "--run-cache")  # and no commit
     printed = dvc(second, "repro", "--pull")
-    assert (restored(printed), ran(printed)) == (["eval@tuned", "merge", "sft"], ["report"])
+    assert (restored(printed), ran(printed)) == (["checkpoints", "eval@tuned", "merge", "sft"], ["report"])
     assert bytes_of(second, "dvc.lock") == bytes_of(first, "dvc.lock")
 
 
@@ -163,7 +163,7 @@ def test_a_setting_that_another_clone_has_tried_is_not_trained_again(first: Path
 def test_what_the_pipeline_makes_again_need_not_be_pushed(
     root: Path, first: Path, second: Path, tmp_path: Path
 ):
-    (command,) = re.findall(r"(?m)^dvc push data/raw/.*$", (root / "README.md").read_text(encoding="utf-8"))
+    (command,) = re.findall(r"(?m)^dvc push data/raw/.*$", docs(root))
     run(first, "bash", "-c", command)
     for name, is_there in {
         "data/raw/model/base/weights.bin": False,
@@ -199,11 +199,7 @@ def test_a_base_of_hub_models_is_not_pushed_and_a_clone_fetches_it_again(
         there = object_of(tmp_path / "remote", first / name).exists()
         assert there is not name.startswith("data/raw/model/"), name
     second = second_clone(first, tmp_path / "second")
-    (command,) = [
-        line
-        for line in (root / "README.md").read_text().splitlines()
-        if line.startswith("dvc repro --pull  ")
-    ]
+    (command,) = [line for line in docs(root).splitlines() if line.startswith("dvc repro --pull  ")]
     assert "data/raw/model/base" in dvc(second, "pull", returncode=None)
     assert ran(run(second, "bash", "-c", command)) == ["fetch_hub@base"]
     assert bytes_of(second, *ALL, "dvc.lock") == bytes_of(first, *ALL, "dvc.lock")
@@ -212,15 +208,14 @@ def test_a_base_of_hub_models_is_not_pushed_and_a_clone_fetches_it_again(
         (
             "fourth",
             (r"(?m)^  learning_rate: \S+", "  learning_rate: 1.234e-3"),
-            ["eval@tuned", "merge", "report", "sft"],
+            ["checkpoints", "eval@tuned", "merge", "report", "sft"],
         ),
     ):
         clone = second_clone(first, tmp_path / name)
         edit(clone, "params.yaml", *edited)
         assert ran(dvc(clone, "repro", "fetch_hub")) == ["fetch_hub@base"]
-        (command,) = [
-            line for line in (root / "README.md").read_text().splitlines() if "--pull --allow-m" in line
-        ]
+        dvc(clone, "pull", "fetch@language_confusion")
+        (command,) = [line for line in docs(root).splitlines() if "--pull --allow-m" in line]
         assert sorted(ran(run(clone, "bash", "-c", command))) == stages
         assert not (clone / "data/raw/instructions").exists()
 
@@ -244,7 +239,7 @@ def test_gc_keeps_what_every_branch_names_and_frees_the_rest(
             run(first, "git", "switch", "--quiet", "main")
     assert all(path.exists() for path in objects.values())
     third = second_clone(first, tmp_path / "third")  # whose git has no branch `slower` of its own yet
-    for command in commands_under(root, "### Making room"):
+    for command in commands_under(root, "## Making room"):
         run(third, "bash", "-c", command, answer="y\n")
     there = {name: path.exists() for name, path in objects.items()}
     assert there == {"main": True, "slower": True, "given up": False}
@@ -277,7 +272,7 @@ def test_a_damaged_object_is_never_pulled(first: Path, second: Path, remote: Pat
 def test_a_sweep_leaves_the_tree_clean_shows_what_differs_and_travels(root: Path, first: Path, second: Path):
     (first / ".venv").symlink_to(Path(sys.prefix))
     before = bytes_of(first, *ALL, "params.yaml", "dvc.lock", "metrics")
-    queue, work, show, differ = commands_under(root, "### Sweeps")
+    queue, work, show, differ = commands_under(root, "# Experiments")
     for command in (queue, work):
         run(first, "bash", "-c", command)
     assert bytes_of(first, *ALL, "params.yaml", "dvc.lock", "metrics") == before

@@ -109,9 +109,14 @@ def bytes_of(folder: Path, *names: str) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
+def docs(root: Path) -> str:
+    """All pages of docs/, one behind the other."""
+    return "".join(f"\n{path.read_text(encoding='utf-8')}" for path in sorted((root / "docs").glob("*.md")))
+
+
 def commands_under(root: Path, heading: str) -> list[str]:
-    """The lines of the first block of code under a heading of the README."""
-    text = (root / "README.md").read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    """The lines of the first block of code under a heading of the docs."""
+    text = docs(root).partition(f"\n{heading}\n")[2]
     return text.partition("```\n")[2].partition("```")[0].splitlines()
 
 
