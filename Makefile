@@ -36,6 +36,7 @@ check: environment
 	@$(IN_VENV) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(IN_VENV) zizmor --quiet --offline .github/workflows
 	@$(IN_VENV) aurora check
+	@$(VENV)/bin/python -m aurora.pipeline.docs --check
 
 lock: environment
 	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \

@@ -1,12 +1,13 @@
 """Pages that are generated: the map of the code from docstrings, the parameters from their schemas, and both READMEs
 from templates, whose every measured number comes out of metrics/ or a record of benchmarks/results.
 
-`python -m aurora.pipeline.docs` writes them; `aurora check` says where they differ.
+`python -m aurora.pipeline.docs` writes them, and with `--check` says where they differ, and which links are dead.
 """
 
 import ast
 import json
 import re
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -169,14 +170,22 @@ def doc_faults(root: Path, commands: Collection[str]) -> list[str]:
                 file = target.partition("#")[0]
                 if file and "://" not in file and not (path.parent / file).exists():
                     lines.append(f"{place}: {target} does not exist; correct the link")
-            for name in re.findall(r"(?:^|`|&& )aurora ([a-z-]+)", line):
+            for name in re.findall(r"(?:^|`|&& )aurora ([a-z_-]+)", line):
                 if name not in commands:
                     lines.append(f"{place}: aurora {name} does not exist; there are {', '.join(commands)}")
     return lines
 
 
-if __name__ == "__main__":
+def main(check: bool) -> None:
+    """Writes the generated pages; with `check` it writes nothing and ends with 1 where a page is wrong."""
+    if check:
+        commands = sorted(path.stem for path in Path("aurora/commands").glob("[!_]*.py"))
+        sys.exit("\n".join(stale(Path()) + doc_faults(Path(), commands)) or 0)
     for path, text in pages(Path()).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"{path}: written")
+
+
+if __name__ == "__main__":
+    main(check="--check" in sys.argv[1:])

@@ -32,8 +32,9 @@ def test_both_readmes_hold_the_same_commands_and_figures(root: Path):
     english, chinese = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 
     def commands(text: str) -> list[str]:
-        blocks = re.findall(r"```\n(.*?)```", text, re.S)
-        return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+        lines = [line for label, block in blocks if not label for line in block.splitlines()]
+        return [line.partition("#")[0].strip() for line in lines]
 
     assert commands(english) == commands(chinese)
     assert english.count("](docs/") == chinese.count("](docs/")
