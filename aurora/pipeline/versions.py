@@ -105,7 +105,8 @@ def _pyproject(root: Path) -> dict[str, str]:
 
 def shadowing(root: Path) -> list[str]:
     """One line for each module in the root that has a library's name: stages ignore it, other programs would take it."""
-    known = {*sys.stdlib_module_names, *_distributions()} - set(PACKAGES)
+    own = [*PACKAGES, *(name for name, makers in _distributions().items() if set(makers) == {"aurora"})]
+    known = {*sys.stdlib_module_names, *_distributions()} - set(own)
     files = [*root.glob("*.py"), *(path.parent for path in root.glob("*/__init__.py"))]
     return [
         f"{path.relative_to(root)}: has the name of a library, which it would replace; rename it"
