@@ -805,7 +805,7 @@ def trained_on(weights: str | None) -> dict:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([], "whole file: .*found \\[\\]"),
+        ([], "whole file: .*found list"),
         (None, "whole file: .*found None"),
         ({}, "base: Field required"),
         (trained_on(None) | {"base": None}, "base: .*found None"),
