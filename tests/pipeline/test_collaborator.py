@@ -21,7 +21,7 @@ from stand_ins.clones import (
     use_remote,
 )
 
-pytestmark = pytest.mark.minutes
+pytestmark = pytest.mark.slow
 ADDRESS, SHARED = "git@example.org:team/aurora.git", "/mnt/shared/aurora"  # of docs/sharing.md
 
 

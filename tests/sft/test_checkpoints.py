@@ -282,7 +282,7 @@ def killed(self, step):
 checkpoints.Checkpoints.publish = killed
 """
 AMID_THE_ADAPTER = """
-training.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+train.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 

@@ -162,6 +162,7 @@ def _table(folder: Path, sizes: dict[str, int]) -> dict[str, dict]:
         stages = {stage.addressing: stage for stage in repo.index.stages}
         repo.close()
     read = {dep.def_path for stage in stages.values() for dep in stage.deps if dep not in stage.params}
+    read |= set(YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))["metrics"])
     table = {}
     for name, stage in stages.items():
         outs = [out.def_path for out in stage.outs]
