@@ -102,6 +102,8 @@ OF_LAUNCHER = (
     "MASTER_PORT",
     "TORCHELASTIC_*",
 )
+# scikit-learn gives these to every child of a program that imports it, so that nobody has chosen them.
+UNCHOSEN = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 # Read before the first line of Python runs.
 REFUSED = {
     "LD_PRELOAD": "puts other code before the pinned libraries",
@@ -134,11 +136,14 @@ def start_from_known(environ: MutableMapping[str, str] = os.environ) -> None:
         for name in sorted(environ)
         if _any(name, REMOVED) and not _any(name, (*own, *KEPT)) and environ[name] != SET.get(name)
     ]
+    said = [
+        name for name in ignored if not name.endswith("_NUM_THREADS") and environ[name] != UNCHOSEN.get(name)
+    ]
     for name in ignored:
         environ.pop(name)
     if own:
         _check_launcher(environ)
-    elif said := [name for name in ignored if not name.endswith("_NUM_THREADS")]:
+    elif said:
         print(f"ignores {', '.join(said)} of the environment; params.yaml has the recipe", file=sys.stderr)
     environ.update(SET)
 

@@ -17,6 +17,7 @@ from aurora.core.errors import DataError, ModelError
 from aurora.core.files import dvc_hash, read_json
 from aurora.core.manifests import find_manifest, read_origins
 from aurora.core.messages import PromptName
+from aurora.model.folder import TOKENIZER_FILES
 from aurora.report.adapter_card import hub_id
 from aurora.serving.encoding import message_encoder
 from aurora.serving.places import locked_hash
@@ -25,14 +26,6 @@ from aurora.small_base.tokenizer_folder import CHAT_TEMPLATE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 CARD = "README.md"
 PROVENANCE = "provenance.json"
 LICENSES = ("LICENSE", "LICENSE.txt", "NOTICE")

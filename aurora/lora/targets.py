@@ -10,7 +10,7 @@ from aurora.core.errors import ModelError
 from aurora.model.folder import MIXERS
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -151,12 +151,3 @@ def _require_matches(skeleton: "PreTrainedModel", found: list[Target], asked: tu
                 f"{place}: target_parameters: {target} matches no parameter of the base, a"
                 f" {skeleton.config.model_type}; its fused experts are {', '.join(there) or 'none'}"
             )
-
-
-def adapted_names(model: "PeftModel") -> set[str]:
-    """Names in the base of all tensors that an adapter is on."""
-    return {
-        name.removeprefix(PREFIX).partition(".lora_A.")[0].replace(".base_layer", "")
-        for name, _ in model.named_parameters()
-        if ".lora_A." in name
-    }

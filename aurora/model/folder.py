@@ -24,6 +24,17 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
 LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
 INDEX = "model.safetensors.index.json"
+# In which a tokeniser of Hugging Face can lie.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 SINGLE = "model.safetensors"
 EXPERT = re.compile(r"(?<=experts\.)\d+")
 # Conversions of transformers by which the matrices of single experts become a fused tensor, row below row.

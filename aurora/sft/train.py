@@ -12,7 +12,7 @@ from aurora.core.errors import DataError, ModelError, ParamsError
 from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
 from aurora.core.recorded import keep_until_recorded, require_cache
 from aurora.model.allocator import keep_heap
-from aurora.model.folder import meta_model, read_config, verify
+from aurora.model.folder import TOKENIZER_FILES, meta_model, read_config, verify
 from aurora.model.machine import kernels, machine
 from aurora.model.quantization import Quantization
 from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
@@ -23,16 +23,6 @@ from aurora.sft.requirements import check_surroundings
 from aurora.sft.start import check_start, start_folder
 
 KEPT = "checkpoints.json"  # {"steps": […]}; so that the folder is never empty, which DVC would not bring back
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' `constant` drops the warm-up
 SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 

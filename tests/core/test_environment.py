@@ -122,3 +122,13 @@ def test_a_compiled_file_of_the_same_size_and_second_is_not_run(checkout: Path, 
     file.write_text(text + "#" * (len(old.encode()) - len(text.encode())))
     os.utime(file, (stamp, stamp))
     assert show(checkout)[4] == ""
+
+
+def test_what_scikit_learn_gives_its_children_is_removed_without_a_word(capsys: pytest.CaptureFixture[str]):
+    environ = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
+    start_from_known(environ)
+    assert not {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"} & environ.keys()
+    assert capsys.readouterr().err == ""
+    environ["KMP_DUPLICATE_LIB_OK"] = "FALSE"  # somebody's choice
+    start_from_known(environ)
+    assert "ignores KMP_DUPLICATE_LIB_OK" in capsys.readouterr().err

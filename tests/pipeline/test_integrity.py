@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from stand_ins.clones import commit, dvc, ran, run
+from stand_ins.clones import DVC, commit, dvc, ran, run
 
 from aurora.commands.cli import main
 
@@ -107,8 +107,9 @@ def test_a_flipped_bit_that_dvc_does_not_see_is_found_and_the_remedy_works(proje
     assert len(lines) == 2 and all("damaged, in the cache too; rm -f " in line for line in lines)
     for line in lines:
         remedy = line.partition("; ")[2].partition(", or without")[0]
-        run(project, "bash", "-c", remedy.replace("dvc", shutil.which("dvc") or "dvc"))
-    assert verify().exit_code == 0
+        run(project, "bash", "-c", remedy.replace("&& dvc ", f"&& {DVC} "))
+    again = verify()
+    assert again.exit_code == 0, again.stderr
 
 
 def test_a_damaged_copy_comes_back_from_the_cache(project: Path):
@@ -117,7 +118,8 @@ def test_a_damaged_copy_comes_back_from_the_cache(project: Path):
     assert "made/b.txt: damaged; the cache has it whole: rm made/b.txt && dvc checkout made" in fault
     (project / "made/b.txt").unlink()
     dvc(project, "checkout", "made")
-    assert verify().exit_code == 0
+    again = verify()
+    assert again.exit_code == 0, again.stderr
 
 
 def test_a_damaged_object_or_listing_of_the_cache_is_found(project: Path):
@@ -159,7 +161,8 @@ def test_a_remote_object_is_read(project: Path, kind: str):
         if path.is_file() and path.read_bytes() == b"b\n"
     )
     flip(object_) if kind == "damaged" else object_.unlink()
-    assert verify().exit_code == 0
+    again = verify()
+    assert again.exit_code == 0, again.stderr
     fault = the_fault("--remote")
     assert kind in fault and "made/b.txt" in fault and "dvc push first" in fault
     there = fault.partition("delete there ")[2].partition(", and from")[0].split(" and ")

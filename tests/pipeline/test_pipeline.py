@@ -19,6 +19,7 @@ def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_pa
         "mmlu": benchmarks / "mmlu",
         "ceval": benchmarks / "ceval",
         "cmmlu": benchmarks / "cmmlu",
+        "language_confusion": ROOT / "samples/language_confusion",
     }
     for name, path in real.items():
         params["sources"][name] |= {"uri": str(path)}
@@ -28,7 +29,7 @@ def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_pa
     params["eval"] |= {"loss_rows": 8, "replies": {"prompts": 4, "max_new_tokens": 8, "batch_size": 4}}
     write_params(tmp_path, params)
     fetch(tmp_path, params, *params["sources"])
-    stages(tmp_path, "clean", "format", "sft", "merge", "eval@base", "eval@tuned", "report")
+    stages(tmp_path, "clean", "format", "sft", "merge", "eval@base", "eval@tuned", "checkpoints", "report")
 
     clean = json.loads((tmp_path / "metrics/clean.json").read_text())
     read = {name: entry["read"] for name, entry in clean["sources"].items()}

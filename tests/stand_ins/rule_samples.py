@@ -18,7 +18,7 @@ from aurora.pipeline.params import load_params
 ROOT = Path(__file__).parent.parent.parent
 CLEAN = load_params(ROOT / "profiles/paper.yaml").clean
 SAMPLES = ROOT / "tests/clean/rule_samples.yaml"
-CORPUS = ROOT / "aurora/small_base/corpus"
+CORPUS = ROOT / "tests/clean/corpus"
 BY_TEXT = ("refusal", "other_model", "unreachable_prompt", "not_chinese")
 
 

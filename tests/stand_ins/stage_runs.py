@@ -47,7 +47,9 @@ def stages(folder: Path, *names: str, under: tuple[str, ...] = ()) -> None:
         for word in command.split():
             if word.startswith("samples/"):
                 (folder / word).parent.mkdir(exist_ok=True)
-                shutil.copy(ROOT / word, folder / word)
+                copy = shutil.copytree if (ROOT / word).is_dir() else shutil.copy
+                if not (folder / word).exists():
+                    copy(ROOT / word, folder / word)
         run(folder, *command.split()[1:], under=under)
 
 
