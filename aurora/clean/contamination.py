@@ -14,11 +14,15 @@ from aurora.core.errors import DataError
 from aurora.core.manifests import read_manifest
 
 CHINESE, LATIN = 8, 32  # characters of an n-gram; 32 Latin letters are five to seven words
+SHORT = (
+    16  # the same for a Latin unit of fewer than LEAST_LATIN characters: a short question with its options
+)
+LEAST_LATIN = 48
 ALONE = {
     True: 20,
     False: 60,
 }  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
-WITH_OPTIONS = {True: 16, False: 48}  # the same of a stem and its options
+WITH_OPTIONS = 16  # the same of a stem and its options
 # A short stem that is a question or a sentence to complete, and no term: it has a word that no term has.
 ASKS = re.compile(
     r"[?？，,=“”‘’]|_+[^\s_]*[^\W_]|[的是为于在有由被应将与和会以用称属指出可不从对其向及把使占哪何么几要能让给到得需]|\S+ \S+ \S+ \S+"
@@ -62,11 +66,12 @@ def _read(path: Path, place: str, format_: str) -> list[Question]:
 class Questions:
     """An index of question n-grams, asked for many conversations at a time.
 
-    Only letters, digits and characters count (aurora/clean/shingles.py). A question in Chinese gives n-grams of 8
-    characters, another one of 32. A conversation contains a question if it has `share` of its n-grams. A question
-    that is short (传染性单核细胞增多症____), or whose words serve several questions (下列说法正确的是), counts with its
-    options alone, since any text on its subject has its words; but where a prompt is that question and nothing else,
-    and asks (强奸属于____, not 传染性单核细胞增多症____), it is the question.
+    Only letters, digits and characters count (aurora/clean/shingles.py). A question in Chinese gives
+    n-grams of 8 characters, another one of 32, or of 16 if it is short. A conversation contains a question
+    if it has `share` of its n-grams. A question that is short (传染性单核细胞增多症____), or whose words serve
+    several questions (下列说法正确的是), counts with its options alone, since any text on its subject has its
+    words; but where a prompt is that question and nothing else, and asks (强奸属于____, not 传染性单核细胞增多症____), it
+    is the question.
     """
 
     def __init__(self, questions: Sequence[Question], share: float) -> None:
@@ -77,11 +82,11 @@ class Questions:
         times: dict[bytes, set[tuple[str, ...]]] = {}
         for question, stem in zip(questions, stems, strict=True):
             times.setdefault(stem.tobytes(), set()).add(question.options)
-        units: dict[int, list[np.ndarray]] = {CHINESE: [], LATIN: []}
-        owners: dict[int, list[int]] = {CHINESE: [], LATIN: []}
+        units: dict[int, list[np.ndarray]] = {CHINESE: [], LATIN: [], SHORT: []}
+        owners: dict[int, list[int]] = {CHINESE: [], LATIN: [], SHORT: []}
         for question, stem in zip(questions, stems, strict=True):
             for codes in self._units(question, stem, len(times[stem.tobytes()]) > 1):
-                n = CHINESE if _chinese(codes) else LATIN
+                n = CHINESE if _chinese(codes) else LATIN if len(codes) >= LEAST_LATIN else SHORT
                 units[n].append(codes)
                 owners[n].append(len(self.places))
                 self.places.append(question.place)
@@ -118,7 +123,7 @@ class Questions:
             + "".join(f"{letter}{text}" for letter, text in zip("ABCD", question.options, strict=False)),
         ]
         units = [characters(text) for text in joined]
-        return [codes for codes in units if len(codes) >= WITH_OPTIONS[_chinese(codes)]]
+        return [codes for codes in units if len(codes) >= WITH_OPTIONS]
 
     def find(self, conversations: Sequence[Sequence[str]]) -> list[tuple[str, float] | None]:
         """For each conversation (its turns, the user's first): place of a question it contains and the share of the
