@@ -21,6 +21,8 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+MEASURES = ("aurora/sft",)
+
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 COMMAND = (

@@ -1,7 +1,8 @@
-"""Pages that are generated: the map of the code from docstrings, the parameters from their schemas, and both READMEs
-from templates, whose every measured number comes out of metrics/ or a record of benchmarks/results.
+"""Pages that are generated: the map of the code from docstrings, the parameters from their schemas, results from their
+records, and README and others from docs/*.j2, where every measured number comes out of metrics/ or a record.
 
-`python -m aurora.pipeline.docs` writes them, and with `--check` says where they differ, and which links are dead.
+`python -m aurora.pipeline.docs` writes them. With `--check` it names pages that differ, dead links, unknown commands,
+figures without a record, and records that are too old.
 """
 
 import ast
@@ -12,10 +13,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from aurora.core.errors import DataError
+from aurora.pipeline.records import figures_without_record, old_records, read_records, results_page
 
 DOCS = Path("docs")
-RECORDS = Path("benchmarks/results")
-RECORD_KEYS = ("command", "commit", "load", "machine", "values", "versions")
 NAMES = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}
 # Sections of params.yaml in the order of the pipeline, with the module and the class of each.
 SECTIONS = {
@@ -35,8 +35,14 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         DOCS / "code-map.md": code_map(root),
         DOCS / "params.md": params_page(root),
-        **{Path(name): readme(root, DOCS / f"{name}.j2") for name in ("README.md", "README.zh.md")},
+        Path("benchmarks/RESULTS.md"): results_page(root),
+        **{page_of(template): rendered(root, template) for template in sorted((root / DOCS).glob("*.j2"))},
     }
+
+
+def page_of(template: Path) -> Path:
+    """docs/NAME.md of docs/NAME.md.j2; a README lies in the root."""
+    return Path(template.stem) if template.name.startswith("README") else DOCS / template.stem
 
 
 def stale(root: Path) -> list[str]:
@@ -48,33 +54,20 @@ def stale(root: Path) -> list[str]:
     ]
 
 
-def readme(root: Path, template: Path) -> str:
-    """A README from its template. Raises DataError for a record that is not whole."""
+def rendered(root: Path, template: Path) -> str:
+    """A page from its template. Raises DataError for a record that is not whole."""
     from jinja2 import Environment, StrictUndefined
 
     scores = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string((root / template).read_text(encoding="utf-8")).render(
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         base=scores["base"],
         tuned=scores["tuned"],
         names=NAMES,
         percent=lambda share: f"{100 * share:.0f} %",
-        records=records(root),
+        records={name: record["values"] for name, record in read_records(root).items()},
         replies=first_replies((root / "REPORT.md").read_text(encoding="utf-8")),
     )
-
-
-def records(root: Path) -> dict[str, dict]:
-    """What benchmark scripts have measured, by the name of the record. Raises DataError for a record that is not whole."""
-    found = {}
-    for path in sorted((root / RECORDS).glob("*.json")):
-        found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        for key in RECORD_KEYS:
-            if key not in found[path.stem]:
-                raise DataError(
-                    f"{path.relative_to(root)}: no '{key}'; measure again with the script that wrote it"
-                )
-    return found
 
 
 def first_replies(report: str) -> list[list[str]]:
