@@ -2,7 +2,7 @@
 
     python benchmarks/records.py [--name NAME] SCRIPT [OPTION…]      # e.g. records.py loading --tiny
 
-A record holds the command, the commit, the machine, the versions, how many other processes were busy meanwhile (`load`),
+A record holds the command, the commit, the machine, the versions, how many cores other work kept busy meanwhile (`load`),
 the digest of each file that the script's MEASURES name, the printed lines, and the values of those that are JSON.
 A script that ends non-zero leaves no record.
 """

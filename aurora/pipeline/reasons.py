@@ -48,6 +48,18 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+NOTHING_HERE = "no output is here yet; dvc pull brings them from a remote, dvc repro makes them"
+MISSING = (" is gone", " runs before")  # how a line ends that says no more than that
+
+
+def beyond_missing(repo: "Repo", found: dict[str, list[str]]) -> dict[str, list[str]] | None:
+    """Where not one output is here, as in a fresh clone, the reasons besides that; None where some output is here."""
+    if any(out.exists for stage in repo.index.stages for out in stage.outs if out.use_cache):
+        return None
+    others = {name: [line for line in lines if not line.endswith(MISSING)] for name, lines in found.items()}
+    return {name: lines for name, lines in others.items() if lines}
+
+
 def _versions(stage: "PipelineStage") -> Iterator[str]:
     """Libraries of which another version is installed than the one that DVC tracks: the stage would stop."""
     for dep in stage.deps:

@@ -103,9 +103,7 @@ def results_page(root: Path) -> str:
         text = ast.get_docstring(ast.parse((root / script).read_text(encoding="utf-8"))) or ""
         versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
         load = record["load"]
-        machine = (
-            f"loaded: {load} other processes were busy in the mean" if load >= 0.2 else "nothing else ran"
-        )
+        machine = f"loaded: other work kept {load} cores busy" if load >= 0.2 else "nothing else ran"
         lines += ["", f"## {name}", "", " ".join(text.partition("\n\n")[0].split()), ""]
         lines += [
             f"`{record['command']}`, commit {record['commit'][:12]}, {record['machine']} ({machine}), {versions}."
