@@ -77,7 +77,7 @@ def device() -> Iterator[Finding]:
     if not found.cards:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("device", f"{found.name}, {cores} cores, {found.memory / GIB:.1f} GiB free, no card")
-        yield Finding("precision", "fp32, bf16 (slow); fp16 wants a card")
+        yield Finding("precision", "fp32, bf16 (slow); fp16 needs a card")
         return
     total = torch.cuda.get_device_properties(0).total_memory
     yield Finding(

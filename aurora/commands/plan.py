@@ -45,7 +45,7 @@ TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
 def stage_paths(stage: str = "sft", file: Path = Path("dvc.yaml")) -> dict[str, Path]:
-    """The options of a stage's command in dvc.yaml, which alone says where things lie."""
+    """The options of a stage's command in dvc.yaml, the only place that has the paths."""
     from ruamel.yaml import YAML
 
     try:

@@ -81,8 +81,8 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     parts = {"prompt": layout.prompt, "answer": layout.answer, "turns": layout.turns}
     there = {column(key) for item in items if isinstance(item, dict) for key in item}
     found = {part: [name for name in names if name in there] for part, names in parts.items()}
-    told = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
-    click.echo(f"{path}: {layout.name}, {told}")
+    columns = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
+    click.echo(f"{path}: {layout.name}, {columns}")
     if ignored:
         click.echo(
             f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}"

@@ -43,7 +43,7 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def page_of(template: Path) -> Path:
-    """docs/NAME.md of docs/NAME.md.j2; a README lies in the root."""
+    """docs/NAME.md of docs/NAME.md.j2; a README goes to the root."""
     return Path(template.stem) if template.name.startswith("README") else DOCS / template.stem
 
 

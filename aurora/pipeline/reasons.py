@@ -116,7 +116,7 @@ def _before(repo: "Repo", stage: "PipelineStage") -> list["PipelineStage"]:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two paths are one, or one of them lies in the other."""
+    """Whether two paths are the same, or one is inside the other."""
     one_path, other_path = Path(one), Path(other)
     return one_path == other_path or one_path in other_path.parents or other_path in one_path.parents
 

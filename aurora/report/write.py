@@ -274,8 +274,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
-    told = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
-    cards = {"adapter_card.md": adapter_card(*told), "model_card.md": merged_card(*told)}
+    provenance = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
+    cards = {"adapter_card.md": adapter_card(*provenance), "model_card.md": merged_card(*provenance)}
     blocks = report_blocks(
         ReportInputs(
             paper=read_paper(),
