@@ -309,10 +309,10 @@ def converse(session: Session, lines: Iterator[str | AuroraError]) -> bool:
 def chat(models: tuple[str, ...], max_new_tokens: int) -> None:
     """Talk with MODEL, or with two side by side; /help lists the commands.
 
-    A MODEL is base, tuned (the default), adapter, checkpoint-STEP of an unfinished training, or a folder. It is held
-    in memory as `quantization` of params.yaml says, an adapter on its base without a merge, and asked in the prompt
-    `format.prompt`. Answers are greedy until /sampling gives a temperature. Where standard input is no terminal, each
-    line is a message.
+    A MODEL is base, tuned (the default), adapter, step-STEP (a kept adapter), checkpoint-STEP of an unfinished
+    training, or a folder. It is held in memory as `quantization` of params.yaml says, an adapter on its base without
+    a merge, and asked in the prompt `format.prompt`. Answers are greedy until /sampling gives a temperature. Where
+    standard input is no terminal, each line is a message.
     """
     if len(models) > 2:
         raise ParamsError(f"{len(models)} models; give one, or two to see them side by side")

@@ -1,6 +1,8 @@
 """Answers of a loaded model: transformers' own greedy tokens, mistral_common's prompt, whole characters, stop texts."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from stand_ins.tiny_llama import CHATML, vocabulary
 from stand_ins.tiny_mixtral import DENSE, NF4, VOCABULARY, write_model
 from transformers import PreTrainedTokenizerFast
 
-from aurora.core.errors import DataError
+from aurora.core.errors import DataError, ModelError
 from aurora.serving.chat_model import Answer, ChatModel, ContextError, Sampling
 from aurora.serving.encoding import message_encoder
 from aurora.serving.places import find_model
@@ -179,7 +181,11 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path / "adapter")
     command = "python -m stages.merge --base data/raw/model/base --adapter adapter --merged models/merged"
-    (tmp_path / "dvc.yaml").write_text(f"stages: {{merge: {{cmd: {command}}}}}")
+    stages = {
+        "merge": {"cmd": command},
+        "sft": {"cmd": "python -m stages.sft --checkpoints models/checkpoints"},
+    }
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     monkeypatch.chdir(tmp_path)
     served = ChatModel.load(find_model("adapter"), NF4, "mistral")
     answer = said(served, HELLO)
@@ -189,3 +195,10 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
     )
     assert answer.tokens == [token for token in wanted[0, ids.shape[1] :].tolist() if token != 2]
     assert answer.tokens != said(ChatModel.load(find_model("base"), NF4, "mistral"), HELLO).tokens
+    for name, folder in (("step-40", "models/checkpoints"), ("checkpoint-60", ".aurora/sft/run")):
+        shutil.copytree(tmp_path / "adapter", tmp_path / folder / name)
+        place = find_model(name)
+        assert place.name == name and place.base == Path("data/raw/model/base")
+        assert said(ChatModel.load(place, NF4, "mistral"), HELLO).tokens == answer.tokens
+    with pytest.raises(ModelError, match="give base, tuned, adapter, step-40, checkpoint-60, or a folder"):
+        find_model("step-80")
