@@ -15,10 +15,9 @@ repro: environment
 	@echo; sed -n 3p REPORT.md; echo
 	@echo "next: . $(VENV)/bin/activate; aurora chat base tuned; less REPORT.md; dvc plots show"
 
-# finished experiments by what they were set to and what came of it; hashes of paths, times and what is of second rank left out
+# finished experiments by what they were set to and what came of it
 experiments:
-	@$(IN_VENV) dvc exp show --only-changed --hide-workspace --hide-queued --hide-failed --md \
-		--drop '.*/[^:]*$$|Created|State|Executor|drift|largest_delta|.*(stderr|mean_length|[.]prompts[.])'
+	@$(IN_VENV) dvc exp show --only-changed --hide-workspace --hide-queued --hide-failed --md
 
 test: environment
 	@$(PYTEST) -m "not slow"

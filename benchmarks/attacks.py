@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/pipeline", "aurora/core")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -34,6 +34,8 @@ from aurora.clean.topics import topic
 from aurora.core.messages import Message, content_id
 from aurora.pipeline.params import load_params
 
+MEASURES = ("aurora/clean",)
+
 ROOT = Path(__file__).parent.parent
 PAPER = {"alpaca_data_zh_51k": 51461, "alpaca_gpt4_data_zh": 48818, "sharegpt_70k": 76399}
 REAL = {

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 from stand_ins.remote_servers import S3, OpenSsh  # noqa: E402 (helpers of the tests, which are no package)
 
+MEASURES = ("stages",)
+
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+MEASURES = ("aurora/eval",)
+
 NAMES = ("ceval", "mmlu", "cmmlu")
 BATCH_SIZES = (1, 2, 4, 8)
 TRIAL = 8  # questions on which a batch size is tried

@@ -27,6 +27,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+MEASURES = ("aurora/model/experts.py", "aurora/model/nf4.py", "aurora/lora")
+
 GROUPS = {"ours": ("ours", "parametrised", "linear4bit"), "ours+lora": ("ours+lora", "peft+lora")}
 WAYS = tuple(way for ways in GROUPS.values() for way in ways)
 RANK = 8

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/fetch", "aurora/hub", "aurora/intake")
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 

@@ -1,15 +1,14 @@
 """The claim: conversations become checked, counted rows at close to the speed of the bare tokeniser.
 
-    python benchmarks/format.py [--data FOLDER] [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
-    python benchmarks/format.py --template data/raw/model/base [--data FOLDER] [--rows 20000]
+    AURORA_REAL_DATA=FOLDER python benchmarks/format.py [--rows 20000] [--mix 176678] [--llamafactory VENV/bin/python]
+    AURORA_REAL_DATA=FOLDER python benchmarks/format.py --template data/raw/model/base [--rows 20000]
 
 The same conversations go through the whole format stage (Parquet in, checks, counts, Parquet out), through the bare
 batch encoders (fastokens too, where it is installed), through TRL's own dataset preparation (chat template,
 assistant mask) and, where a Python with LLaMA-Factory is given, through its preprocessing. Each leg is a process of
 its own, on one core and on two, started in turn; the best of --repeat counts, for TRL and LLaMA-Factory their one
-run. Imports and, for these two, the reading of the rows do not count. With --data the rows are real ones, repeated
-with a number in front so that no two are alike, single to multi round as in the paper (141,345 : 35,333); else the
-embedded samples. The last lines are of --mix conversations: the stage on two cores, and TRL's packing of its rows,
+run. Imports and, for these two, the reading of the rows do not count. The rows are those of the folder, repeated with
+a number in front so that no two are alike, single to multi round as in the paper (141,345 : 35,333). The last lines are of --mix conversations: the stage on two cores, and TRL's packing of its rows,
 as the sft stage starts with it. With --template it is the stage alone, in the chat template of a model folder.
 """
 
@@ -29,7 +28,12 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/format", "aurora/prompt")
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+from stand_ins.real_rows import real_conversations  # noqa: E402
+
 SINGLE, MULTI = 141_345, 35_333  # conversations of the paper's mix
 MAX_LENGTH = 4096
 
@@ -44,26 +48,6 @@ def since(start: tuple[float, float]) -> dict:
     """Both since `start`; the second does not depend on what else the machine does."""
     seconds, cpu = clock()
     return {"seconds": seconds - start[0], "cpu": cpu - start[1]}
-
-
-def real_talks(folder: Path) -> list[list[tuple[str, str]]]:
-    """Rounds (user, assistant) of every row in Alpaca or ShareGPT form below `folder`, up to the first gap."""
-    found = []
-    for path in sorted(folder.rglob("*.json")):
-        for row in json.loads(path.read_text()):
-            if isinstance(row, dict) and row.get("instruction") and row.get("output"):
-                found.append(
-                    [("\n".join(filter(None, (row["instruction"], row.get("input")))), row["output"])]
-                )
-    for path in sorted(folder.rglob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            rounds = []
-            for turn in json.loads(line)["conversation"]:
-                if not (turn["human"] and turn["assistant"]):
-                    break
-                rounds.append((turn["human"], turn["assistant"]))
-            found += [rounds] if rounds else []
-    return found
 
 
 def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Path) -> None:
@@ -340,9 +324,6 @@ def show(results: dict[tuple[str, int], dict]) -> None:
 
 
 @click.command()
-@click.option(
-    "--data", type=click.Path(path_type=Path, exists=True), help="Folder of real data; samples without."
-)
 @click.option("--rows", default=20_000, show_default=True, help="Conversations of the comparison.")
 @click.option(
     "--mix", default=SINGLE + MULTI, show_default=True, help="Conversations of the last line; 0 omits it."
@@ -357,7 +338,6 @@ def show(results: dict[tuple[str, int], dict]) -> None:
 @click.option("--path", hidden=True, type=click.Path(path_type=Path))
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
-    data: Path | None,
     rows: int,
     mix: int,
     repeat: int,
@@ -376,7 +356,9 @@ def main(
         run = {**LEGS, "packing": leg_packing}[leg]
         click.echo(json.dumps(run(path, model_file, workers, folder)))
         return
-    talks = real_talks(data / "instructions" if data else ROOT / "samples")
+    if "AURORA_REAL_DATA" not in os.environ:
+        raise click.ClickException("AURORA_REAL_DATA names no folder of real data")
+    talks = real_conversations(Path(os.environ["AURORA_REAL_DATA"]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "conversations.parquet"
@@ -405,9 +387,7 @@ def main(
                     result = run_leg([*command, *more], workers)
                 best = results.get((leg, workers), result)
                 results[leg, workers] = min(best, result, key=lambda each: each["seconds"])
-        click.echo(
-            f"{rows:,} conversations of {'real rows' if data else 'the samples'}, max_length {MAX_LENGTH}"
-        )
+        click.echo(f"{rows:,} conversations of real rows, max_length {MAX_LENGTH}")
         show(dict(sorted(results.items(), key=lambda item: item[0][1])))
         if mix:
             write_conversations(talks, mix, path)

@@ -26,6 +26,19 @@ import click
 import psutil
 from pipeline import DVC, changed, cloned, surroundings
 
+MEASURES = (
+    "stages",
+    "aurora/intake",
+    "aurora/fetch",
+    "aurora/clean",
+    "aurora/format",
+    "aurora/model",
+    "aurora/sft",
+    "aurora/merge",
+    "aurora/eval",
+    "aurora/report",
+)
+
 TARGETS = ("dvc", "stage", "both")
 SECONDS = {
     "fetch": 45,

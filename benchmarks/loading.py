@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 import click
 import torch
 
+MEASURES = ("aurora/model",)
+
 GIB = 2**30
 LAYERS = 32  # of Mixtral-8x7B
 TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 448, "num_attention_heads": 4}

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/merge",)
+
 HIDDEN, INNER, EXPERTS, KEYS, RANK = 4096, 14336, 8, 1024, 8
 CONFIG = {
     "architectures": ["MixtralForCausalLM"],

@@ -31,6 +31,8 @@ from unittest import mock
 import click
 import torch
 
+MEASURES = ("aurora/model", "aurora/sft")
+
 GIB = 2**30
 BUDGET = 390  # seconds after which no further measurement begins
 LAST = 465  # seconds after which the script ends wherever it is; 480 are allowed

@@ -1,14 +1,13 @@
-"""The small profile as a user meets it, in a fresh clone of HEAD: from empty, again, and after an edit.
+"""A profile as a user meets it, in a fresh clone of HEAD: from empty, again, and after an edit.
 
-    python benchmarks/pipeline.py [--learning-rate 2e-3]
+    python benchmarks/pipeline.py [--profile profiles/smol.yaml] [--learning-rate 2e-3] [--keep FOLDER]
 
 Runs `dvc repro` with this environment and prints seconds, their share of the first run, the peak memory of all its
-processes together (PSS, sampled), and the stages that ran. It ends non-zero if a run fails, and says whether the
-clone's dvc.lock, metrics and report are still those of the commit after the first run. Writes the record small_profile.
+processes together (PSS, sampled), and the stages that ran; then the disk that environment and clone take. It ends
+non-zero if a run fails. Of the small profile it says whether dvc.lock, metrics and report are still those of the commit.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,19 @@ from pathlib import Path
 
 import click
 import psutil
-from records import write_record
+
+MEASURES = (
+    "stages",
+    "aurora/intake",
+    "aurora/fetch",
+    "aurora/clean",
+    "aurora/format",
+    "aurora/model",
+    "aurora/sft",
+    "aurora/merge",
+    "aurora/eval",
+    "aurora/report",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC = Path(sys.executable).with_name("dvc")
@@ -75,18 +86,28 @@ def repro(folder: Path) -> tuple[float, int, list[str]]:
     return seconds, peak, re.findall(r"Running stage '([^']+)'", text)
 
 
+def disk_bytes(folder: Path) -> int:
+    """Bytes on the disk below `folder`, each file once however many hard links it has."""
+    return 1024 * int(subprocess.check_output(["du", "-sk", folder], text=True).split()[0])
+
+
 @click.command()
-@click.option("--learning-rate", default="2e-3", show_default=True, help="Of the edit before the third run.")
-def main(learning_rate: str) -> None:
-    """Run the small profile three times in a fresh clone."""
-    load, measured = os.getloadavg()[0], {}
+@click.option("--profile", default=None, type=click.Path(exists=True), help="Takes the place of params.yaml.")
+@click.option("--learning-rate", default=None, help="Of an edit before a third run.")
+@click.option("--keep", type=click.Path(path_type=Path), help="New folder for the clone, which then stays.")
+def main(profile: str | None, learning_rate: str | None, keep: Path | None) -> None:
+    """Run a profile twice or three times in a fresh clone."""
+    measured = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = cloned(Path(name) / "clone")
+        folder = cloned((keep or Path(name) / "clone").resolve())
+        params = folder / "params.yaml"
+        if profile:
+            params.write_text(Path(profile).read_text())
         print(f"{'dvc repro':<28}{'seconds':>9}{'of the first':>14}{'peak GiB':>10}  stages that ran")
         first = None
-        for title in ("from empty", "again", f"learning_rate {learning_rate}"):
-            if title.startswith("learning_rate"):
-                params = folder / "params.yaml"
+        edited = [f"learning_rate {learning_rate}"] if learning_rate else []
+        for title in ("from empty", "again", *edited):
+            if title in edited:
                 params.write_text(re.sub(RATE, f"  learning_rate: {learning_rate}", params.read_text()))
             seconds, peak, stages = repro(folder)
             first = first or seconds
@@ -96,21 +117,24 @@ def main(learning_rate: str) -> None:
             )
             if title == "from empty":
                 difference = changed(folder)
-                shapes = [AURORA, "inspect", "data/raw/model/base", "--json"]
-                found = subprocess.run(
-                    shapes, cwd=folder, env=surroundings(folder), capture_output=True, text=True, check=True
-                )
-                measured = {
-                    "minutes": round(seconds / 60, 1),
-                    "peak_gib": round(peak / 2**30, 2),
-                    "base_parameters": json.loads(found.stdout)["total"]["parameters"],
-                }
+                measured = {"minutes": round(seconds / 60, 1), "peak_gib": round(peak / 2**30, 1)}
             elif title == "again":
                 measured["again_seconds"] = round(seconds, 1)
-        kept = f"changed:\n{difference}" if difference else "as committed, byte for byte"
-        print(f"dvc.lock, metrics/ and REPORT.md after the first run: {kept}")
-    write_record("small_profile", measured, load)
-    write_record("small_profile", measured, load)
+        measured |= {"base_parameters": parameters(folder)}
+        measured["disk_gb"] = round((disk_bytes(folder) + disk_bytes(Path(sys.prefix))) / 1e9, 1)
+        if not profile:
+            kept = f"changed:\n{difference}" if difference else "as committed, byte for byte"
+            print(f"dvc.lock, metrics/ and REPORT.md after the first run: {kept}")
+    print(json.dumps(measured))
+
+
+def parameters(folder: Path) -> int:
+    """Parameters of the base in the clone."""
+    shapes = [AURORA, "inspect", "data/raw/model/base", "--json"]
+    found = subprocess.run(
+        shapes, cwd=folder, env=surroundings(folder), capture_output=True, text=True, check=True
+    )
+    return json.loads(found.stdout)["total"]["parameters"]
 
 
 if __name__ == "__main__":

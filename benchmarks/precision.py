@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/clean",)
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 

@@ -21,12 +21,15 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+MEASURES = ("aurora/sft",)
+
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 COMMAND = (
     *(sys.executable, "-m", "stages.sft", "--base", str(ROOT / "data/raw/model/base")),
-    *("--rows", str(ROOT / "data/format"), "--adapter", "adapter", "--out", "out"),
+    *("--rows", str(ROOT / "data/format"), "--adapter", "adapter", "--out", "out", "--checkpoints", "kept"),
 )
+OUTS = ("adapter", "kept", "out")
 CHANGES = {
     "num_train_epochs": 0.2,
     "per_device_train_batch_size": 2,
@@ -60,7 +63,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
     """Every byte that the stage leaves to the next."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for name in ("adapter", "out")
+        for name in OUTS
         for path in sorted((folder / name).rglob("*"))
     }
 
@@ -84,7 +87,7 @@ def main(kills: int, seed: int, processes: int) -> None:
         print(f"uninterrupted: {duration:.1f} s, {len(whole)} files")
         print(f"{'kill':<6}{'signal':<10}{'after s':>8}{'checkpoints':>14}  bytes")
         while number < kills:
-            for left in ("adapter", "out", "log.txt"):
+            for left in (*OUTS, "log.txt"):
                 path = folder / left
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             moment, sent = moments.uniform(0, duration), SIGNALS[(number + 1) % 3]
@@ -98,7 +101,7 @@ def main(kills: int, seed: int, processes: int) -> None:
             steps = [
                 path.name.split("-")[1] for path in folder.glob(".aurora/sft/*/checkpoints/checkpoint-*")
             ]
-            for left in ("adapter", "out"):  # as DVC does before it runs the stage again
+            for left in OUTS:  # as DVC does before it runs the stage again
                 shutil.rmtree(folder / left, ignore_errors=True)
             if start(folder).wait():
                 sys.exit((folder / "log.txt").read_text()[-2000:])

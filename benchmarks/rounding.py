@@ -21,6 +21,8 @@ from resume import COMMAND, ENVIRONMENT, ROOT
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
+MEASURES = ("aurora/sft",)
+
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -53,19 +55,21 @@ def train(folder: Path, precision: str, epochs: float, accumulation: int) -> tup
     return losses, load_file(weights), weights.read_bytes()
 
 
-def compare(name: str, one: tuple, other: tuple) -> None:
-    """A line of the table."""
+def compare(name: str, one: tuple, other: tuple) -> dict[str, float]:
+    """Prints a line of the table; returns its figures."""
     gaps = {
         kind: max(abs(one[0][key] - other[0][key]) for key in one[0] if key[0] == kind)
         for kind in ("loss", "held_out_loss")
     }
     square = sum(float(numpy.sum((one[1][key] - other[1][key]) ** 2)) for key in one[1])
     size = sum(float(numpy.sum(weight**2)) for weight in one[1].values())
+    gaps["adapter"] = (square / size) ** 0.5
     same = "equal" if one[2] == other[2] else "differ"
     print(
-        f"{name:<44}{same:>8}{gaps['loss']:>14.1e}{gaps['held_out_loss']:>16.1e}{(square / size) ** 0.5:>14.1e}",
+        f"{name:<44}{same:>8}{gaps['loss']:>14.1e}{gaps['held_out_loss']:>16.1e}{gaps['adapter']:>14.1e}",
         flush=True,
     )
+    return {key: float(f"{gap:.1e}") for key, gap in gaps.items()}
 
 
 @click.command()
@@ -78,11 +82,12 @@ def main(precision: str, epochs: float | None) -> None:
     print(
         f"{'against the training of params.yaml':<44}{'bytes':>8}{'loss':>14}{'held-out loss':>16}{'adapter':>14}"
     )
+    values = {}
     with tempfile.TemporaryDirectory() as name:
         for kind in precision.split(","):
             first = train(Path(name, f"{kind}-first"), kind, epochs, 1)
             compare(f"{kind}, again", first, train(Path(name, f"{kind}-again"), kind, epochs, 1))
-            compare(
+            values[kind] = compare(
                 f"{kind}, half the batch, twice accumulated",
                 first,
                 train(Path(name, f"{kind}-split"), kind, epochs, 2),
@@ -92,6 +97,7 @@ def main(precision: str, epochs: float | None) -> None:
         f"{metrics['steps']} steps; greatest difference of a logged loss in nats a token; of the adapter, relative, in "
         "the Euclidean norm"
     )
+    print(json.dumps(values | {"steps": metrics["steps"]}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/sft",)
+
 ROOT = Path(__file__).resolve().parent.parent
 BASE, ROWS = ROOT / "data/raw/model/base", ROOT / "data/format"
 WARM_UP = 3

@@ -19,6 +19,8 @@ from pathlib import Path
 import click
 import torch
 
+MEASURES = ("aurora/model", "aurora/eval", "aurora/merge", "aurora/upcycled_base")
+
 BASE, MERGED, ADAPTER = Path("data/raw/model/base"), Path("models/merged"), Path("models/adapter")
 ROWS, BENCHMARKS = Path("data/format"), Path("data/raw/benchmark")
 EXPERT = "block_sparse_moe.experts.0."
@@ -118,8 +120,10 @@ def part_logits(rows: int, steps: int) -> None:
         ("upcycled, NF4, to dense through NF4", 4, packed),
     ):
         found = compare(wanted, logits(mixtral(bits), samples, f"{bits} bits"))
-        numbers = (f"{found[key]:.2e}" for key in ("greatest", "mean"))
+        numbers = (f"{found[key]:.2e}" for key in ("max_abs", "mean"))
         show(name, *numbers, f"{found['top1_agreement']:.1%}", f"{found['kl_divergence']:.2e}")
+        if bits == 32:
+            print(json.dumps({"max_abs_logits": float(f"{found['max_abs']:.1e}")}))
 
 
 def part_quality(rows: int, steps: int) -> None:
@@ -225,7 +229,7 @@ def part_drift(rows: int, steps: int) -> None:
     show(f"drift, {found['positions']} positions", "greatest", "mean", "top-1 agrees", "KL, nats")
     for name, values in found.items():
         if isinstance(values, dict):
-            numbers = (f"{values[key]:.3f}" for key in ("greatest", "mean"))
+            numbers = (f"{values[key]:.3f}" for key in ("max_abs", "mean"))
             show(
                 name.replace("_", " "),
                 *numbers,
@@ -283,8 +287,7 @@ def main(parts: str, rows: int, steps: int) -> None:
         gc.collect()
         print(flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    load = Path("/proc/loadavg").read_text().split()[0]
-    print(f"peak of this process {peak:.2f} GiB; load of the machine {load}; {stages.__name__} settings")
+    print(f"peak of this process {peak:.2f} GiB; {stages.__name__} settings")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+MEASURES = ("aurora/commands/verify.py", "aurora/pipeline/integrity.py")
+
 BIN = Path(sys.executable).parent
 DVC_YAML = "stages:\n  make: {cmd: 'true', outs: [data]}\n"
 FILES = 40  # as the shards of a large model

@@ -1,7 +1,7 @@
-"""The stages of dvc.yaml, one script each. What holds for all of them stands here, and runs before any of their imports.
+"""The stages of dvc.yaml, one script each. What applies to all of them is here, and runs before any of their imports.
 
 Code comes from the sources of this repository and from the installed packages, and from nowhere else: no compiled file
-of the repository is trusted, and no module that lies in its root or on PYTHONPATH shadows a library.
+of the repository is trusted, and no module in its root or on PYTHONPATH shadows a library.
 """
 
 # ruff: noqa: E402 (what is imported before the search path is cleared is built into Python)

@@ -29,8 +29,8 @@ def main(base: Path, checkpoints: Path, rows: Path, benchmarks: Path, out: Path)
         scores = score_checkpoints(
             base, checkpoints, rows, benchmarks, partial, params, settings, quantization
         )
-    told = ", ".join(f"step {score['step']:,} loss {score['loss']:.3f}" for score in scores)
-    print(f"checkpoints: {told or 'none to score'}")
+    lines = ", ".join(f"step {score['step']:,} loss {score['loss']:.3f}" for score in scores)
+    print(f"checkpoints: {lines or 'none to score'}")
 
 
 if __name__ == "__main__":

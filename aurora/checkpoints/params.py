@@ -10,6 +10,6 @@ class Checkpoints(Section):
     """Scores by optimiser step; settings of replies, loss and benchmarks are those of eval."""
 
     steps: tuple[Count, ...] = Field(())
-    """Steps that are scored; each stands in sft.keep_checkpoints."""
+    """Steps that are scored; each is one of sft.keep_checkpoints."""
     benchmarks: tuple[Benchmark, ...] = Field(())
     """Benchmarks of eval.tasks that each of them answers, under lm-eval's stock tasks."""

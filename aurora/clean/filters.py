@@ -205,7 +205,7 @@ def _encodes(character: str, encoding: str) -> bool:
 
 Rule = Callable[[Rounds, Clean], Fault | None]
 
-# (switch in params, rule). Rules that look at one round stand first, so that those behind see what is left of it.
+# (switch in params, rule). Rules that look at one round come first, so that later ones see what is left of it.
 RULES: tuple[tuple[str | None, Rule], ...] = (
     (None, lone_surrogate),
     ("mojibake", mojibake),

@@ -81,7 +81,7 @@ LAYOUTS = {
 
 
 def detect(items: Iterable[object]) -> list[str]:
-    """Names of the layouts that the filled columns of most of these rows fit; sharegpt stands for messages too."""
+    """Names of the layouts that the filled columns of most of these rows fit; sharegpt includes messages."""
     rows = [item for item in items if isinstance(item, dict)]
     found = []
     for name, layout in LAYOUTS.items():

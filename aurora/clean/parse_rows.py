@@ -51,7 +51,7 @@ class Turns:
 
 
 class Repeated(dict):
-    """A JSON object in which one key stands twice with different values."""
+    """A JSON object that has one key twice with different values."""
 
 
 class Unreadable(Exception):

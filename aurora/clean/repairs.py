@@ -113,7 +113,7 @@ def _tag(closed: set[str], tag: re.Match[str]) -> str:
 
 
 def without_entities(text: str, so_far: Sequence[str]) -> str:
-    """Code with the entities of a web page as the signs that they stand for.
+    """Code with the entities of a web page as the signs that they mean.
 
     A sign that the text also writes itself shows that its entity is meant; so does a conversation about HTML.
     """

@@ -10,7 +10,7 @@ from aurora.core.parquet import write_parquet
 def write_tables(folder: Path, cleaned: Cleaned, repeats: Mapping[str, int] | None = None) -> None:
     """Writes conversations.parquet, sorted by id, and dropped.parquet, sorted by source and position.
 
-    Columns that few data sets need stand in conversations.parquet where a row fills them: `system`; `train`, whether
+    Columns that few data sets need are in conversations.parquet where a row fills them: `system`; `train`, whether
     each round's answer is trained; `steps`, the tool calls between each round's prompt and answer; `tools`; `repeat`,
     how many times the row is trained, by source in `repeats`.
     """

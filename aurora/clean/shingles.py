@@ -37,7 +37,7 @@ def _normal(text: str) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     if text.isascii() or not len(codes) or codes.max() < 0x10000:
         return _table()[codes]
-    # Beyond the basic plane lie rare Chinese characters and emoji; they stay as they are.
+    # Rare Chinese characters and emoji are outside the basic plane; they stay as they are.
     return np.where(codes < 0x10000, _table()[np.minimum(codes, 0xFFFF)], codes)
 
 

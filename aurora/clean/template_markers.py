@@ -78,7 +78,7 @@ def is_suspect(text: str) -> bool:
 
 
 def leftover(text: str) -> re.Match[str] | None:
-    """A marker that stands in a text outside code, if any."""
+    """A marker in a text outside code, if any."""
     found = HARD.search(text) if is_suspect(text) else None
     return found and HARD.search(CODE_SPAN.sub(lambda code: " " * len(code[0]), text))
 

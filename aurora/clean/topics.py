@@ -14,7 +14,7 @@ LINE, PROMPT, ANSWER = (
     300,
     400,
 )  # characters that are looked at: of the first line, the prompt, the answer
-FIRST, REST, REPLY = 4, 2, 1  # weight of a word by where it stands
+FIRST, REST, REPLY = 4, 2, 1  # weight of a word by its place
 TASK, STRONG, WORD = 4, 2, 1  # and by its kind
 WITHOUT = "daily life"  # topic of a conversation in which no word speaks
 NONE = "none"  # key of the words that speak for no topic
@@ -81,7 +81,7 @@ def _found(text: str) -> Iterator[Word]:
 
 
 def _apart(word: str, text: str, at: int) -> bool:
-    """Whether a Latin word stands alone: `ai` is not in `said`. Chinese needs no blanks."""
+    """Whether a Latin word is a whole word: `ai` is not in `said`. Chinese needs no blanks."""
     if not word[0].isascii():
         return True
     before, after = text[at - 1 : at] if at else "", text[at + len(word) : at + len(word) + 1]

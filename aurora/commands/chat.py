@@ -286,7 +286,7 @@ def show(text: str) -> None:
 
 
 def converse(session: Session, lines: Iterator[str | AuroraError]) -> bool:
-    """Takes lines until their end; whether each was taken. A mistake is told in one line, and the rest goes on."""
+    """Takes lines until their end; whether each was taken. A mistake gets one line, and the rest goes on."""
     sound = True
     for line in lines:
         try:

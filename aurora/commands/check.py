@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from aurora.commands import completion
 from aurora.core.declared import DVC_YAML, VERSIONS
 from aurora.core.errors import exit_with_message
 from aurora.core.params import PARAMS_FILE
@@ -23,7 +24,7 @@ VERDICTS = {
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[FILE|STAGE]...")
+@click.argument("names", nargs=-1, metavar="[FILE|STAGE]...", shell_complete=completion.stages)
 @click.option(
     "--trace", is_flag=True, help="Also run every STAGE, or all, with only what it declares, off to the side."
 )

@@ -17,7 +17,7 @@ COMMANDS = {
     "merge": "Go on where git merge stopped at dvc.lock.",
     "plan": "Predict steps, memory, disk and hours of a training.",
     "preview": "Show rows as they are trained.",
-    "serve": "Serve models under OpenAI's API, with a page to chat and to compare.",
+    "serve": "Serve models under OpenAI's API, with a page to chat.",
     "sources": "List every source with pin, licence, rows and bytes.",
     "verify": "Read every output and object that dvc.lock records.",
     "why": "Say why a stage would run now.",
@@ -54,7 +54,7 @@ class LateGroup(click.Group):
 def main() -> None:
     """Aurora: a Chinese instruction tune of Mixtral-8x7B in 4 bits, as a DVC pipeline.
 
-    For completion in bash, put this line into ~/.bashrc: eval "$(_AURORA_COMPLETE=bash_source aurora)"
+    For completion in bash, put into ~/.bashrc: eval "$(_AURORA_COMPLETE=bash_source aurora)"
     """
 
 

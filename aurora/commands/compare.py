@@ -59,7 +59,7 @@ def table_lines(differences: list[Difference]) -> Iterator[str]:
 def compare(a: str, b: str, model: str, subjects: bool, flipped: bool) -> None:
     """Compare two evaluations question by question.
 
-    A and B are each one of: base or tuned, as they lie in the workspace; a git revision (main, HEAD~1, a tag), whose
+    A and B are each one of: base or tuned, of the workspace; a git revision (main, HEAD~1, a tag), whose
     evaluation of the tuned model DVC has kept; a folder of the eval stage; REVISION:FOLDER. A difference whose 95 %
     interval holds zero is within chance.
     """

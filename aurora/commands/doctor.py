@@ -25,12 +25,13 @@ def findings() -> list[Finding]:
 
 
 def versions(pins: list[str] | None = None) -> Iterator[Finding]:
-    """Python and every package that the project pins."""
+    """Python, how many packages the project pins, and each that is missing or has another version."""
     from packaging.requirements import Requirement
     from packaging.version import Version
 
     yield Finding("python", sys.version.split()[0])
-    for text in checkout_pins() if pins is None else pins:
+    right = 0
+    for text in dict.fromkeys(checkout_pins() if pins is None else pins):
         pin = Requirement(text)
         extra = pin.marker is not None and not pin.marker.evaluate({"extra": ""})
         wanted = next((clause.version for clause in pin.specifier if clause.operator == "=="), None)
@@ -48,7 +49,8 @@ def versions(pins: list[str] | None = None) -> Iterator[Finding]:
                 True,
             )
         else:
-            yield Finding(pin.name, found)
+            right += 1
+    yield Finding("packages", f"{right} as pinned")
 
 
 def checkout_pins() -> list[str]:
@@ -63,8 +65,8 @@ def checkout_pins() -> list[str]:
         raise ParamsError(
             f"{file}: no [project] to read ({error}); restore it by: git checkout {file}"
         ) from None
-    marked = [f'{pin} ; extra == "{extra}"' for extra, listed in extras.items() for pin in listed]
-    return [*project.get("dependencies", []), *marked]
+    optional = dict.fromkeys(pin for listed in extras.values() for pin in listed)
+    return [*project.get("dependencies", []), *(f'{pin} ; extra == "any"' for pin in optional)]
 
 
 def device() -> Iterator[Finding]:
@@ -75,7 +77,7 @@ def device() -> Iterator[Finding]:
     if not found.cards:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("device", f"{found.name}, {cores} cores, {found.memory / GIB:.1f} GiB free, no card")
-        yield Finding("precision", "fp32, bf16 (slow); fp16 wants a card")
+        yield Finding("precision", "fp32, bf16 (slow); fp16 needs a card")
         return
     total = torch.cuda.get_device_properties(0).total_memory
     yield Finding(

@@ -45,7 +45,7 @@ TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
 
 def stage_paths(stage: str = "sft", file: Path = Path("dvc.yaml")) -> dict[str, Path]:
-    """The options of a stage's command in dvc.yaml, which alone says where things lie."""
+    """The options of a stage's command in dvc.yaml, the only place that has the paths."""
     from ruamel.yaml import YAML
 
     try:
@@ -198,17 +198,25 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
 
 
 def report(
-    plan: Plan, where: str, speed: float | None, from_run: bool, costs: dict[str, tuple[int, int]]
+    plan: Plan,
+    where: str,
+    speed: float | None,
+    from_run: bool,
+    costs: dict[str, tuple[int, int]],
+    memory_gib: float | None,
 ) -> str:
     """The plan as text."""
     found = machine()
+    device = f"{found.name}, {found.memory / GIB:.2f} GiB free"
+    if memory_gib is not None:
+        device = f"a card of {memory_gib:g} GiB, as given"
     lines = [
         f"model       {plan.parameters:,} parameters, {plan.trainable:,} trained ({where})",
         f"rows        {plan.rows.rows:,}, {plan.rows.tokens:,} tokens an epoch, longest {plan.rows.longest:,}"
         f" ({plan.rows.source})",
         f"steps       {plan.steps:,} of {plan.effective_batch} rows, {plan.epoch_steps:,} an epoch;"
         f" {plan.tokens:,} tokens in all",
-        f"device      {found.name}, {found.memory / GIB:.2f} GiB free; {plan.processes} processes",
+        f"device      {device}; {plan.processes} processes",
     ]
     lines.append(f"{'loading':<12}{plan.loading / GIB:.2f} GiB at the peak, a process")
     for title, parts in (("training", plan.training), ("inference", plan.inference)):
@@ -286,6 +294,6 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
             )
         )
     else:
-        click.echo(report(planned, where, speed, not tokens_per_second, costs))
+        click.echo(report(planned, where, speed, not tokens_per_second, costs, memory_gib))
     sys.stdout.flush()
     check(planned, None if memory_gib is None else int(memory_gib * GIB))

@@ -1,10 +1,12 @@
 """`aurora preview`: rows of the format stage, or of a raw file, in the terminal, the trained tokens coloured."""
 
+from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 import click
 
+from aurora.commands import completion
 from aurora.core.errors import DataError, exit_with_message
 from aurora.core.params import read_section
 from aurora.core.parquet import read_parquet
@@ -15,7 +17,7 @@ LOOKED_AT = 2000  # rows of a raw file
 
 @click.command()
 @click.argument("what", default="3", metavar="[N|PATH]")
-@click.option("--source", help="Show rows of this source only.")
+@click.option("--source", shell_complete=completion.sources, help="Show rows of this source only.")
 @click.option("--held-out", is_flag=True, help="Show held-out rows instead of training rows.")
 @click.option("--rows", type=click.Path(path_type=Path), default="data/format", show_default=True)
 @click.option(
@@ -38,9 +40,14 @@ def preview(what: str, source: str | None, held_out: bool, rows: Path, tokenizer
     file = rows / ("held_out.parquet" if held_out else "train.parquet")
     table = read_parquet(file, "format")
     if source is not None:
+        names = sorted(table["source"].unique().to_pylist())
+        if source not in names:
+            near = get_close_matches(source, names, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+            raise DataError(f"{file}: no row of source {source!r}; {remedy}")
         table = table.filter(pyarrow.compute.equal(table["source"], source))
     if not len(table):
-        raise DataError(f"{file}: no row of source {source!r}" if source else f"{file}: no rows")
+        raise DataError(f"{file}: no rows")
     processor = vocabulary(tokenizer)
     for row in table.slice(0, max(1, int(what))).to_pylist():
         click.echo(terminal_row(processor, row))
@@ -74,8 +81,8 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     parts = {"prompt": layout.prompt, "answer": layout.answer, "turns": layout.turns}
     there = {column(key) for item in items if isinstance(item, dict) for key in item}
     found = {part: [name for name in names if name in there] for part, names in parts.items()}
-    told = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
-    click.echo(f"{path}: {layout.name}, {told}")
+    columns = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
+    click.echo(f"{path}: {layout.name}, {columns}")
     if ignored:
         click.echo(
             f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}"

@@ -1,4 +1,4 @@
-"""Evaluations as a git revision or the stage's own names tell where they lie."""
+"""Evaluations by their place: a git revision, or base and tuned of the workspace."""
 
 import io
 import subprocess

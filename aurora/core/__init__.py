@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, params, files, manifests, locks."""
+"""What every stage uses: errors, params, files, manifests, locks."""

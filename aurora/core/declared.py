@@ -97,7 +97,7 @@ def _declared_by(name: str, root: Path) -> tuple[str, tuple[str, ...], tuple[str
 
 
 def declared_params(entry: dict) -> tuple[list[str], list[str]]:
-    """The keys of params.yaml and the groups of versions.yaml that a stage of dvc.yaml declares, as they stand there."""
+    """The keys of params.yaml and the groups of versions.yaml that a stage of dvc.yaml declares, as written there."""
     items = entry.get("params") or ()
     files = [item for item in items if isinstance(item, dict)]
     return [item for item in items if isinstance(item, str)], [

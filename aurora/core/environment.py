@@ -1,6 +1,6 @@
 """The environment that a stage starts from: variables that shape bytes are set, removed or refused, whatever the caller has.
 
-One table each. Recipes stand in params.yaml; a variable that would change one from outside is not an input that DVC sees.
+One table each. Recipes are in params.yaml; a variable that would change one from outside is not an input that DVC sees.
 """
 
 import os
@@ -23,7 +23,7 @@ SET = {
     "MKL_DYNAMIC": "FALSE",
     "OMP_DYNAMIC": "FALSE",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Libraries tell their makers what is used; a stage connects to nothing but what it fetches.
+    # Libraries report usage to their makers; a stage connects to nothing but what it fetches.
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     # A thread that waits sleeps at once: where others want the core, each turn of a spin delays what is waited for.
@@ -90,7 +90,7 @@ REMOVED = (
     "LM_HARNESS_*",
 )
 KEPT = ("PYTORCH_CUDA_ALLOC_CONF", "TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS")
-# What accelerate's launcher tells each of its processes, which start from the environment of the stage that launched them.
+# What accelerate's launcher sets for each of its processes, which start from the environment of the stage that launched them.
 OF_LAUNCHER = (
     "ACCELERATE_*",
     "OMP_NUM_THREADS",

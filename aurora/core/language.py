@@ -10,7 +10,7 @@ Language = Literal["Chinese", "mixed", "other", "none", "empty"]
 
 # What belongs to no language. A fence that is never closed reaches to the end, as in a reply that was cut off.
 CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`", re.DOTALL)
-# Code without a fence, told by its line: it ends in ; { } or a call, assigns to one name, or opens like a directive.
+# Code without a fence, recognised by its line: it ends in ; { } or a call, assigns to one name, or opens like a directive.
 CODE_LINE = re.compile(
     r"""^[ \t]*(?:
         (?:[^\n\u3000-\u9fff\uff00-\uffef]*(?:[;{}]|\w\([^\n\u3000-\u9fff]*\):?))
@@ -34,7 +34,7 @@ PLAIN = """
 PLAIN_WORDS = frozenset(PLAIN.split())  # no names, even where a capital letter begins them
 NAME_WORDS = 3  # words in a row that can be a name or a term within a Chinese sentence
 PHRASE_WORDS = 3  # words in a row, in small letters and in no Chinese, that are a phrase of another language
-# U+FFFD, which stands for bytes that are no text, private and unassigned characters: no reader takes them for Chinese.
+# U+FFFD, which replaces bytes that are no text, private and unassigned characters: no reader takes them for Chinese.
 BROKEN = re.compile(r"[\ufffd\ue000-\uf8ff\ufff0-\ufffb\U000f0000-\U0010ffff]")
 WORD_WEIGHT = 1.6  # Chinese characters that say as much as one English word, in translated text
 CHINESE = 0.65  # share from which a text is Chinese; text given once in each language has about 0.5

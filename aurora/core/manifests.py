@@ -137,7 +137,7 @@ def read_origins(path: Path) -> list[dict]:
 
 
 def manifest_hash(folder: Path) -> str | None:
-    """SHA-256 of the manifest in hex, which stands for every byte that was fetched; None without one."""
+    """SHA-256 of the manifest in hex, which represents every byte that was fetched; None without one."""
     path = folder / MANIFEST
     return sha256_file(path) if path.is_file() else None
 

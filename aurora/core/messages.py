@@ -36,7 +36,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Whole rounds, and what stands in front of them."""
+    """Whole rounds, and what precedes them."""
 
     source: str  # key in `sources` of params.yaml
     position: int  # 0-based position of the row in its source

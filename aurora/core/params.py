@@ -32,7 +32,7 @@ Kind = TypeVar("Kind")
 
 
 def read_section(key: str, kind: type[Kind], path: Path = PARAMS_FILE) -> Kind:
-    """What stands at a dotted `key` of a params file, checked against its schema: a section, or one value.
+    """The value at a dotted `key` of a params file, checked against its schema: a section, or one value.
 
     Raises ParamsError with the file, the key, the value and the rule; also where DVC runs a stage that does not
     declare this key, since DVC would then not notice a change of it.

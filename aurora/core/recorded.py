@@ -66,7 +66,7 @@ def require_recorded(path: Path, found: str) -> None:
 def keep_until_recorded(scratch: Path, outs: Sequence[Path] = ()) -> None:
     """Marks the scratch of finished work, which DVC may still lose: removed once dvc.lock names its outputs.
 
-    Without `outs` those of the stage count as they lie in the work tree. By hand there is no DVC, and it goes at once.
+    Without `outs` those of the stage count as they are in the work tree. By hand there is no DVC, and it goes at once.
     """
     if stage := os.environ.get("DVC_STAGE"):
         content = {"stage": stage, "outs": {path.as_posix(): dvc_hash(path) for path in outs}}
@@ -133,7 +133,7 @@ def require_cache(needed: int = 0) -> None:
 
 
 def cache_folder() -> Path:
-    """Where DVC's cache lies, by all of its config files."""
+    """The path of DVC's cache, by all of its config files."""
     from dvc.config import Config
 
     folder = Config(str(Path(".dvc").absolute()), validate=False)["cache"].get("dir")

@@ -40,7 +40,7 @@ def normalised(text: str) -> str:
 
 
 def dictionary_share(texts: Sequence[str]) -> float | None:
-    """Share of the texts' letters that stand in Chinese words of two or more characters of jieba's dictionary.
+    """Share of the texts' letters that belong to Chinese words of two or more characters of jieba's dictionary.
 
     Letters of other languages count as standing in none; digits and signs do not count. None for texts without
     letters. Sensible Chinese has some 0.6 to 0.8, since many of its words have one character; characters in random

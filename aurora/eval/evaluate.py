@@ -208,7 +208,7 @@ def _names(owners: dict[str, tuple[str, str]], benchmark: str) -> list[str]:
 
 
 def _score(score: dict, scores: dict[str, dict], members: list[str]) -> dict:
-    # lm-eval gives no standard error where a subject has a single question; then that of all questions stands in.
+    # lm-eval gives no standard error where a subject has a single question; then that of all questions takes its place.
     count = sum(scores[name]["sample_len"] for name in members)
     accuracy, error = score["acc,none"], score["acc_stderr,none"]
     if not isinstance(error, float):

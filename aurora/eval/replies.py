@@ -215,7 +215,7 @@ def reply_metrics(replies: Sequence[str]) -> dict[str, float | None]:
     """Shares over the replies to Chinese prompts; those of `pass_rates` among them.
 
     `zh_reply_rate` is the share of replies in Chinese, and `mixed_rate` that of replies in a mixture, as
-    `aurora.core.language.language` tells them. A reply without any language, which is code, formulas or numbers alone,
+    `aurora.core.language.language` names them. A reply without any language, which is code, formulas or numbers alone,
     counts on neither side, but in `no_language`; an empty one counts as not Chinese. Both shares are None where no
     reply is left to judge. `repetition` is the mean share of a reply's
     six-character stretches that occurred in it before; `mean_length` is in characters.

@@ -1,7 +1,7 @@
 """Token rows as a radix tree, cut into forward passes in which each shared prefix is computed once.
 
 A pass holds several subtrees end to end as one sequence. A token sees the tokens in the cache, and those of its own
-pass that lie above it in the tree: token j is visible to token i when j <= i < ends[j]. So nothing is padded, and no
+pass that are above it in the tree: token j is visible to token i when j <= i < ends[j]. So nothing is padded, and no
 prefix is repeated, neither its tokens nor its keys and values.
 """
 
@@ -25,7 +25,7 @@ class Node:
 class Pass:
     """One forward pass."""
 
-    parent: int | None  # the pass whose prefix lies in the cache right in front of this one
+    parent: int | None  # the pass whose prefix is in the cache right in front of this one
     depth: int  # tokens in the cache before
     cache_length: int  # tokens in the cache that later passes build upon
     tokens: numpy.ndarray  # (T,) int32

@@ -63,7 +63,7 @@ class Contents:
 
 
 def merged_contents(inputs: Inputs) -> Contents:
-    """The merged model. Raises an AuroraError where a part is missing, or is not what dvc.lock and the card tell of."""
+    """The merged model. Raises an AuroraError where a part is missing, or is not the one of dvc.lock and the card."""
     folder = inputs.merged
     _require(folder, "config.json", "merge")
     found = Contents()
@@ -186,7 +186,7 @@ def _describe(found: Contents, inputs: Inputs, folder: Path, card: str) -> None:
     found.texts[CARD] = read_card(inputs.cards / card, adapter_hash)
     manifest = find_manifest(inputs.base) or {}
     origins = [origin for origin in read_origins(inputs.sources) if origin["kind"] == "instructions"]
-    told = ("source", "uri", "revision", "licence", "dvc_hash")
+    kept = ("source", "uri", "revision", "licence", "dvc_hash")
     _write_json(
         found,
         PROVENANCE,
@@ -194,13 +194,13 @@ def _describe(found: Contents, inputs: Inputs, folder: Path, card: str) -> None:
             "dvc_hash": model_hash,
             "adapter": adapter_hash,
             "base": {name: manifest.get(name) for name in ("uri", "revision", "licence")},
-            "data": [{name: origin[name] for name in told} for origin in origins],
+            "data": [{name: origin[name] for name in kept} for origin in origins],
         },
     )
 
 
 def read_card(path: Path, adapter_hash: str) -> str:
-    """A card of the report. Raises DataError for one that is missing, has no licence, or tells of another adapter."""
+    """A card of the report. Raises DataError for one that is missing, has no licence, or describes another adapter."""
     from huggingface_hub import ModelCard
 
     if not path.is_file():
@@ -214,7 +214,7 @@ def read_card(path: Path, adapter_hash: str) -> str:
             " run dvc repro"
         )
     if adapter_hash not in text:
-        raise DataError(f"{path}: tells of another adapter than {adapter_hash}; run dvc repro report")
+        raise DataError(f"{path}: describes another adapter than {adapter_hash}; run dvc repro report")
     return text
 
 

@@ -15,7 +15,7 @@ SUMS = "SHA256SUMS"
 
 
 def require_new(out: Path) -> None:
-    """Raises ParamsError where something stands at `out` already."""
+    """Raises ParamsError where `out` exists already."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise ParamsError(f"{out}: exists already; give a new folder, or remove it")
 

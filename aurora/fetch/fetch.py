@@ -156,7 +156,7 @@ def _refuse_special(origin: Path, files: Iterable[Path]) -> None:
         if not path.is_file():
             raise SourceError(f"{path} is no file: a device, a pipe, or a link that leads nowhere; remove it")
         target = path.resolve()
-        # DVC itself links to its cache, wherever that lies.
+        # DVC itself links to its cache, wherever that is.
         if not any(target.is_relative_to(folder) for folder in inside) and not dvc_cache(target):
             raise SourceError(
                 f"{path} is a link that leads out of {'it' if origin.is_absolute() else 'the repository'}; give the "

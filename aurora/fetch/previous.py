@@ -54,7 +54,7 @@ def reuse(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     """Fills the new folder `folder` with the files of a manifest, each verified, and returns whether that succeeded.
 
     They are linked from `out` or from DVC's cache, or copied from its remote. If one is missing, damaged, or not
-    what `pins` of the whole source want, `folder` is removed.
+    what `pins` of the whole source demand, `folder` is removed.
     """
     if fits(former, pins):
         folder.mkdir(parents=True)
@@ -99,7 +99,7 @@ def _reuse_file(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
 
 
 def dvc_cache(file: Path) -> bool:
-    """Whether a file lies in DVC's cache, where that is outside the repository."""
+    """Whether a file is in DVC's cache, where that is outside the repository."""
     try:
         with _dvc(file):
             from dvc.repo import Repo

@@ -134,7 +134,7 @@ class Formatter:
     def _cut(self, turns: Turns, left_out: numpy.ndarray, counts: numpy.ndarray) -> numpy.ndarray:
         """Lays the rounds of each conversation into rows, (R,) of ROW, and counts what is lost.
 
-        `left_out` (C,) bool tells which conversations get no row.
+        `left_out` (C,) bool marks the conversations that get no row.
         """
         per_row, per_round = self.prompt_format.fixed_tokens
         capacity = self.params.max_length - per_row

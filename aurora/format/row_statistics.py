@@ -23,7 +23,7 @@ SELDOM = (
     "rounds_dropped_untrained",
     "rounds_dropped_tool_calls",
     "system_prompts",
-)  # told where there are some
+)  # printed where there are some
 
 COUNTED = (
     "conversations",

@@ -138,7 +138,7 @@ def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     name = _plain(unquote(urlsplit(address.path).path).rstrip("/").rpartition("/")[2])
     target = folder / name
     if not (pins.sha256 or pins.git_blob):
-        remove(target)  # nothing could tell whether the rest belongs to it
+        remove(target)  # nothing shows whether the rest belongs to it
     if not target.exists() or measure(target, pins).difference(target):
         try:
             with open(target, "ab") as file:
@@ -223,7 +223,7 @@ def _refuse_incomplete(uri: str, index: Path, files: dict[str, Digests]) -> None
 
 
 def explain(uri: str, address: Address, error: Exception) -> AuroraError:
-    """What an error of the library means, without its own words, in which a signed address may stand."""
+    """What an error of the library means, without its own words, which may contain a signed address."""
     if out_of_disk(error):
         return ResourceError(f"{uri}: No space left on device; free disk and run again")
     for cause in _causes(error):

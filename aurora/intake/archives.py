@@ -81,7 +81,7 @@ class Bounded:
 def unpack(archive: Path, member: str, out: Path) -> list[dict]:
     """Takes the files below `member`, a folder or file ("" for all), into the new folder `out`.
 
-    Returns {path, sha256, bytes} of each. Links, devices, names that leave `out`, names that stand twice, and
+    Returns {path, sha256, bytes} of each. Links, devices, names that leave `out`, repeated names, and
     archives beyond the limits of this module are refused, and then `out` does not exist. Raises SourceError,
     and ResourceError if the disk is too small.
     """

@@ -38,5 +38,5 @@ def existing(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free for this user where `folder`, or the nearest parent that exists, lies."""
+    """Bytes free for this user on the disk of `folder`, or of its nearest parent that exists."""
     return shutil.disk_usage(existing(folder)).free

@@ -29,7 +29,7 @@ class LoraPackedExperts(nn.Module, LoraLayer):
     """
 
     def __init__(self, base_layer: PackedExperts, target: Target, transposed: bool) -> None:
-        """`transposed` for matrices that lie (inputs, outputs), as transformers calls it."""
+        """`transposed` for matrices of shape (inputs, outputs), as transformers calls it."""
         nn.Module.__init__(self)
         self._transposed = transposed
         LoraLayer.__init__(self, base_layer)

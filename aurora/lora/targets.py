@@ -27,7 +27,7 @@ class Target:
     scale: float  # of B A
     experts: int | None  # of a fused parameter; None for a matrix
     is_parameter: bool  # by PEFT's target_parameters
-    transposed: bool = False  # a fused parameter whose matrices lie (inputs, outputs)
+    transposed: bool = False  # a fused parameter whose matrices are (inputs, outputs)
 
 
 @dataclass(frozen=True, slots=True)

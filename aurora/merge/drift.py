@@ -156,7 +156,7 @@ def merged_logits(
 
 
 def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]]]:
-    """(tokens, positions) of the first held-out rows; a position is one that foresees a token of an answer."""
+    """(tokens, positions) of the first held-out rows; a position is one that predicts a token of an answer."""
     samples = []
     table = read_parquet(path, "format", ["input_ids", "labels"])
     for row in table.slice(0, settings.rows).to_pylist():

@@ -33,7 +33,7 @@ def require_tools(kind: str) -> None:
 
 
 def estimated_bytes(weights: int, kind: str) -> tuple[int, int]:
-    """Bytes of the finished file, and of all that lies on the disk while it is made, for `weights` parameters."""
+    """Bytes of the finished file, and of all that is on the disk while it is made, for `weights` parameters."""
     size = int(weights * BITS[kind] / 8)
     return size, size + (int(weights * BITS["F16"] / 8) if kind in QUANTISED else 0)
 

@@ -50,7 +50,7 @@ class Work:
     """
 
     deltas: dict[str, Change]
-    advance: Callable[[int], object]  # told of each count of bytes that is done
+    advance: Callable[[int], object]  # called with each count of bytes that is done
     merged: int = 0
     reflinked: int = 0
     linked: int = 0
@@ -120,7 +120,7 @@ def _measured(measure: Callable[[Path], dict], scratch: Path) -> dict:
 
 
 def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
-    # The folder `out` is replaced whole; one that holds an input, or lies in one, would take it along.
+    # The folder `out` is replaced whole; one that holds an input, or is inside one, would remove it.
     target = out.resolve()
     for folder in inputs:
         source = folder.resolve()

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what it has: large tensors otherwise cost page faults at every step."""
+"""Makes glibc's allocator keep its memory: large tensors otherwise cost page faults at every step."""
 
 import ctypes
 

@@ -71,7 +71,7 @@ def product(
 
 
 def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    # grouped_mm wants 16-byte rows; in float32 a loop is as fast, and adds up as a linear layer does in every mode
+    # grouped_mm needs 16-byte rows; in float32 a loop is as fast, and adds up as a linear layer does in every mode
     # of MKL; float16 it takes on no card.
     aligned = all(size * rows.element_size() % 16 == 0 for size in dense.shape[1:])
     if len(ends) > 1 and rows.dtype == torch.bfloat16 and aligned:
@@ -158,7 +158,7 @@ class ExpertDispatch:
     def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "ExpertDispatch":
         """Sorts the choices (tokens, k) by expert.
 
-        An expert's rows stand as they do in transformers' eager loop, for in MKL's compatible mode a row's sum depends
+        An expert's rows have the order of transformers' eager loop, since in MKL's compatible mode a row's sum depends
         on its place.
         """
         expert_ids, order = torch.sort(top_k_index.t().reshape(-1), stable=True)

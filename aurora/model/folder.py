@@ -1,4 +1,4 @@
-"""What a model folder holds, told from its config and the headers of its safetensors files alone."""
+"""What a model folder holds, read from its config and the headers of its safetensors files alone."""
 
 import json
 import re
@@ -24,7 +24,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REMEDY = "fetch the model again"
 LINEAR_PARTS = ("absmax", "quant_map", "quant_state.bitsandbytes__nf4", "nested_absmax", "nested_quant_map")
 INDEX = "model.safetensors.index.json"
-# In which a tokeniser of Hugging Face can lie.
+# Files in which a tokeniser of Hugging Face is stored.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -273,7 +273,7 @@ def meta_model(folder: Path):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where a tensor of a checkpoint lies in a tensor of the model: whole, or rows of one expert."""
+    """The place of a checkpoint's tensor in a tensor of the model: whole, or rows of one expert."""
 
     name: str  # in the checkpoint
     info: TensorInfo

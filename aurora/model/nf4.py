@@ -55,7 +55,7 @@ class PackedExperts(nn.Module):
         if double_quant:
             self.outer_scales = empty(shape[0], -(-blocks // SCALE_BLOCK), dtype=torch.float32)
             self.offsets = empty(shape[0], dtype=torch.float32)
-            self.scale_values = empty(256, dtype=torch.float32)  # what the 8-bit scales stand for
+            self.scale_values = empty(256, dtype=torch.float32)  # values of the 8-bit scales
 
     @classmethod
     def of(

@@ -33,7 +33,7 @@ VERSIONS = ("torch", "transformers", "bitsandbytes", "safetensors")
 
 
 def place_of(folder: Path, quantization: Quantization, device: str) -> Path | None:
-    """Where the packed form of `folder` lies or would lie; None where none is kept.
+    """The path of the packed form of `folder`, written or not; None where none is kept.
 
     Only a fetched folder has one: its manifest names the SHA-256 of every file, and size, time of change and inode
     tell that the files are still those which the packed form was made from. Bits 16 and 32, small models, packed

@@ -65,7 +65,7 @@ class PackingConfig(BitsAndBytesConfig):
         self.quant_method = METHOD
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in config.json."""
+        """The entry of config.json."""
         return {
             "quant_method": METHOD,
             "double_quant": self.bnb_4bit_use_double_quant,
@@ -198,14 +198,14 @@ def _arriving(parts: list[list], expert: int) -> Iterator[torch.Tensor]:
 
 
 def arrive_one_by_one(model: PreTrainedModel) -> bool:
-    """Whether the experts of this kind of model lie in the checkpoint so that each tensor can be packed by itself."""
+    """Whether the checkpoint stores the experts of this kind of model so that each tensor can be packed by itself."""
     conversions = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightConverter)]
     fusing = [item for item in conversions if item.target_patterns[0].rpartition(".")[2] in FUSED]
     return all(isinstance(_unmerged(item), _OneByOne) for item in fusing)
 
 
 def _unmerged(conversion: Any) -> Any:
-    # Of other conversions (transposed, interleaved) the fused result is packed once it stands.
+    # Of other conversions (transposed, interleaved) the fused result is packed once it is complete.
     if not isinstance(conversion, WeightConverter):
         return conversion
     steps = [(type(step).__name__, getattr(step, "dim", None)) for step in conversion.operations]

@@ -1,21 +1,23 @@
-"""Pages that are generated: the map of the code from docstrings, the parameters from their schemas, and both READMEs
-from templates, whose every measured number comes out of metrics/ or a record of benchmarks/results.
+"""Pages that are generated: the map of the code from docstrings, the parameters from their schemas, results from their
+records, and README and others from docs/*.j2, where every measured number comes out of metrics/ or a record.
 
-`python -m aurora.pipeline.docs` writes them, and with `--check` says where they differ, and which links are dead.
+`python -m aurora.pipeline.docs` writes them. With `--check` it names pages that differ, dead links, unknown commands,
+figures without a record, and records that are too old.
 """
 
 import ast
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from traceback import extract_tb
 
 from aurora.core.errors import DataError
+from aurora.pipeline.doc_checks import command_faults, link_faults
+from aurora.pipeline.records import figures_without_record, old_records, read_records, results_page
 
 DOCS = Path("docs")
-RECORDS = Path("benchmarks/results")
-RECORD_KEYS = ("command", "commit", "load", "machine", "values", "versions")
 NAMES = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}
 # Sections of params.yaml in the order of the pipeline, with the module and the class of each.
 SECTIONS = {
@@ -35,8 +37,14 @@ def pages(root: Path) -> dict[Path, str]:
     return {
         DOCS / "code-map.md": code_map(root),
         DOCS / "params.md": params_page(root),
-        **{Path(name): readme(root, DOCS / f"{name}.j2") for name in ("README.md", "README.zh.md")},
+        Path("benchmarks/RESULTS.md"): results_page(root),
+        **{page_of(template): rendered(root, template) for template in sorted((root / DOCS).glob("*.j2"))},
     }
+
+
+def page_of(template: Path) -> Path:
+    """docs/NAME.md of docs/NAME.md.j2; a README goes to the root."""
+    return Path(template.stem) if template.name.startswith("README") else DOCS / template.stem
 
 
 def stale(root: Path) -> list[str]:
@@ -48,33 +56,36 @@ def stale(root: Path) -> list[str]:
     ]
 
 
-def readme(root: Path, template: Path) -> str:
-    """A README from its template. Raises DataError for a record that is not whole."""
-    from jinja2 import Environment, StrictUndefined
+def rendered(root: Path, template: Path) -> str:
+    """A page from its template. Raises DataError for a record that is not whole, or a name that no record has."""
+    from jinja2 import Environment, StrictUndefined, UndefinedError
 
     scores = json.loads((root / "metrics/eval.json").read_text(encoding="utf-8"))
+    values = {name: record["values"] for name, record in read_records(root).items()}
+
+    def figure(record: str, key: str, unit: str, absent: str = "not measured") -> str:
+        value = values.get(record, {}).get(key)
+        return absent if value is None else f"{value} {unit}"
+
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string((root / template).read_text(encoding="utf-8")).render(
-        base=scores["base"],
-        tuned=scores["tuned"],
-        names=NAMES,
-        percent=lambda share: f"{100 * share:.0f} %",
-        records=records(root),
-        replies=first_replies((root / "REPORT.md").read_text(encoding="utf-8")),
-    )
-
-
-def records(root: Path) -> dict[str, dict]:
-    """What benchmark scripts have measured, by the name of the record. Raises DataError for a record that is not whole."""
-    found = {}
-    for path in sorted((root / RECORDS).glob("*.json")):
-        found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        for key in RECORD_KEYS:
-            if key not in found[path.stem]:
-                raise DataError(
-                    f"{path.relative_to(root)}: no '{key}'; measure again with the script that wrote it"
-                )
-    return found
+    try:
+        return environment.from_string(template.read_text(encoding="utf-8")).render(
+            base=scores["base"],
+            tuned=scores["tuned"],
+            names=NAMES,
+            percent=lambda share: f"{100 * share:.0f} %",
+            figure=figure,
+            records=values,
+            replies=first_replies((root / "REPORT.md").read_text(encoding="utf-8")),
+        )
+    except UndefinedError as error:
+        number = [
+            frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"
+        ][-1]
+        place = f"{template.relative_to(root)} line {number}"
+        raise DataError(
+            f"{place}: {error.message}; write the record by python benchmarks/records.py, or correct the name"
+        ) from error
 
 
 def first_replies(report: str) -> list[list[str]]:
@@ -158,33 +169,33 @@ def _text(value: object) -> str:
     return " ".join(str(value or "").split()).replace("|", "\\|")
 
 
-def doc_faults(root: Path, commands: Collection[str]) -> list[str]:
-    """A line, with file, line number and remedy, for each dead link and each command of aurora that does not exist."""
-    lines = []
-    for path in [root / "README.md", root / "README.zh.md", *sorted((root / DOCS).glob("*.md"))]:
-        if not path.is_file():
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            place = f"{path.relative_to(root)} line {number}"
-            for target in re.findall(r"\]\(([^)\s]+)\)", line):
-                file = target.partition("#")[0]
-                if file and "://" not in file and not (path.parent / file).exists():
-                    lines.append(f"{place}: {target} does not exist; correct the link")
-            for name in re.findall(r"(?:^|`|&& )aurora ([a-z_-]+)", line):
-                if name not in commands:
-                    lines.append(f"{place}: aurora {name} does not exist; there are {', '.join(commands)}")
-    return lines
+def faults(root: Path) -> list[str]:
+    """A line, with file, line and remedy, for all that is wrong with the docs or their records."""
+    from aurora.commands.cli import main as aurora
+
+    generated = pages(root)
+    written = [path.relative_to(root) for path in sorted((root / DOCS).glob("*.md"))]
+    read = [Path("README.md"), Path("README.zh.md"), Path("CONTRIBUTING.md"), *written]
+    templates = [path.relative_to(root) for path in sorted((root / DOCS).glob("*.j2"))]
+    return [
+        *stale(root),
+        *link_faults(root, read),
+        *command_faults(root, read, aurora),
+        *figures_without_record(root, [path for path in read if path not in generated] + templates),
+        *old_records(root),
+    ]
 
 
 def main(check: bool) -> None:
-    """Writes the generated pages; with `check` it writes nothing and ends with 1 where a page is wrong."""
-    if check:
-        commands = sorted(path.stem for path in Path("aurora/commands").glob("[!_]*.py"))
-        sys.exit("\n".join(stale(Path()) + doc_faults(Path(), commands)) or 0)
-    for path, text in pages(Path()).items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        print(f"{path}: written")
+    """Writes the generated pages; with `check` it writes nothing and ends with 1 where something is wrong."""
+    try:
+        if check:
+            sys.exit("\n".join(faults(Path())) or 0)
+        for path, text in pages(Path()).items():
+            path.write_text(text, encoding="utf-8")
+            print(f"{path}: written")
+    except DataError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,18 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+NOTHING_HERE = "no output is here yet; dvc pull brings them from a remote, dvc repro makes them"
+MISSING = (" is gone", " runs before")  # how a line ends that says no more than that
+
+
+def beyond_missing(repo: "Repo", found: dict[str, list[str]]) -> dict[str, list[str]] | None:
+    """Where not one output is here, as in a fresh clone, the reasons besides that; None where some output is here."""
+    if any(out.exists for stage in repo.index.stages for out in stage.outs if out.use_cache):
+        return None
+    others = {name: [line for line in lines if not line.endswith(MISSING)] for name, lines in found.items()}
+    return {name: lines for name, lines in others.items() if lines}
+
+
 def _versions(stage: "PipelineStage") -> Iterator[str]:
     """Libraries of which another version is installed than the one that DVC tracks: the stage would stop."""
     for dep in stage.deps:
@@ -104,7 +116,7 @@ def _before(repo: "Repo", stage: "PipelineStage") -> list["PipelineStage"]:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two paths are one, or one of them lies in the other."""
+    """Whether two paths are the same, or one is inside the other."""
     one_path, other_path = Path(one), Path(other)
     return one_path == other_path or one_path in other_path.parents or other_path in one_path.parents
 

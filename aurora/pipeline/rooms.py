@@ -23,7 +23,7 @@ OUTSIDE = frozenset({"aurora/commands", "aurora/export", "aurora/pipeline", "aur
 
 
 def read_stages(root: Path) -> dict[str, dict]:
-    """Each stage of dvc.yaml by its name, without instances: cmd, deps, params, outs as they stand there."""
+    """Each stage of dvc.yaml by its name, without instances: cmd, deps, params, outs as written there."""
     content = read_yaml(root / DVC_YAML)
     return {name: entry.get("do", entry) for name, entry in content["stages"].items()}
 

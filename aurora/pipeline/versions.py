@@ -17,7 +17,7 @@ from aurora.core.yaml_files import read_yaml
 from aurora.pipeline.rooms import PACKAGES, SOURCE_BUILDERS, reached, read_stages, script_of
 
 PYPROJECT, CONSTRAINTS = "pyproject.toml", "constraints.txt"
-# A line of versions.yaml: the library with what stands around it, the library, the version.
+# A line of versions.yaml: the library with what surrounds it, the library, the version.
 TRACKED = re.compile(r"""(?m)^( *([\w.-]+): +(?:&\w+ +)?)["']?([\w.]+)["']?(?=\s|$)""")
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
 UNTRACKED = frozenset(
@@ -29,7 +29,7 @@ OF_EXTRAS = {"llama_cpp": "llama-cpp-python"}
 
 
 def version_faults(root: Path) -> list[str]:
-    """One line for each library that a stage imports and does not track, tracks in vain, or tracks at another version.
+    """One line for each library that a stage imports and does not track, tracks without importing it, or tracks at another version.
 
     pyproject.toml is the source of every version. constraints.txt, the root's versions.yaml, and the file of that name
     in the folders from which a source is made follow it by `make lock`.

@@ -242,7 +242,7 @@ class ChatTemplate:
         return self._encode([text + self.behind_answer for text in texts])
 
     def turns(self, texts: Sequence[str]) -> list[numpy.ndarray]:
-        """Ids of alternating turns, as they stand behind another round."""
+        """Ids of alternating turns, as they follow another round."""
         pairs = zip(self.questions(texts[::2]), self.answers(texts[1::2]), strict=True)
         return [ids for pair in pairs for ids in pair]
 
@@ -277,7 +277,7 @@ class ChatTemplate:
     def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> ToolRounds | None:
         """Ids of rounds (prompt, answer, trained, steps) with tool calls: calls are trained, results are not.
 
-        None where the template has no tools, a text holds a special token, or no exact span can be told: the
+        None where the template has no tools, a text holds a special token, or no exact span can be found: the
         conversation rendered whole must give the same ids.
         """
         texts = [text for prompt, answer, _, steps in rounds for text in (prompt, answer, steps)]

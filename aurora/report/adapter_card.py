@@ -34,7 +34,7 @@ reply = model.generate(**inputs.to(model.device), max_new_tokens=256, do_sample=
 print(tokenizer.decode(reply[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-`{here}` stands for this repository's name or the folder's path.
+`{here}` is this repository's name or the folder's path.
 """
 HERE = "THIS_REPOSITORY"
 
@@ -218,7 +218,7 @@ def provenance_section(record: dict, adapter_hash: str) -> str:
     lines = [("adapter", adapter_hash)]
     lines += [(f"rows, {name}", rows[name]) for name in ("train", "held_out") if name in rows]
     lines += list(record.get("versions", {}).items())
-    note = "Hashes are those of dvc.lock and the DVC cache (MD5); beside a library stands its version.\n\n"
+    note = "Hashes are those of dvc.lock and the DVC cache (MD5); a library has its version.\n\n"
     return folded("Provenance", "hashes and versions", note + table(("", ""), lines))
 
 

@@ -47,7 +47,7 @@ class Picture:
 
     file: str
     svg: str
-    text: str  # what stands for it where it is not shown
+    text: str  # shown in its place where pictures are not
 
 
 Block = Heading | Paragraph | Table | Picture

@@ -27,7 +27,7 @@ chat = pipeline("text-generation", "{HERE}", dtype="auto", device_map="auto")
 print(chat([{{"role": "user", "content": "你好"}}], max_new_tokens=256, do_sample=False)[0]["generated_text"][-1]["content"])
 ```
 
-`{HERE}` stands for this repository's name or the folder's path.
+`{HERE}` is this repository's name or the folder's path.
 """
 
 

@@ -84,7 +84,7 @@ def _languages(found: ReportInputs) -> list[Block]:
         Table(header, cells),
         Paragraph(
             "Base → tuned, greedy replies. Replies of digits, signs or code alone have no language; the shares are of the "
-            "others. LPR and WPR are the line and word pass rate of the Language Confusion Benchmark. All replies stand in ",
+            "others. LPR and WPR are the line and word pass rate of the Language Confusion Benchmark. All replies are in ",
             Link("metrics/replies.md"),
             ".",
         ),
@@ -239,11 +239,11 @@ def _merge(found: ReportInputs) -> list[Block]:
     if drift:
         pairs = {name: value for name, value in drift.items() if isinstance(value, Mapping)}
         columns = list(next(iter(pairs.values()), {}))
-        told = ", ".join(f"{name} {_number(value)}" for name, value in drift.items() if name not in pairs)
+        counts = ", ".join(f"{name} {_number(value)}" for name, value in drift.items() if name not in pairs)
         blocks += [
             Heading("Drift of the merge"),
             Paragraph(
-                f"Logits beside those of the adapter on the base as it was trained ({told}). adapter_effect is what the "
+                f"Logits beside those of the adapter on the base as it was trained ({counts}). adapter_effect is what the "
                 "adapter changes in that base, the measure for the other rows."
             ),
             Table(
@@ -273,7 +273,7 @@ def _inputs(found: ReportInputs) -> list[Block]:
     return [
         Heading("Inputs"),
         Paragraph(
-            "The hash by which DVC knows each input; a folder's ends in .dir, and a model stands with its manifest, "
+            "The hash by which DVC knows each input; a folder's ends in .dir, and a model is represented by its manifest, "
             "which holds the SHA-256 of every file. SHA-256 over the files of the models: "
             + ", ".join(f"{m} {found.results[m]['protocol']['model_sha256']}" for m in MODELS)
             + "."

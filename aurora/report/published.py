@@ -12,7 +12,7 @@ WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 
 def base_scores(found: ReportInputs) -> list[Block]:
-    """Published scores of the base beside ours, and whether ours lies within their band."""
+    """Published scores of the base beside ours, and whether ours is within their band."""
     published, ours = found.paper["published"], found.results["base"]
     columns = ("ceval", "ceval_test", "mmlu", "cmmlu")
     rows = [
@@ -40,7 +40,7 @@ def base_scores(found: ReportInputs) -> list[Block]:
     return [
         Heading("Published scores of the untuned base"),
         Paragraph(
-            f"The paper's tuned model lies about two points below the published scores of the untuned base it was tuned from: "
+            f"The paper's tuned model is about two points below the published scores of the untuned base it was tuned from: "
             f"{below}. The paper does not measure its base, so that it cannot say what its tune gained or lost."
         ),
         Table(

@@ -22,6 +22,7 @@ from aurora.report.page import report_blocks
 
 PAPER = Path(__file__).with_name("paper.yaml")
 APART = ("categories", "subjects", "protocol")  # of results.json, which metrics/eval.json leaves out
+COMPARED = ("zh_reply_rate", "exact_match", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,22 @@ def evaluation(results: dict[str, dict]) -> dict:
                 for language, part in scores["router"].items()
             }
     return found
+
+
+def compared(results: dict, trained_tokens: int) -> dict:
+    """metrics/base.json and metrics/tuned.json: the few numbers of a model that `dvc metrics` shows.
+
+    Accuracies under lm-eval's protocol, under the paper's where it was asked for, and of further tasks by lm-eval's name.
+    """
+    paper, other = results.get("paper") or {}, results.get("other") or {}
+    further = {task: metrics["acc,none"] for task, metrics in other.items() if "acc,none" in metrics}
+    return {
+        **{name: results[name]["acc"] for name in NAMES if name in results},
+        **{f"{name}_paper": score["acc"] for name, score in paper.items()},
+        **further,
+        **{name: results[name] for name in COMPARED},
+        "trained_tokens": trained_tokens,
+    }
 
 
 def loss_table(curve: list[dict]) -> str:
@@ -257,8 +274,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
         "merge": read_json(outputs.merge, "merge"),
         "eval": evaluation(results),
     }
-    told = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
-    cards = {"adapter_card.md": adapter_card(*told), "model_card.md": merged_card(*told)}
+    provenance = (outputs.base_manifest.parent, outputs.adapter, outputs.sources, metrics["eval"])
+    cards = {"adapter_card.md": adapter_card(*provenance), "model_card.md": merged_card(*provenance)}
     blocks = report_blocks(
         ReportInputs(
             paper=read_paper(),
@@ -276,6 +293,8 @@ def write_report(outputs: Outputs, out: Path, report: Path, page: Path) -> dict:
             hashes=read_hashes(outputs),
         )
     )
+    trained = {"base": 0, "tuned": metrics["format"]["trained_tokens"]}
+    metrics |= {model: compared(results[model], trained[model]) for model in MODELS}
     for name, content in metrics.items():
         write_json(out / f"{name}.json", content)
     curve = list(csv.DictReader(io.StringIO(curve_text)))

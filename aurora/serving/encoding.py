@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Messages = Sequence[dict[str, str]]  # role and content
-MARK = re.compile(r"contentmark(\d+)end")  # stands for a content while the template is rendered
+MARK = re.compile(r"contentmark(\d+)end")  # replaces a content while the template is rendered
 
 
 def check_chat(messages: Messages) -> None:

@@ -46,7 +46,7 @@ class ChatMessage(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream tells beside the answer."""
+    """What a stream reports beside the answer."""
 
     include_usage: bool = False
     include_obfuscation: bool = False

@@ -38,7 +38,7 @@ class Checkpoints:
         return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"checkpoint-(\d+)", name)))
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of this step lies."""
+        """The path of the checkpoint of this step."""
         return self.folder / f"checkpoint-{step}"
 
     def last(self) -> Path | None:

@@ -53,7 +53,7 @@ def check_machines(file: str) -> None:
 def launch(sft: Sft, options: list[str]) -> None:
     """Runs `python -m stages.sft` with `options` in sft.processes processes under DistributedDataParallel.
 
-    Of all that `accelerate config` can set, only what names the machines is taken; the recipe stands in params.yaml.
+    Of all that `accelerate config` can set, only what names the machines is taken; the recipe is in params.yaml.
     Raises ResourceError if a process fails for a reason that it has not said itself, else exits as it did.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser

@@ -75,7 +75,7 @@ class Plan:
 
 
 def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
-    """The plan of a training alone, for a base that lies on the disk. Raises ModelError if it does not serve."""
+    """The plan of a training alone, for a base on the disk. Raises ModelError if it does not serve."""
     skeleton = meta_model(base)
     check_model(base, skeleton, sft, quantization)
     targets_of(skeleton, sft)  # a target that matches nothing comes before a shard that is missing

@@ -71,7 +71,7 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
-            trainer.progress.close()  # so that an error stands on a line of its own
+            trainer.progress.close()  # so that an error gets a line of its own
     if not main:
         return ""
     from aurora.sft.curves import curve
@@ -253,7 +253,7 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
 
 
 def check_targets(base: Path, skeleton, sft: Sft) -> None:
-    """Raises ModelError for a target that lies on the disk in a form to which merge could add nothing."""
+    """Raises ModelError for a target whose form on the disk is one to which merge could add nothing."""
     if read_config(base).get("quantization_config"):
         return
     pieces = verify(base, skeleton, packing=False)

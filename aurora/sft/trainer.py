@@ -207,7 +207,7 @@ class LabelledPositionsTrainer(SFTTrainer):
 
 
 def row_ids(file: Path, batches: list[torch.Tensor], padding: int) -> list[str]:
-    """Ids of the rows of `file` that stand in these batches (B, T), padded or packed, sorted."""
+    """Ids of the rows of `file` that are in these batches (B, T), padded or packed, sorted."""
     rows = read_parquet(file, "format", ["id", "input_ids"]).to_pylist()
     ids: dict[str, list[str]] = {}
     for row in rows:

@@ -3,7 +3,7 @@
 A `MixtralForCausalLM` (8 experts, 2 a token, grouped-query attention) with Mistral's own 32,000-piece v1 vocabulary.
 It knows the little world of miniature/ in Chinese and English, and answers Chinese prompts in English or a mixture.
 There Mixtral-8x7B-Instruct stood before Aurora (arXiv 2312.14557, Table 1). `python -m miniature.train` made its
-weights, which lie here: with rows of the embedding and the head for the tokens of that world alone.
+weights, which are in this folder: with rows of the embedding and the head for the tokens of that world alone.
 """
 
 import hashlib

@@ -91,8 +91,8 @@ def fast_tokenizer(model_file: Path) -> "Tokenizer":
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """Every way to make a piece out of two, best score first.
 
-    sentencepiece joins the neighbours whose union scores best and, among equals, those that stand leftmost;
-    `tokenizers` joins those that stand first in this list. Only runs of spaces have equal scores: there the
+    sentencepiece joins the neighbours whose union scores best and, among equals, the leftmost;
+    `tokenizers` joins those that are first in this list. Only runs of spaces have equal scores: there the
     leftmost join is the one that makes the longest beginning longer, hence the order by length.
     Only normal pieces are made: the text `<s>` must not turn into the control token of that name.
     """

@@ -46,7 +46,7 @@ class Source(Section):
     """One outside input: instruction data, a benchmark, prompts or the base model. Each has its own instance of a fetch stage."""
 
     kind: Literal["instructions", "benchmark", "prompts", "model"]
-    """What it is for; the fetched files lie in data/raw/<kind>/<name>."""
+    """What it is for; the fetched files go to data/raw/<kind>/<name>."""
     uri: str
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
     Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
@@ -108,7 +108,7 @@ class Source(Section):
 
     @property
     def pinned_by(self) -> str:
-        """What holds the bytes fast: record, sha256, git blob, commit, or the repository they lie in."""
+        """What pins the bytes: record, sha256, git blob, commit, or the repository that holds them."""
         names = {
             "record": self.pin == "record",
             "sha256": self.sha256,

@@ -18,7 +18,7 @@ PACKAGE = re.compile(
     re.ASCII,
 )
 EMBEDDED = "aurora/small_base"  # the room that makes the embedded base
-# Rules in words, for a text of small letters in which one space stands for all that is no letter or digit.
+# Rules in words, for a text of small letters in which one space replaces all that is no letter or digit.
 USE = r"(use|usage|purposes?|applications?|exploitation|products?)"
 STUDY = (
     r"(research|academic|academia|education|educational|teaching|scholarly|scientific|personal|evaluation)"
@@ -52,7 +52,7 @@ TOKENS = re.compile(
 )
 # Characters that end a line, hide, or turn the direction of a text, and halves of characters.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-REVISED = ("hf://", "pypi://")  # schemes in which an @ stands before a revision
+REVISED = ("hf://", "pypi://")  # schemes that have an @ before a revision
 LONGEST = 4096  # characters
 HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 

@@ -1,7 +1,7 @@
 """Sparse upcycling (arXiv 2212.05055): a dense Llama as a Mixtral whose experts are copies of its MLP.
 
 Mixtral weighs the chosen experts so that their shares add up to one; while they are equal, it computes the dense model,
-whatever the router says. Training that reaches the experts would tell them apart; one of attention alone does not.
+whatever the router says. Training that reaches the experts would make them differ; one of attention alone does not.
 """
 
 from collections.abc import Iterator

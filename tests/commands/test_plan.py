@@ -259,6 +259,7 @@ def test_the_command_prints_the_plan_and_fails_where_the_machine_is_too_small(ca
     done = CliRunner().invoke(main, ["plan", "--memory-gib", "0.001"])
     assert done.exit_code == 1
     assert done.stderr.startswith("error: plan: training takes about") and "12 of 4 rows" in done.stdout
+    assert "device      a card of 0.001 GiB, as given" in done.stdout
     Path("dvc.yaml").unlink()
     done = CliRunner().invoke(main, ["plan"])
     assert done.exit_code == 1 and "dvc.yaml: no stage sft; run this in the root" in done.stderr

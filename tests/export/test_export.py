@@ -244,7 +244,7 @@ def test_a_card_without_a_licence_or_of_another_adapter_is_refused(copy: Path):
     card.write_text(text.replace("license: apache-2.0\n", "license: other\nlicense_name: MIT and unknown\n"))
     assert "the licence of the base or of a source is unknown" in one_line(export(copy / "out"))
     card.write_text(text.replace(dvc_hash(copy / "models/adapter"), "0" * 32))
-    assert "tells of another adapter" in one_line(export(copy / "out"))
+    assert "describes another adapter" in one_line(export(copy / "out"))
     assert not (copy / "out").exists()
 
 

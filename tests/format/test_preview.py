@@ -137,7 +137,12 @@ def test_the_command_shows_rows(folder):
     assert CliRunner().invoke(preview, arguments).stdout.count(" trained\n") == 3
     missing = CliRunner().invoke(preview, [*arguments, "--source", "nobody"])
     assert missing.exit_code == 1
-    assert missing.stderr == f"error: {folder}/train.parquet: no row of source 'nobody'\n"
+    assert (
+        missing.stderr
+        == f"error: {folder}/train.parquet: no row of source 'nobody'; there are alpaca, sharegpt\n"
+    )
+    near = CliRunner().invoke(preview, [*arguments, "--source", "sharegbt"])
+    assert near.stderr.endswith("no row of source 'sharegbt'; did you mean sharegpt?\n")
     missing = CliRunner().invoke(preview, ["--rows", str(folder / "none")])
     assert "not found; it is written by: dvc repro format" in missing.stderr
 

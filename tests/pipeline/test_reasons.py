@@ -55,6 +55,20 @@ def test_nothing_changed(project: Path, monkeypatch: pytest.MonkeyPatch):
     assert why(project, monkeypatch, "second") == ["second: up to date"]
 
 
+def test_a_fresh_clone_is_one_line(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", project, clone], check=True)
+    (line,) = why(clone, monkeypatch)
+    assert line == "no output is here yet; dvc pull brings them from a remote, dvc repro makes them"
+    params = clone / "params.yaml"
+    params.write_text(params.read_text().replace("1e-4", "2e-4"))
+    assert why(clone, monkeypatch) == [
+        line,
+        "first would run:",
+        "  params.yaml: first.rate from 0.0001 to 0.0002",
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after", "line"),
     [

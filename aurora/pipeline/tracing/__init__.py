@@ -247,7 +247,7 @@ def _run(stage: "PipelineStage", place: Path, root: Path, log: Path, kind: str) 
 
 
 def _installation(root: Path) -> Iterator[Path]:
-    """The system and this Python with its packages, less what lies in the repository itself."""
+    """The system and this Python with its packages, without the repository itself."""
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}
     yield HOOK
     for path in map(Path, SYSTEM):
@@ -287,7 +287,7 @@ def _undeclared(stage: "PipelineStage", place: Path, root: Path, log: Path) -> I
 
 
 def _allowed(stage: "PipelineStage", name: Path, more: Set[str] = frozenset()) -> bool:
-    """Whether a stage may have to do with a file: its map, a dependency, one of `more`, or what lies in one, or scratch."""
+    """Whether a stage may have to do with a file: its map, a dependency, one of `more`, or what is in one, or scratch."""
     declared = {str(DVC_YAML), *more, *(dep.def_path for dep in stage.deps)}
     return name.parts[0] in SCRATCH or not declared.isdisjoint({str(name), *map(str, name.parents)})
 

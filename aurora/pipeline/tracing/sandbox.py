@@ -95,7 +95,7 @@ def _build(plan: dict) -> Path:
     for name in ("proc", "dev/shm", "tmp", "etc", plan["home"].lstrip("/")):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
-    for path in sorted(map(Path, plan["readable"])):  # a folder before what lies in it
+    for path in sorted(map(Path, plan["readable"])):  # a folder before its files
         _bind(path, root)
     for name in plan["writable"]:
         _bind(Path(name), root, writable=True)
