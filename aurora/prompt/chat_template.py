@@ -291,7 +291,10 @@ class ChatTemplate:
             openings.append(self._whole_ids(self._render([*head, question], True, functions)))
             turns.append(question)
             parts: list[tuple[str, bool]] = []
-            for turn in [*(json.loads(steps) if steps else ()), {"role": "assistant", "content": answer}]:
+            said = json.loads(steps) if steps else []
+            if not said or said[-1]["role"] != "assistant":  # else a call is the answer
+                said.append({"role": "assistant", "content": answer})
+            for turn in said:
                 if turn["role"] == "assistant":
                     before = self._render(turns, True, functions)
                     after = self._render([*turns, turn], False, functions)
