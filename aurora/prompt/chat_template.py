@@ -268,10 +268,10 @@ class ChatTemplate:
             run += fixed[start:] + own
         return numpy.concatenate([*pieces, self._encode([run])[0], self.between])
 
-    def prompt(self, text: str, opening: bool) -> list[int]:
+    def prompt(self, text: str, opening: bool, system: str = "") -> list[int]:
         """What the model reads before it answers: all of a first question, or what follows an answer's end token."""
         if opening:
-            return self.opening(text).tolist()
+            return self.opening(text, system).tolist()
         return [*self.after.tolist(), *self.questions([text])[0].tolist()]
 
     def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> ToolRounds | None:
