@@ -76,6 +76,10 @@ def _sums(outcomes: list[Outcome]) -> dict:
 
 def _notes(sources: Mapping[str, dict]) -> Iterator[str]:
     for name, sums in sources.items():
+        if left := sums["dropped"].get("not_taken"):
+            yield f"{name}: {sums['kept']:,} of {sums['kept'] + left:,} rows are taken"
+        if "repeat" in sums:
+            yield f"{name}: each of {sums['kept']:,} rows is trained {sums['repeat']} times an epoch"
         expected = sums["expected_rows"]
         if expected is None:
             continue

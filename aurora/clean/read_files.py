@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
+from aurora.clean.layouts import TURN_LISTS
 from aurora.clean.parse_rows import Drop, Repeated
 from aurora.core.errors import DataError
 
@@ -225,7 +226,8 @@ def _unwrapped(item: object) -> Iterator[object]:
         for value in (item.values() if isinstance(item, dict) else ())
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
     ]
-    if len(values) == 1 and not any(row.keys() & {"role", "from", "human"} for row in values[0]):
+    turns = any(row.keys() & {"role", "from", "human"} for row in values[0]) if values else False
+    if len(values) == 1 and not turns and item.keys().isdisjoint((*TURN_LISTS, "prompt")):
         yield from values[0]
     else:
         yield item

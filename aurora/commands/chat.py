@@ -25,7 +25,7 @@ GAP = " │ "
 NEAR = 3  # columns that a wide character and its neighbour may take
 HELP = """\
 /help                 this list
-/system TEXT          begin again with a system message, where the model's prompt has one
+/system TEXT          begin again with a system message
 /reset                begin again
 /regenerate           answer the last message again
 /save FILE            append the conversation to a JSON Lines file, in the `messages` format
@@ -42,7 +42,7 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def begin(self, system: str | None = None) -> None:
-        """Forgets all that was said. Raises DataError, and forgets nothing, where the prompt has no system message."""
+        """Forgets all that was said. Raises DataError, and forgets nothing, for a system message that is too long."""
         opening = [{"role": "system", "content": system}] if system else []
         if opening:
             self.model.prompt([*opening, {"role": "user", "content": "?"}])
