@@ -9,7 +9,7 @@ from the last. At the end it runs whole.
 Then two branches run different stages, and `aurora merge && dvc repro` of one into the other is killed and begun again.
 Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, a dvc.lock, metrics or report that
 differ from those of a run or of a merge that nobody killed, and a training that begins anew where a checkpoint was, or runs
-in a merge at all. It ends non-zero where one is found, else it writes the record kills.
+in a merge at all. It ends non-zero where one is found, else it writes the records kills and killed_merges.
 """
 
 import os
@@ -244,27 +244,28 @@ def torture_merge(folder: Path, kills: int, draw: random.Random) -> list[str]:
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, merges: int, seed: int) -> None:
     """Kill, run again, compare."""
-    load, started = os.getloadavg()[0], time.monotonic()
+    load, draw = os.getloadavg()[0], random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = cloned(Path(name).resolve() / "clone")
         reference(folder)
         print(f"{'kill':<6}{'of':<8}{'behind':<8}{'by s':>8}  {'stage':<12}processes left")
-        draw = random.Random(seed)
-        faults = torture(Run(folder), kills, draw)
-        if merges and not faults:
-            faults = torture_merge(folder, merges, draw)
+        end({"kills": kills, "seed": seed}, torture(Run(folder), kills, draw), "kills", load)
+        if merges:
+            end({"merges": merges, "seed": seed}, torture_merge(folder, merges, draw), "killed_merges", load)
+
+
+def end(values: dict[str, int], faults: list[str], record: str, load: float) -> None:
+    """Writes the record of what was drawn; prints faults instead, and exits, where there are any."""
     for fault in faults:
         print(fault)
     print(
-        f"{kills} kills, {merges} killed merges: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are"
+        f"{record} {values}: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are"
         f" {'NOT ' * bool(faults)}what they are without a kill"
     )
-    if not faults:
-        minutes = round((time.monotonic() - started) / 60)
-        write_record(
-            "kills", {"kills": kills, "merges": merges, "seed": seed, "faults": 0, "minutes": minutes}, load
-        )
-    sys.exit(bool(faults))
+    if faults:
+        sys.exit(1)
+    if next(iter(values.values())):
+        write_record(record, values | {"faults": 0}, load)
 
 
 if __name__ == "__main__":
