@@ -17,7 +17,7 @@ from aurora.core.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 BLOCK = 1 << 20  # bytes of text read at a time
-LONGEST = 16  # characters of a JSON word or escape, which a block can cut
+LONGEST = 16  # characters of a JSON word, escape or exponent, which a block can cut
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 ENDINGS = {".gz", ".bz2", ".zst", ".lz4"}
@@ -187,12 +187,13 @@ class JsonText:
         self.bytes += len(block)
 
     def read_on(self) -> bool:
-        """Reads a block more, and forgets what is behind; False at the end."""
-        ended = self.text.count("\n", 0, self.at)
-        self.columns = self.at - self.text.rfind("\n", 0, self.at) - 1 + (0 if ended else self.columns)
-        self.lines += ended
-        self.text, self.at = self.text[self.at :], 0
-        block = self.file.read(max(BLOCK, len(self.text)))  # twice as much where a value is long
+        """Reads a block more, and forgets what is behind; False at the end, where nothing changes."""
+        block = self.file.read(max(BLOCK, len(self.text) - self.at))  # twice as much where a value is long
+        if block:
+            lines = self.text.count("\n", 0, self.at)
+            self.columns = self.at - self.text.rfind("\n", 0, self.at) - 1 + (0 if lines else self.columns)
+            self.lines += lines
+            self.text, self.at = self.text[self.at :], 0
         self._decode(block)
         return bool(block)
 
@@ -211,25 +212,19 @@ class JsonText:
                 item, end = DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST
-                at = self.at
                 if cut and self.read_on():
                     continue
-                place = error.pos - at if cut else error.pos  # where `read_on` has moved the text
-                line = self.lines + self.text.count("\n", 0, place) + 1
-                column_ = (
-                    place
-                    - self.text.rfind("\n", 0, place)
-                    + (0 if "\n" in self.text[:place] else self.columns)
-                )
+                line = self.text.count("\n", 0, error.pos)
+                column_ = error.pos - self.text.rfind("\n", 0, error.pos) + (0 if line else self.columns)
                 raise DataError(
-                    f"{self.path} row {row} (line {line} column {column_}): not JSON ({error.msg}); "
+                    f"{self.path} row {row} (line {self.lines + line + 1} column {column_}): not JSON ({error.msg}); "
                     "the file is damaged or cut off: fetch it again"
                 ) from None
             except RecursionError:
                 raise DataError(
                     f"{self.path} row {row}: nested too deeply to be read; remove the row"
                 ) from None
-            if end == len(self.text) and self.read_on():
+            if end > len(self.text) - LONGEST and self.read_on():
                 continue  # a number may go on
             self.at = end
             return item
