@@ -136,9 +136,10 @@ def _echo_rows(kept: list, tokenizer: Path) -> None:
     import tempfile
 
     import numpy
+    import pyarrow
 
-    from aurora.clean.clean import Cleaned
-    from aurora.clean.row_tables import write_tables
+    from aurora.clean.row_store import conversation_columns
+    from aurora.core.parquet import write_parquet
     from aurora.format.batch import Formatter
     from aurora.format.params import Format
     from aurora.format.prompt_formats import open_prompt_format
@@ -149,8 +150,8 @@ def _echo_rows(kept: list, tokenizer: Path) -> None:
     formatter = Formatter(open_prompt_format(tokenizer, params.prompt), params)
     nowhere = Split(*[numpy.zeros(len(kept), dtype=bool)] * 2)
     with tempfile.TemporaryDirectory() as folder:
-        write_tables(Path(folder), Cleaned([(row, row.id) for row in kept], [], [], {}))
         file = Path(folder) / "conversations.parquet"
+        write_parquet(file, pyarrow.table(conversation_columns(kept)))
         found = [formatter.batch(batch, nowhere, first, "row").train for first, batch in read_batches(file)]
     processor = vocabulary(tokenizer, params.prompt == "chat_template")
     for row in (row for table in found for row in table.to_pylist()):

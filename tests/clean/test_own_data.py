@@ -10,17 +10,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from stand_ins.clean_case import CLEAN, ROOT, put, row
+from stand_ins.clean_case import CLEAN, ROOT, Cleaned, put, row
+from stand_ins.clean_case import cleaned as cleaned_sources
 
 from aurora.clean.apply_rules import Applied, apply_rules
-from aurora.clean.clean import Cleaned, clean
 from aurora.clean.clean_page import WORDS
 from aurora.clean.layouts import LAYOUTS, detect, layout_of
 from aurora.clean.params import overridden
 from aurora.clean.parse_rows import parse
 from aurora.clean.read_files import data_files, read_items
 from aurora.clean.repairs import without_entities, without_html
-from aurora.clean.row_tables import write_tables
 from aurora.core.errors import DataError, ParamsError
 from aurora.sources.source import Source
 from stages.clean import main
@@ -48,7 +47,8 @@ def reason(item: object, format_: str = "messages") -> str:
 def cleaned(tmp_path: Path, rows: object, format_: str = "alpaca", **entry: object) -> Cleaned:
     source = Source(kind="instructions", uri="own.json", format=format_, licence="MIT", **entry)
     off = CLEAN.model_copy(update={"contamination": None})
-    return clean({"own": put(tmp_path, "own", rows, format_)}, [], off, {"own": source})
+    folders = {"own": put(tmp_path, "own", rows, format_)}
+    return cleaned_sources(folders, [], off, {"own": source}, tmp_path / "out")
 
 
 def messages(*turns: tuple[str, str], **more: object) -> dict:
@@ -123,9 +123,9 @@ def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
     rows = [{"conversations": PAIR}, {"conversations": PAIR, "system": "简短。"}]
     source = Source(kind="instructions", uri="o.json", format="sharegpt", licence="MIT")
     off = CLEAN.model_copy(update={"contamination": None, "near_duplicates": None})
-    found = clean({"own": put(tmp_path, "own", rows, "sharegpt")}, [], off, {"own": source})
+    folders = {"own": put(tmp_path, "own", rows, "sharegpt")}
+    found = cleaned_sources(folders, [], off, {"own": source}, tmp_path)
     assert len({conversation.id for conversation, _ in found.kept}) == 2
-    write_tables(tmp_path, found)
     table = pyarrow.parquet.read_table(tmp_path / "conversations.parquet")
     assert sorted(table["system"].to_pylist()) == ["", "简短。"]
 
@@ -512,8 +512,7 @@ def test_repeat_is_a_column_and_counted(tmp_path: Path):
     found = cleaned(tmp_path, [row("你好", ANSWER)], repeat=3)
     assert found.metrics["sources"]["own"]["repeat"] == 3
     assert found.metrics["notes"] == ["own: each of 1 rows is trained 3 times an epoch"]
-    write_tables(tmp_path, found, {"own": 3})
-    assert pyarrow.parquet.read_table(tmp_path / "conversations.parquet")["repeat"].to_pylist() == [3]
+    assert pyarrow.parquet.read_table(tmp_path / "out/conversations.parquet")["repeat"].to_pylist() == [3]
 
 
 def test_rules_of_one_source(tmp_path: Path):
@@ -559,6 +558,6 @@ def test_every_known_format_is_a_layout():
 def test_the_page_has_words_for_every_reason():
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "aurora/clean").glob("*.py"))
     named = set(re.findall(r"(?:Drop|Unreadable|Fault)\(\s*(?:[\w +]+, )?\"(\w+)\"", code))
-    named |= set(re.findall(r"_dropped\(\s*\w+(?:\[\w+\])*,\s*\"(\w+)\"", code))
+    named |= set(re.findall(r"store\.drop\(.*\"(\w+)\"\)", code))
     assert {"missing_key", "truncated_answer", "not_taken", "wrong_type"} <= named
     assert named <= WORDS.keys()
