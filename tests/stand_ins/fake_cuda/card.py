@@ -11,6 +11,7 @@ from pathlib import Path
 HOOKS = Path(__file__).with_name("hooks.cpp")
 BUILT = Path(__file__).parents[3] / ".aurora" / "fake_cuda"  # ignored by git
 GIB = 2**30
+MEMORY_GIB = 79.1  # of an H100 with 80 GB, as CUDA gives it
 
 
 def _library() -> Path:
@@ -32,7 +33,7 @@ def _library() -> Path:
     return place
 
 
-def lend(memory_gib: float = 79.1, capability: tuple[int, int] = (9, 0)) -> None:
+def lend(memory_gib: float = MEMORY_GIB, capability: tuple[int, int] = (9, 0)) -> None:
     """Makes torch believe in one card with this memory; before any import of torch."""
     if "torch" in sys.modules:
         raise RuntimeError("torch is loaded already")

@@ -1,33 +1,22 @@
-"""One run of the project's own code on the card that is not there, as a line of JSON.
+"""Runs of the project's own code on the card that is not there, each as a line of JSON.
 
-    PYTHONPATH=.:tests python -m stand_ins.fake_cuda.cases train --layers 2 --rows 2 --length 1024
+    PYTHONPATH=.:tests python -m stand_ins.fake_cuda.cases '{"what": "train", "rows": 2, "length": 1024}' …
 """
 
 # ruff: noqa: E402
-import argparse
 import json
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
 from stand_ins.fake_cuda.card import lend
 
-parser = argparse.ArgumentParser()
-parser.add_argument("what", choices=("train", "questions", "replies", "drift", "chat"))
-parser.add_argument("--layers", type=int, default=2)
-parser.add_argument("--rows", type=int, default=2)
-parser.add_argument("--length", type=int, default=1024)
-parser.add_argument("--memory-gib", type=float, default=79.1)
-parser.add_argument("--routing", choices=("balanced", "skewed"), default="balanced")
-parser.add_argument("--compute-dtype", choices=("bfloat16", "float16"), default="bfloat16")
-parser.add_argument("--sft", type=json.loads, default={}, help="settings of sft beside the paper's")
-parser.add_argument("--table", action="store_true", help="where the time goes, to stderr")
-arguments = parser.parse_args()
-lend(arguments.memory_gib)
+lend()
 
 import datasets
 import numpy
@@ -43,7 +32,7 @@ from transformers import MixtralConfig, PreTrainedTokenizerFast, TrainerCallback
 from aurora.core.parquet import write_parquet
 from aurora.eval.held_out import SLICE
 from aurora.model.folder import meta_model
-from aurora.pipeline.params import load_params
+from aurora.pipeline.params import Params, load_params
 from aurora.sft.footprint import inference_memory
 from aurora.sft.plan import measure_rows, training_plan
 
@@ -53,6 +42,45 @@ datasets.disable_progress_bars()
 transformers.logging.set_verbosity_error()
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is run, and on how much."""
+
+    what: str
+    layers: int = 2
+    rows: int = 2
+    length: int = 1024
+    """Tokens of a row, of a prompt, of a pass; or of the chat before the token that is counted."""
+    routing: str = "balanced"
+    compute_dtype: str = "bfloat16"
+    sft: dict = field(default_factory=dict)
+    """Settings of sft beside the paper's."""
+    table: bool = False
+    """Whether stderr gets where the time goes."""
+
+    @property
+    def config(self) -> MixtralConfig:
+        return MixtralConfig(**SHAPE, num_hidden_layers=self.layers, architectures=["MixtralForCausalLM"])
+
+    @property
+    def skeleton(self) -> transformers.MixtralForCausalLM:
+        with torch.device("meta"):
+            return transformers.MixtralForCausalLM(self.config)
+
+    @property
+    def params(self) -> Params:
+        """The paper's profile in one micro-batch a step, with the settings of this case."""
+        params = load_params(ROOT / "profiles" / "paper.yaml")
+        precision = {"bfloat16": "bf16", "float16": "fp16"}[self.compute_dtype]
+        changes = {
+            "per_device_train_batch_size": self.rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1,
+            "effective_batch_size": self.rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6,
+            "optim": "adamw_torch_fused", "precision": precision, "keep_checkpoints": (),
+        } | self.sft  # fmt: skip
+        quantization = params.quantization.model_copy(update={"compute_dtype": self.compute_dtype})
+        return params.model_copy(update={"sft": params.sft.model_copy(update=changes), "quantization": quantization})
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Enough of a tokeniser for a collator."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -60,43 +88,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left")
 
 
-def write_rows(folder: Path, lengths: list[int]) -> None:
-    """Rows of these lengths, every token trained, and the base's config.json."""
-    kind = pyarrow.list_(pyarrow.int32())
-    for name, sizes in (("train", lengths), ("held_out", lengths[:1])):
-        ids = pyarrow.array([[1, *range(3, size + 2)] for size in sizes], kind)
-        columns = {"id": [f"{name}{number}" for number in range(len(sizes))], "input_ids": ids, "labels": ids}
-        write_parquet(folder / f"{name}.parquet", pyarrow.table(columns))
-    MixtralConfig(**SHAPE, num_hidden_layers=arguments.layers, architectures=["MixtralForCausalLM"]).save_pretrained(
-        folder
-    )
-
-
 @contextmanager
-def folder() -> Iterator[Path]:
-    """A base and rows: as many rows as a micro-batch has, or documents that fill a packed row."""
-    sft = settings().sft
-    lengths = [arguments.length] * arguments.rows
+def folder(case: Case) -> Iterator[Path]:
+    """A base's config.json and rows, every token trained: one micro-batch, or documents that fill packed rows."""
+    sft, lengths = case.params.sft, [case.length] * case.rows
     if sft.packing:
-        numbers = numpy.random.default_rng(0).integers(120, 1025, size=4000)
-        whole = numpy.cumsum(numbers) <= sft.packing_length * arguments.rows
-        lengths = numbers[whole].tolist()
+        sizes = numpy.random.default_rng(0).integers(120, 1025, size=4000)
+        lengths = sizes[numpy.cumsum(sizes) <= sft.packing_length * case.rows].tolist()
+    kind = pyarrow.list_(pyarrow.int32())
     with TemporaryDirectory() as name:
-        write_rows(Path(name), lengths)
+        for split, sizes in (("train", lengths), ("held_out", lengths[:1])):
+            ids = pyarrow.array([[1, *range(3, size + 2)] for size in sizes], kind)
+            columns = {"id": [f"{split}{number}" for number in range(len(sizes))], "input_ids": ids, "labels": ids}
+            write_parquet(Path(name) / f"{split}.parquet", pyarrow.table(columns))
+        case.config.save_pretrained(name)
         yield Path(name)
-
-
-def settings():
-    """The paper's profile in one micro-batch a step, with the settings of this case."""
-    params = load_params(ROOT / "profiles" / "paper.yaml")
-    precision = {"bfloat16": "bf16", "float16": "fp16"}[arguments.compute_dtype]
-    changes = {
-        "per_device_train_batch_size": arguments.rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1,
-        "effective_batch_size": arguments.rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6,
-        "optim": "adamw_torch_fused", "precision": precision, "keep_checkpoints": (),
-    } | arguments.sft  # fmt: skip
-    quantization = params.quantization.model_copy(update={"compute_dtype": arguments.compute_dtype})
-    return params.model_copy(update={"sft": params.sft.model_copy(update=changes), "quantization": quantization})
 
 
 def real(function):
@@ -109,13 +115,13 @@ def real(function):
     return outside
 
 
-def train(model, meter: counting.Meter) -> dict:
+def train(case: Case, model, meter: counting.Meter) -> dict:
     """The project's trainer, one optimiser step."""
     from aurora.sft import train as training
     from aurora.sft import trainer as trainers
     from aurora.sft.checkpoints import Checkpoints
 
-    params = settings()
+    params = case.params
     meter.masked = True
     steps = []
 
@@ -125,11 +131,11 @@ def train(model, meter: counting.Meter) -> dict:
 
         def on_step_end(self, *args, **kwargs):
             steps.append(meter.result())
-            if arguments.table:
+            if case.table:
                 print(meter.table(), file=sys.stderr)
 
     with (
-        folder() as place,
+        folder(case) as place,
         mock.patch("aurora.model.loading.load_model", lambda *args, **options: model),
         mock.patch("aurora.model.loading.load_tokenizer", lambda *args: tokenizer()),
         mock.patch.object(trainers.EpochOrder, "__iter__", lambda self: iter(range(self.rows))),
@@ -160,23 +166,22 @@ def train(model, meter: counting.Meter) -> dict:
         rows = measure_rows(place / "train.parquet")
         skeleton = meta_model(place)
         planned = training_plan(params.sft, params.quantization, skeleton, 0, rows, {})
-        tokens = params.sft.packing_length * arguments.rows if params.sft.packing else rows.tokens
+        tokens = params.sft.packing_length * case.rows if params.sft.packing else rows.tokens
         return steps[-1] | {
             "tokens": tokens,
-            "tokens_per_second": round(tokens / steps[-1]["roofline_ms"] * 1e3),
             "planned_gib": round(planned.training_bytes / GIB, 3),
             "trained_dtype": str(next(p.dtype for p in trainer.model.parameters() if p.requires_grad)),
         }
 
 
-def questions(model, meter: counting.Meter) -> dict:
+def questions(case: Case, model, meter: counting.Meter) -> dict:
     """A pass of `length` tokens on a cache of 3,000, in rows that share no more than that."""
     from aurora.eval.prefix import PassRunner
     from aurora.eval.token_tree import plan_passes
 
     shared = list(range(3, 3003))
-    rows = [[1, *shared, 4000 + number, *range(5000, 5126)] for number in range(arguments.length // 127)]
-    steps = plan_passes(rows, arguments.length)
+    rows = [[1, *shared, 4000 + number, *range(5000, 5126)] for number in range(case.length // 127)]
+    steps = plan_passes(rows, case.length)
     runner = PassRunner(model)
     results = []
     with MODE, answers(meter), meter:
@@ -184,59 +189,57 @@ def questions(model, meter: counting.Meter) -> dict:
             meter.clear()
             runner.run(step)
             results.append((len(step.tokens), meter.result()))
-            if arguments.table and len(step.tokens) > 3001:
+            if case.table and len(step.tokens) > 3001:
                 print(meter.table(), file=sys.stderr)
     tokens, found = max(results, key=lambda pair: pair[0])
-    return found | {"tokens": tokens, "planned_gib": inference(tokens, 3001, 0)}
+    return found | {"tokens": tokens, "planned_gib": inference(case, tokens, 3001, 0)}
 
 
-def replies(model, meter: counting.Meter) -> dict:
+def replies(case: Case, model, meter: counting.Meter) -> dict:
     """One new token of `rows` replies: the second of three forward passes less the first of two."""
     from aurora.eval.replies import generate
 
-    meter.masked = arguments.rows > 1
+    meter.masked = case.rows > 1
     counted = []
-    prompts = [[1, *range(3, arguments.length + 2)]] * arguments.rows
+    prompts = [[1, *range(3, case.length + 2)]] * case.rows
     for new in (2, 3):
         with MODE, answers(meter), meter:
             meter.clear()
             generate(model, prompts, new, frozenset([2]))
             counted.append(meter.result())
-            if arguments.table:
+            if case.table:
                 print(meter.table(), file=sys.stderr)
-    replying = arguments.rows * (arguments.length + 3)
-    return less(*counted) | {"planned_gib": inference(1, 0, replying), "tokens": arguments.rows}
+    replying = case.rows * (case.length + 3)
+    return less(*counted) | {"planned_gib": inference(case, 1, 0, replying), "tokens": case.rows}
 
 
-def inference(tokens: int, context: int, replying: int) -> float:
+def inference(case: Case, tokens: int, context: int, replying: int) -> float:
     """GiB of the plan."""
-    params = settings()
-    with torch.device("meta"):
-        skeleton = transformers.MixtralForCausalLM(MixtralConfig(**SHAPE, num_hidden_layers=arguments.layers))
-    found = inference_memory(skeleton, params.quantization, tokens, context, replying, SLICE)
+    params = case.params
+    found = inference_memory(case.skeleton, params.quantization, tokens, context, replying, SLICE)
     return round(sum(found.values()) / GIB, 3)
 
 
-def drift(model, meter: counting.Meter) -> dict:
+def drift(case: Case, model, meter: counting.Meter) -> dict:
     """Logits of an adapter on the base, as merge compares them."""
     from aurora.lora.attach import attach
     from aurora.merge.drift import logits
     from aurora.sft.plan import targets_of
 
-    params = settings()
+    params = case.params
     with torch.device("meta"):
-        skeleton = transformers.MixtralForCausalLM(MixtralConfig(**SHAPE, num_hidden_layers=arguments.layers))
-    samples = [([1, *range(3, arguments.length + 2)], list(range(arguments.length - 33, arguments.length - 1)))]
+        skeleton = transformers.MixtralForCausalLM(MixtralConfig(**SHAPE, num_hidden_layers=case.layers))
+    samples = [([1, *range(3, case.length + 2)], list(range(case.length - 33, case.length - 1)))]
     targets = targets_of(skeleton, params.sft)
     with MODE, answers(meter):
         tuned = attach(model, targets).eval()
         with meter:
             meter.clear()
             (found,) = list(logits(tuned, samples, ""))
-    return meter.result() | {"shape": list(found.shape), "device": found.device.type, "dtype": str(found.dtype)}
+    return meter.result() | {"tokens": case.length, "shape": list(found.shape), "device": found.device.type, "dtype": str(found.dtype)}
 
 
-def chat(model, meter: counting.Meter) -> dict:
+def chat(case: Case, model, meter: counting.Meter) -> dict:
     """As `aurora chat` and `aurora serve` answer: a new token on `length` of them."""
     from aurora.serving.chat_model import Answer, ChatModel, Sampling
 
@@ -247,9 +250,9 @@ def chat(model, meter: counting.Meter) -> dict:
     with MODE, answers(meter), meter:
         for new in (2, 3):
             meter.clear()
-            list(speaker.answer([1, *range(3, arguments.length + 2)], Sampling(max_tokens=new, temperature=0), Answer(0)))
+            list(speaker.answer([1, *range(3, case.length + 2)], Sampling(max_tokens=new, temperature=0), Answer(0)))
             counted.append(meter.result())
-    return less(*counted)
+    return less(*counted) | {"tokens": 1}
 
 
 def less(one: dict, two: dict) -> dict:
@@ -258,17 +261,19 @@ def less(one: dict, two: dict) -> dict:
     return {name: round(value - one[name], 3) for name, value in numbers.items()} | {"peak_gib": two["peak_gib"]}
 
 
-def main() -> None:
-    params = settings()
-    routing = getattr(counting, arguments.routing)
-    model = mixtral(arguments.layers, params.quantization)
-    meter = counting.Meter(routing)
+RUNS = {"train": train, "questions": questions, "replies": replies, "drift": drift, "chat": chat}
+
+
+def run(case: Case) -> dict:
+    """What was counted; `tokens_per_second` is the roofline's."""
+    model = mixtral(case.layers, case.params.quantization)
+    meter = counting.Meter(getattr(counting, case.routing))
     meter.count(held(model))
-    modelled = round(meter.now / GIB, 3)
-    run = {"train": train, "questions": questions, "replies": replies, "drift": drift, "chat": chat}
-    found = run[arguments.what](model, meter)
-    print(json.dumps({"model_gib": modelled} | found))
+    modelled = meter.now
+    found = {"model_gib": round(modelled / GIB, 3)} | RUNS[case.what](case, model, meter)
+    return found | {"tokens_per_second": round(found["tokens"] / found["roofline_ms"] * 1e3)}
 
 
 if __name__ == "__main__":
-    main()
+    for text in sys.argv[1:]:
+        print(json.dumps(run(Case(**json.loads(text)))), flush=True)
