@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from stand_ins.fake_cuda.card import lend
+from stand_ins.fake_cuda.card import MEMORY_GIB, lend
 
 lend()
 
@@ -38,6 +38,7 @@ from aurora.sft.plan import measure_rows, training_plan
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
+CARD = int(MEMORY_GIB * GIB)
 datasets.disable_progress_bars()
 transformers.logging.set_verbosity_error()
 
@@ -120,6 +121,7 @@ def train(case: Case, model, meter: counting.Meter) -> dict:
     from aurora.sft import train as training
     from aurora.sft import trainer as trainers
     from aurora.sft.checkpoints import Checkpoints
+    from aurora.sft.curves import Live
 
     params = case.params
     meter.masked = True
@@ -148,6 +150,7 @@ def train(case: Case, model, meter: counting.Meter) -> dict:
             trainer = training.build_trainer(
                 place, place, params.sft, params.quantization, place / "scratch", checkpoints
             )
+            trainer.remove_callback(Live)
             collate = trainer.data_collator
 
             def collated(examples):
@@ -165,7 +168,7 @@ def train(case: Case, model, meter: counting.Meter) -> dict:
                 trainer.train()
         rows = measure_rows(place / "train.parquet")
         skeleton = meta_model(place)
-        planned = training_plan(params.sft, params.quantization, skeleton, 0, rows, {})
+        planned = training_plan(params.sft, params.quantization, skeleton, 0, rows, {}, CARD)
         tokens = params.sft.packing_length * case.rows if params.sft.packing else rows.tokens
         return steps[-1] | {
             "tokens": tokens,
@@ -216,7 +219,7 @@ def replies(case: Case, model, meter: counting.Meter) -> dict:
 def inference(case: Case, tokens: int, context: int, replying: int) -> float:
     """GiB of the plan."""
     params = case.params
-    found = inference_memory(case.skeleton, params.quantization, tokens, context, replying, SLICE)
+    found = inference_memory(case.skeleton, params.quantization, tokens, context, replying, SLICE, CARD)
     return round(sum(found.values()) / GIB, 3)
 
 
