@@ -132,7 +132,7 @@ def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
         (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, frozenset([2])),
     }
     for (tokens, context, replying), part in parts.items():
-        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE)
+        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None)
         live = LiveBytes()
         live.count([*model.parameters(), *model.buffers()])
         with live:
@@ -175,7 +175,7 @@ def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: False)
     rows = rows_of(params, ROWS)
     assert rows.rows == ceil((51461 + 48818 + 76399) * 0.995)
-    found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {})
+    found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {}, 80 * 2**30)
     assert found.parameters == 46_702_792_704 and found.trainable == 32 * 8 * (4096 + 4096 + 4096 + 1024)
     assert (found.steps, found.effective_batch) == (3000, 8)
     # The packed model by the paper's own arithmetic, 4.127 bits a weight; the paper measured 45 GiB in training.
