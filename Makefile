@@ -6,7 +6,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
 # By file, so that what a file's tests share is made once.
 PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
 
-.PHONY: repro experiments check test test-fast test-slow lock docs environment clean
+.PHONY: repro experiments check test test-fast test-slow lock docs site environment clean
 .DEFAULT_GOAL := repro
 
 repro: environment
@@ -45,6 +45,10 @@ lock: environment
 docs: environment
 	@$(VENV)/bin/python -m aurora.pipeline.docs
 	@PYTHONPATH=tests $(VENV)/bin/python -m stand_ins.what_reruns
+
+# the docs as a site in site/; needs: pip install -e '.[docs]' -c constraints.txt
+site: environment
+	@$(IN_VENV) mkdocs build --strict
 
 environment: $(VENV)/installed
 

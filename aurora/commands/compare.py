@@ -37,12 +37,12 @@ def read_place(place: str, model: str = "tuned") -> dict[tuple, tuple[str, str]]
 def table_lines(differences: list[Difference]) -> Iterator[str]:
     """A line for each difference, in points of a hundred."""
     width = max(len(item.name) for item in differences)
-    yield f"{'':{width}}  {'n':>6}  {'A':>6}  {'B':>6}  {'B - A':>6}  {'95 % interval':>16}  gained  lost"
+    yield f"{'':{width}}  {'n':>6}  {'A':>6}  {'B':>6}  {'B - A':>6}  {'95 % interval':>18}  gained  lost"
     for item in differences:
-        interval = f"{100 * item.low:+.1f} to {100 * item.high:+.1f}"
+        interval = f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
         yield (
             f"{item.name:{width}}  {item.count:6,}  {100 * item.before:6.2f}  {100 * item.after:6.2f}  "
-            f"{100 * (item.after - item.before):+6.2f}  {interval:>16}  {item.gained:6,}  {item.lost:4,}  "
+            f"{100 * (item.after - item.before):+6.2f}  {interval:>18}  {item.gained:6,}  {item.lost:4,}  "
             f"{'within chance' if item.by_chance else 'beyond chance'}"
         )
 

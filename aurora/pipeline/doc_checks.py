@@ -14,7 +14,7 @@ def link_faults(root: Path, pages: list[Path]) -> list[str]:
     """A line for each link to a file or a heading that is not there."""
     lines = []
     for page, number, line in _lines(root, pages):
-        for target in re.findall(r"\]\(([^)\s]+)\)", line):
+        for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)[)\"]", line):
             file, _, heading = target.partition("#")
             if "://" in target:
                 continue
@@ -60,14 +60,14 @@ def command_faults(root: Path, pages: list[Path], aurora: click.Group) -> list[s
             there = known[program](name)
             place = f"{page} line {number}: {program} {name}"
             if name not in there:
-                near = get_close_matches(name, there, n=1) or sorted(there)
-                lines.append(f"{place} does not exist; there is {', '.join(near)}")
+                near = get_close_matches(name, there, n=1) or ["none like it"]
+                lines.append(f"{place} does not exist; there is {near[0]}")
             elif program == "aurora":
                 options = _options(aurora.get_command(context, name))
                 for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", rest) if options else ():
                     if option not in options:
-                        near = get_close_matches(option, options, n=1) or sorted(options)
-                        lines.append(f"{place} has no option {option}; it has {', '.join(near)}")
+                        near = get_close_matches(option, options, n=1) or ["none like it"]
+                        lines.append(f"{place} has no option {option}; it has {near[0]}")
     return lines
 
 

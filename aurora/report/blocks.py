@@ -1,5 +1,6 @@
 """A page as a list of blocks, written as Markdown or as HTML."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ Block = Heading | Paragraph | Table | Picture
 
 def escaped(text: str) -> str:
     """Text within a Markdown paragraph or cell, where it can open no heading, table or markup of its own."""
-    flat = " ".join(text.split())
+    flat = " ".join(re.split(r"[ \t\r\n\f\v]+", text)).strip(" ")  # a no-break space stays
     for mark in "\\`*_[]<>#|~$":
         flat = flat.replace(mark, "\\" + mark)
     return flat

@@ -13,7 +13,7 @@ REPLY_MEASURES = {  # of results.json: in words, and the format of a value
     "mean_length": ("characters", ".0f"),
 }
 CONFUSION_MEASURES = {"lpr": ("LPR", ".0%"), "wpr": ("WPR", ".0%")}
-OVERLAP_MEASURES = ("bleu_4", "rouge_1", "rouge_2", "rouge_l")
+OVERLAP_MEASURES = {"bleu_4": "BLEU-4", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
 
 
 def shown(value: float | None, form: str) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from aurora.report.blocks import Block, Heading, Paragraph, Picture, Table
 from aurora.report.charts import lines
 from aurora.report.comparison import ledger
-from aurora.report.inputs import MODELS, NAMES, OVERLAP_MEASURES, ReportInputs, shown
+from aurora.report.inputs import MODELS, NAMES, OVERLAP_MEASURES, ReportInputs, change, shown
 
 LANGUAGES = {"ceval": "Chinese", "cmmlu": "Chinese", "mmlu": "English"}  # of each benchmark's questions
+SHARES = {"lpr": "LPR", "wpr": "WPR", "zh_reply_rate": "in Chinese"}  # of replies
 WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 
@@ -78,7 +79,7 @@ def forgetting(found: ReportInputs) -> list[Block]:
             if item.name in LANGUAGES.values()
             else NAMES.get(item.name, item.name)
         )
-        interval = f"{100 * item.low:+.1f} to {100 * item.high:+.1f}"
+        interval = f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
         rows.append(
             (
                 name,
@@ -143,27 +144,20 @@ def confusion(found: ReportInputs) -> list[Block]:
     rows = []
     for task, name in sides[-1]:
         parts = [side.get((task, name), {}) for side in sides]
-        scores = [
-            shown(part.get(measure), ".3f") for measure in ("lpr", "wpr", "zh_reply_rate") for part in parts
-        ]
-        rows.append([f"{task} {name}", str(parts[-1]["n"]), *scores, "measured"])
+        scores = [change(*(part.get(measure) for part in parts), ".0%") for measure in SHARES]
+        rows.append([f"{task} {name}", str(parts[-1]["n"]), *scores, "base → tuned, measured"])
     if not rows:
         return []
     for row in found.paper["language_confusion"]:
-        cells = [f"{row['lpr']:.3f}", "", f"{row['wpr']:.3f}", "", "", ""]
-        rows.append([f"{row['task']} {row['set']}, {row['model']}", "", *cells, "quoted"])
-    header = (
-        "prompts",
-        "n",
-        *(f"{measure} {model}" for measure in ("lpr", "wpr", "zh_reply_rate") for model in MODELS),
-    )
+        cells = [shown(row["lpr"], ".0%"), shown(row["wpr"], ".0%"), "-"]
+        rows.append([f"{row['task']} {row['set']}", "-", *cells, f"{row['model']}, quoted"])
     return [
         Heading("Language Confusion Benchmark"),
         Paragraph(
             "Prompts for which a reply in Chinese is wanted. LPR: share of replies without a line in another language; WPR: share "
             "of those that have no English word either. Ours are greedy, the quoted replies were drawn at temperature 0.3."
         ),
-        Table((*header, "source"), rows, frozenset(range(1, len(header)))),
+        Table(("prompts", "n", *SHARES.values(), "source"), rows, frozenset({1})),
     ]
 
 
@@ -238,12 +232,12 @@ def router(found: ReportInputs) -> list[Block]:
 
 def checkpoints(found: ReportInputs) -> list[Block]:
     """Scores by step, beside the paper's; the picture is of ours."""
-    measures = ("loss", "zh_reply_rate", "lpr", *OVERLAP_MEASURES)
+    measures = {"loss": "loss", "zh_reply_rate": "in Chinese", "lpr": "LPR"} | OVERLAP_MEASURES
     rows, series = [], {}
     for score in found.checkpoints:
         rows.append([f"{score['step']:,}", *(shown(score[name], ".4g") for name in measures), "measured"])
-        for name in (*OVERLAP_MEASURES[:1], *OVERLAP_MEASURES[-1:]):
-            series.setdefault(name, []).append((float(score["step"]), score[name]))
+        for name in ("bleu_4", "rouge_l"):
+            series.setdefault(OVERLAP_MEASURES[name], []).append((float(score["step"]), score[name]))
         benchmarks = {name: score[name]["acc"] for name in NAMES if name in score}
         for name, accuracy in benchmarks.items():
             rows[-1][-1] += f"; {NAMES[name]} {100 * accuracy:.2f} %"
@@ -260,7 +254,7 @@ def checkpoints(found: ReportInputs) -> list[Block]:
             "BLEU-4 and ROUGE in %, of replies to held-out prompts against the written answers. The paper's replies are to "
             "prompts of its own, which it does not publish."
         ),
-        Table(("step", *measures, "source"), rows, frozenset(range(1, len(measures) + 1))),
+        Table(("step", *measures.values(), "source"), rows, frozenset(range(1, len(measures) + 1))),
     ]
     if found.checkpoints:
         picture = lines("Replies by optimiser step", series, "optimiser step", "%")

@@ -37,7 +37,7 @@ def benchmarks(found: ReportInputs) -> list[Block]:
             NAMES[item.name],
             f"{item.count:,}",
             change(100 * item.before, 100 * item.after, ".2f"),
-            f"{100 * (item.after - item.before):+.2f} ({100 * item.low:+.1f} to {100 * item.high:+.1f})",
+            f"{100 * (item.after - item.before):+.2f} ({100 * item.low:+.2f} to {100 * item.high:+.2f})",
             f"{item.gained} gained, {item.lost} lost",
             "within chance" if item.by_chance else "beyond chance",
         )
@@ -60,7 +60,7 @@ def benchmarks(found: ReportInputs) -> list[Block]:
         "base → tuned, %",
         "difference, points (95 % interval)",
         "answers",
-        "",
+        "verdict",
     )
     return [
         Heading("Benchmarks"),

@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from stand_ins.clones import run
 
 from aurora.commands.cli import main as aurora
 from aurora.core.errors import DataError
@@ -44,7 +46,10 @@ def page(root: Path, tmp_path: Path):
         ("Type `aurora plan --memory-gb 8`.", "aurora plan has no option --memory-gb; it has --memory-gib"),
         ("Type `make repo`.", "make repo does not exist; there is repro"),
         ("Type `dvc rerpo`.", "dvc rerpo does not exist; there is repro"),
-        ("cd a && python benchmarks/none.py", "python benchmarks/none.py does not exist; there is "),
+        (
+            "cd a && python benchmarks/none.py",
+            "python benchmarks/none.py does not exist; there is none like it",
+        ),
     ],
 )
 def test_a_dead_link_or_command_is_named_with_file_line_and_remedy(page, text: str, fault: str):
@@ -198,3 +203,19 @@ def test_the_pages_name_every_room_and_section(root: Path):
     rooms = {path.parent.name for path in (root / "aurora").glob("*/__init__.py")}
     assert all(f"## aurora/{room}" in text for room in rooms)
     assert "| `learning_rate` |" in found[Path("docs/params.md")]
+
+
+def test_the_site_builds_without_a_warning(root: Path, tmp_path: Path):
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    run(
+        root,
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    )
+    assert "make repro" in (tmp_path / "site/index.html").read_text(encoding="utf-8")

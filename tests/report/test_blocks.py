@@ -47,6 +47,10 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def test_a_no_break_space_keeps_a_number_with_its_unit() -> None:
+    assert markdown([Paragraph("1\u00a0%\u00a0→\u00a0 97\u00a0%")], "") == "1\u00a0%\u00a0→\u00a0 97\u00a0%\n"
+
+
 def test_html_stands_alone_and_holds_the_same() -> None:
     page = Reader(html(BLOCKS, "Title", "../../"))
     assert "script" not in page.tags and "b" not in page.tags

@@ -108,8 +108,9 @@ def test_language_confusion_stands_beside_the_published() -> None:
     part = {"n": 100, "lpr": 0.27, "wpr": None, "zh_reply_rate": 0.3}
     ours = {"language_confusion": {"lcb": {"monolingual": {"okapi": part}}}}
     table = rows(confusion(gathered(ours, ours)))
-    assert table[0] == ["monolingual okapi", "100", "0.270", "0.270", "-", "-", "0.300", "0.300", "measured"]
-    assert table[1][:4] == ["monolingual okapi, mistral-8x7b", "", "0.270", ""]
+    shares = [f"{share}\u00a0→\u00a0{share}" for share in ("27\u00a0%", "-", "30\u00a0%")]
+    assert table[0] == ["monolingual okapi", "100", *shares, "base → tuned, measured"]
+    assert table[1] == ["monolingual okapi", "-", "27\u00a0%", "70\u00a0%", "-", "mistral-8x7b, quoted"]
     assert confusion(gathered({}, {})) == []
 
 

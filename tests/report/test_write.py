@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from aurora.core.errors import DataError
 from aurora.core.manifests import origin_of
 from aurora.pipeline.params import load_params
-from aurora.report.write import Outputs, accuracy_table, read_paper, write_report
+from aurora.report.write import Outputs, accuracy_table, compared, read_paper, write_report
 from stages.report import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,7 +63,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     monkeypatch.chdir(tmp_path)
     for name, content in (
         ("clean", CLEAN),
-        ("format", {"rows": 1}),
+        ("format", {"rows": 1, "trained_tokens": 7}),
         (
             "merge",
             {"shards": 2, "drift": {"rows": 4, "merged_4_bits": {"mean": 0.0625, "top1_agreement": 0.75}}},
@@ -175,6 +175,18 @@ def test_the_tables_hold_what_the_stages_measured(outputs: Outputs):
     assert Path("metrics/loss.csv").read_text().splitlines() == loss
     training = ["step,learning_rate,grad_norm", "1,0.1,1.0", "5,0.1,0.5"]
     assert Path("metrics/training.csv").read_text().splitlines() == training
+
+
+def test_dvc_metrics_has_few_numbers_of_each_model(outputs: Outputs):
+    gather(outputs)
+    found = {model: json.loads(Path(f"metrics/{model}.json").read_text()) for model in ("base", "tuned")}
+    names = {"ceval", "mmlu", "cmmlu", "zh_reply_rate", "exact_match", "loss", "trained_tokens"}
+    assert found["base"].keys() == found["tuned"].keys() == names
+    assert found["base"]["ceval"] == SCORE["acc"]
+    assert [found[model]["trained_tokens"] for model in ("base", "tuned")] == [0, 7]
+    more = {"paper": {"mmlu_en": SCORE}, "other": {"arc": {"acc,none": 0.25, "acc_stderr,none": 0.1}}}
+    further = compared({"zh_reply_rate": None, "exact_match": None, "loss": 1.0} | more, 0)
+    assert (further["mmlu_en_paper"], further["arc"]) == (SCORE["acc"], 0.25)
 
 
 def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outputs):

@@ -1,4 +1,4 @@
-"""Runs a command where nothing is but what a plan names: `python sandbox.py PLAN.json`. Linux alone; the standard library alone.
+"""Runs a command where nothing is but what a plan names: `python aurora/pipeline/tracing/sandbox.py PLAN.json`. Linux alone; the standard library alone.
 
 With namespaces the command sees a file system of its own, in which only the plan's files are, no network, another host
 name, user and number of processors, and no other process. Where the kernel refuses them, Landlock lets it open the plan's
