@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from stand_ins.live_bytes import LiveBytes
 from stand_ins.tiny_mixtral import VOCABULARY
 from stand_ins.training_case import BASE, ROWS, run, write_case, write_params
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from aurora.commands.cli import main
 from aurora.commands.plan import arrival_of, protocol_costs, rows_of, stage_paths
@@ -81,6 +81,41 @@ SHAPES = {
     "float32, checkpointing": {"checkpointing": True, "dtype": "float32", "dropout": 0.0},
     "bfloat16, checkpointing, dropout": {"checkpointing": True, "dtype": "bfloat16", "dropout": 0.1},
 }
+
+
+SMALL = {"vocab_size": 32000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+OTHERS = {
+    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 64, "vocab_size": 32000},  # no intermediate_size
+    "gemma3": {  # a nested text_config
+        "text_config": SMALL | {"head_dim": 16},
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "target"), [("bloom", "query_key_value"), ("gemma3", "q_proj")])
+def test_a_config_without_intermediate_size_or_with_a_nested_one_is_planned(
+    case: Path, kind: str, target: str
+):
+    shutil.rmtree(BASE)
+    config = CONFIG_MAPPING[kind](**OTHERS[kind])
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(BASE)
+    params = load_params(Path("params.yaml"))
+    sft = params.sft.model_copy(
+        update={"lora": params.sft.lora.model_copy(update={"target_modules": (target,)})}
+    )
+    found = plan(
+        sft, params.quantization.model_copy(update={"bits": 32}), BASE, measure_rows(ROWS / "train.parquet")
+    )
+    held = {tensor.data_ptr(): 4 * tensor.numel() for tensor in model.parameters()}  # tied ones once
+    assert found.training["model"] == pytest.approx(sum(held.values()), rel=0.01)
+    assert found.training["one layer or the logits"] > 4 * 32000
 
 
 @pytest.mark.minutes

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from stand_ins.tiny_mixtral import NF4
 from stand_ins.training_case import rows, write_case, write_params
 from stand_ins.zoo import write_base
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aurora.adapter.record import hub_address, read_record
 from aurora.core.errors import ModelError, ParamsError
@@ -133,6 +133,8 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_it(tmp_path, monk
     monkeypatch.chdir(write_case(tmp_path))
     lora = {"target_parameters": ["gate_up_proj", "down_proj"], "target_modules": ["q_proj"], "r": 2}
     params = write_params(tmp_path, stop_after_steps=2, eval_steps=2)
+    address = {"uri": f"hf://owner/tiny@{'a' * 40}", "revision": "a" * 40}
+    write_json(Path("base/manifest.json"), {"source": "base"} | address)
     first = changed(
         params.sft,
         {**lora, "target_parameters": tuple(lora["target_parameters"]), "target_modules": ("q_proj",)},
@@ -153,10 +155,10 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_it(tmp_path, monk
     record = read_record(Path("second"))
     assert record["start_from"]["sha256"] == digest
     assert record["start_from"]["record"]["sft"]["learning_rate"] == first.learning_rate
-    assert json.loads(Path("second/adapter_config.json").read_text())["target_parameters"] == [
-        "down_proj",
-        "gate_up_proj",
-    ]
+    config = json.loads(Path("second/adapter_config.json").read_text())
+    assert config["target_parameters"] == ["down_proj", "gate_up_proj"]
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/tiny", "a" * 40)
+    assert AutoTokenizer.from_pretrained("second").eos_token == "</s>"
     wrong = changed(second, None, start_from={"adapter": "first", "rev": None, "sha256": "0" * 64})
     with pytest.raises(ParamsError, match=r"sft.start_from.sha256: .* write this one"):
         check_before(Path("base"), Path("rows"), wrong, params.quantization)
