@@ -26,7 +26,7 @@ from aurora.clean.apply_rules import _repair, whole_rounds
 from aurora.clean.clean import CHUNK, clean
 from aurora.clean.contamination import Questions, read_questions
 from aurora.clean.layouts import LAYOUTS
-from aurora.clean.near_duplicates import BANDS, ROWS, find, jaccard, shingles
+from aurora.clean.near_duplicates import BANDS, ROWS, NearDuplicates, band_keys, find, jaccard, shingles
 from aurora.clean.parse_rows import parse
 from aurora.clean.read_files import read_items
 from aurora.clean.shingles import characters
@@ -78,12 +78,14 @@ def write_sources(folder: Path, rows: int) -> dict[str, Path]:
         items = [item for item in read_items(path) if isinstance(item, dict)]
         target = folder / name
         target.mkdir()
-        made = list(resampled(items, round(count * rows / sum(PAPER.values())), random.Random(name)))
-        if name == "sharegpt_70k":
-            text = "".join(json.dumps(item) + "\n" for item in made)
-        else:
-            text = json.dumps(made, ensure_ascii=False, indent=2)
-        (target / "rows.json").write_text(text, encoding="utf-8")
+        made = resampled(items, round(count * rows / sum(PAPER.values())), random.Random(name))
+        with open(target / "rows.json", "w", encoding="utf-8") as file:
+            if name == "sharegpt_70k":
+                file.writelines(json.dumps(item) + "\n" for item in made)
+            else:
+                for number, item in enumerate(made):
+                    file.write((",\n" if number else "[\n") + json.dumps(item, ensure_ascii=False, indent=2))
+                file.write("\n]")
         manifest = {"source": name, "kind": "instructions", "rows": count, "files": [{"path": "rows.json"}]}
         manifest["format"] = "sharegpt" if name == "sharegpt_70k" else "alpaca"
         (target / "manifest.json").write_text(json.dumps(manifest))
@@ -186,10 +188,11 @@ def whole(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
     memory = PeakMemory()
     memory.start()
     start, before = time.perf_counter(), sum(os.times()[:4])
-    cleaned = clean(folders, benchmarks, params)
+    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as spill:
+        metrics = clean(folders, benchmarks, params, {}, Path(out), Path(spill))
     seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - before
     memory.done.set()
-    total = cleaned.metrics["total"]
+    total = metrics["total"]
     load = os.getloadavg()[0]
     print(
         f"\nwhole clean on {len(os.sched_getaffinity(0))} cores, all rules on; load of the machine {load:.1f}"
@@ -200,7 +203,7 @@ def whole(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         f"{size / 1e6 / seconds:>5.1f} {memory.peak_unique / 2**30:>15.2f} {memory.peak / 2**30:>6.2f} {total['kept']:>9,}"
     )
     print("dropped:", ", ".join(f"{name} {count:,}" for name, count in total["dropped"].items()))
-    print("near duplicates:", cleaned.metrics["near_duplicates"])
+    print("near duplicates:", metrics["near_duplicates"])
 
 
 def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
@@ -258,7 +261,7 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         "contamination (index apart)",
         lambda: [index.find(turns[at : at + CHUNK]) for at in range(0, len(turns), CHUNK)],
     )
-    timed("near duplicates", lambda: find(["\n".join(texts) for texts in turns], 0.8))
+    timed("near duplicates", lambda: near_duplicates_of(["\n".join(texts) for texts in turns]))
     total = sum(times.values())
     print(f"\nCPU time by rule, one process, {len(raw):,} rows in the paper's mix")
     for name, seconds in sorted(times.items(), key=lambda item: -item[1]):
@@ -276,6 +279,10 @@ def conversations(folders: dict[str, Path], count: int) -> list[str]:
     return result
 
 
+def near_duplicates_of(texts: list[str]) -> NearDuplicates:
+    return find(band_keys(texts).T, np.array(texts, dtype=object), 0.8)
+
+
 def near_duplicates(texts: list[str], brute: int) -> None:
     try:
         from datasketch import MinHash, MinHashLSH
@@ -284,7 +291,7 @@ def near_duplicates(texts: list[str], brute: int) -> None:
     from scipy.sparse import csr_matrix
 
     start = time.perf_counter()
-    found = find(texts, 0.8)
+    found = near_duplicates_of(texts)
     ours = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -331,23 +338,21 @@ def near_duplicates(texts: list[str], brute: int) -> None:
             f"{name:<11} recall {right / max(1, len(truth)):.3f}   precision {right / max(1, len(given)):.3f}"
         )
     goes = {later for _, later in truth}
-    print(f"rows that go for another: {len(goes & set(found.kept_for)):,} of {len(goes):,} found")
+    print(
+        f"rows that go for another: {len(goes & set(np.flatnonzero(found.kept_for >= 0))):,} of {len(goes):,} found"
+    )
 
 
 def found_pairs(texts: list[str], inside: set[int]) -> set[tuple[int, int]]:
     """Verified pairs among some rows: those of equal buckets, compared one by one."""
-    from aurora.clean.near_duplicates import buckets, signatures
-
     rows = sorted(inside)
-    table = buckets(signatures([texts[row] for row in rows]))
     members: dict[tuple[int, int], list[int]] = {}
     pairs = set()
-    for at, bands in enumerate(table.tolist()):
-        for band, bucket in enumerate(bands):
-            if bucket >= 0:
-                for other in members.setdefault((band, bucket), []):
-                    pairs.add((rows[other], rows[at]))
-                members[band, bucket].append(at)
+    for at, keys in enumerate(band_keys([texts[row] for row in rows]).tolist()):
+        for key in enumerate(keys):
+            for other in members.setdefault(key, []):
+                pairs.add((rows[other], rows[at]))
+            members[key].append(at)
     return {pair for pair in pairs if jaccard(shingles(texts[pair[0]]), shingles(texts[pair[1]])) >= 0.8}
 
 

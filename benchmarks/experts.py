@@ -14,6 +14,7 @@ them alone, weights and activations, above its state before.
 """
 
 import json
+import operator
 import statistics
 import subprocess
 import sys
@@ -222,6 +223,21 @@ def table(options: dict, times: dict, peaks: dict) -> str:
     return "\n".join(lines)
 
 
+def values(times: dict, peaks: dict) -> dict[str, dict[str, float]]:
+    """By way: how many times as long it takes as ours, in the median of the rounds, and its peak memory."""
+    return {
+        way: {
+            f"{kind}_time": round(
+                statistics.median(map(operator.truediv, times[way, kind], times[ours, kind])), 3
+            )
+            for kind in ("train", "decode")
+        }
+        | {"peak_mib": round(peaks[way] / 2**20)}
+        for ours, ways in GROUPS.items()
+        for way in ways
+    }
+
+
 @click.command(help=__doc__)
 @click.option("--hidden", default=None, type=int, help="4096 on a card, 512 on a CPU.")
 @click.option("--intermediate", default=None, type=int, help="14336 on a card, 1792 on a CPU.")
@@ -256,6 +272,7 @@ def main(rounds: int, threads: int, peak_of: str | None, **options: object) -> N
                 if turn:  # the first round warms up
                     times.setdefault((way, kind), []).append(taken)
     print(table(options, times, peaks))
+    print(json.dumps(values(times, peaks)))
 
 
 if __name__ == "__main__":

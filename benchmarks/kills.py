@@ -1,16 +1,18 @@
-"""Kills of dvc, of a stage, or of both at random moments of the small profile, and what `dvc repro` makes of it.
+"""Kills of dvc, of a stage, or of both at random moments of the small profile or of a merge, and what comes of it.
 
     python benchmarks/kills.py [--kills 100] [--merges 20] [--seed 0]
 
-In a clone of HEAD `dvc repro` runs from empty, is killed (SIGKILL), started again, and so on. Each kill has a stage drawn
-for it, and comes at a random moment of the time that this stage takes, or of a later one where it is done; kills are in
-the order of the stages, so that every start goes on from the last. At the end it runs whole.
-Then two branches run different stages, and `aurora merge && dvc repro` of one into the other is killed and begun again.
+In a clone of HEAD `dvc repro` runs whole, and its dvc.lock, metrics and report are committed there. Two branches run different
+stages, and `aurora merge && dvc repro` of one into the other is killed (SIGKILL) at a random moment and begun again.
+Then `dvc repro` runs from empty, is killed, started again, and so on. Each kill has a stage drawn for it, and comes at a
+random moment of the time that this stage takes, or of a later one where it is done; kills are in the order of the stages, so
+that every start goes on from the last. At the end it runs whole.
 Looked for are processes that outlive a killed dvc, starts that a leftover lock refuses, a dvc.lock, metrics or report that
-differ from those of the commit or of a merge that nobody killed, and a training that begins anew where a checkpoint was,
-or runs in a merge at all. It ends non-zero where one is found.
+differ from those of a run or of a merge that nobody killed, and a training that begins anew where a checkpoint was, or runs
+in a merge at all. It ends non-zero where one is found, else it writes the records kills and killed_merges.
 """
 
+import os
 import random
 import re
 import shutil
@@ -25,6 +27,7 @@ from pathlib import Path
 import click
 import psutil
 from pipeline import DVC, changed, cloned, surroundings
+from records import write_record
 
 MEASURES = (
     "stages",
@@ -138,6 +141,14 @@ def trained_again(run: Run, told: int, checkpoint: bool) -> list[str]:
     return ["sft began anew though a checkpoint was there"] if again else []
 
 
+def empty(folder: Path) -> None:
+    """Leaves nothing of what has run but what git has, without dvc.lock."""
+    said(folder, "git", "switch", "--quiet", "--force", "start")
+    for left in ("data", "models", ".aurora", ".dvc/cache", ".dvc/tmp", "dvc.lock"):
+        path = folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def finish(run: Run) -> str:
     """Runs to the end; what is wrong, or nothing."""
     if status := run.start().wait():
@@ -209,7 +220,6 @@ def begin_merge(folder: Path, runs: Path) -> None:
 
 def torture_merge(folder: Path, kills: int, draw: random.Random) -> list[str]:
     """Kills so many merges, finishes each, and returns what was wrong."""
-    said(folder, "git", "branch", "start")
     branch(folder, "rate", "learning_rate", "2e-3")
     branch(folder, "loss", "loss_rows", "16")
     runs = folder.with_name("runs")
@@ -245,21 +255,31 @@ def torture_merge(folder: Path, kills: int, draw: random.Random) -> list[str]:
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, merges: int, seed: int) -> None:
     """Kill, run again, compare."""
+    load, draw = os.getloadavg()[0], random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = cloned(Path(name).resolve() / "clone")
-        (folder / "dvc.lock").unlink()
-        print(f"{'kill':<6}{'of':<8}{'behind':<8}{'by s':>8}  {'stage':<12}processes left")
-        draw = random.Random(seed)
-        faults = torture(Run(folder), kills, draw)
-        if merges and not faults:
-            faults = torture_merge(folder, merges, draw)
+        said(folder, "git", "switch", "--quiet", "--create", "start")
+        said(folder, str(DVC), "repro")
+        said(folder, "git", "commit", "--all", "--quiet", "--allow-empty", "--message=not killed")
+        if merges:
+            end({"merges": merges, "seed": seed}, torture_merge(folder, merges, draw), "killed_merges", load)
+        if kills:
+            empty(folder)
+            print(f"{'kill':<6}{'of':<8}{'behind':<8}{'by s':>8}  {'stage':<12}processes left")
+            end({"kills": kills, "seed": seed}, torture(Run(folder), kills, draw), "kills", load)
+
+
+def end(values: dict[str, int], faults: list[str], record: str, load: float) -> None:
+    """Writes the record of what was drawn; prints faults instead, and exits, where there are any."""
     for fault in faults:
         print(fault)
     print(
-        f"{kills} kills, {merges} killed merges: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are"
+        f"{record} {values}: {len(faults)} faults; dvc.lock, metrics/ and REPORT.md are"
         f" {'NOT ' * bool(faults)}what they are without a kill"
     )
-    sys.exit(bool(faults))
+    if faults:
+        sys.exit(1)
+    write_record(record, values | {"faults": 0}, load)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""Mixtral-8x7B's true shape on one card: memory and speed of training and of inference, beside the paper's.
+"""Mixtral-8x7B's true shape on one card: memory and speed of training and inference, beside what was predicted.
 
     python benchmarks/mixtral_gpu.py              # one CUDA card of 80 GB, under 8 minutes
     python benchmarks/mixtral_gpu.py --tiny       # the same code on a small shape, on a CPU too: no figure of its own
 
-Needs, as wheels in the versions of pyproject.toml, beside torch with CUDA: transformers, tokenizers, huggingface-hub,
-safetensors, accelerate, peft, bitsandbytes, trl, datasets, pyarrow, pydantic, ruamel.yaml, click, numpy and tqdm. Where
-only part of them is installed and there is no network, the rest unpacked into a folder on PYTHONPATH does: of
-bitsandbytes (43 MB) the Python files and the libbitsandbytes_cuda*.so of the card's CUDA (4 MB) suffice. torchao gives
-the paper's 4-bit optimiser; without it adamw_torch stands in, for 3.4 million LoRA weights. No model weights are needed:
-random ones of the true shape are packed on the card, one expert at a time, and run through the project's own sft path
-(aurora.sft.train.build_trainer, profiles/paper.yaml).
+benchmarks/card.sh runs it on a bare machine and lists the wheels. torchao gives the paper's 4-bit optimiser; without it
+adamw_torch_fused stands in, for 3.4 million LoRA weights. No model weights are needed: random ones of the true shape are
+packed on the card, one expert at a time, and run through the stage's own path (aurora.sft.train, be_deterministic and
+build_trainer) in the settings of profiles/paper.yaml and profiles/paper-fast.yaml.
 
-Printed as it goes, so that a cut-off run still tells what it has measured; after LAST seconds it cuts itself off:
-  the card      bfloat16 product and copy speed, measured here: the limits below are arithmetic on these two
-  training      GiB (paper, Table 4: 45), tokens/s, share of the limit, share of time in dequantising experts
-  inference     GiB (paper, Table 4: 25), prompt and new tokens/s, share of the limit
+Printed as it goes, and kept in --out after each step, so that a cut-off run still tells what it has measured; after LAST
+seconds it cuts itself off:
+  the card      bfloat16 product and copy speed, measured here
+  NF4           whether the card packs and unpacks to the bits of a CPU
+  training      GiB (paper, Table 4: 45), tokens/s, share of the time in dequantising experts; whether a second run gives
+                the same bytes
+  inference     GiB (paper, Table 4: 25), prompt and new tokens/s
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -36,10 +37,21 @@ MEASURES = ("aurora/model", "aurora/sft")
 GIB = 2**30
 BUDGET = 390  # seconds after which no further measurement begins
 LAST = 465  # seconds after which the script ends wherever it is; 480 are allowed
-ROWS = ((2, 1024), (1, 8192), (1, 16384))  # the paper's batch, and packed rows
+# Name of the prediction, rows, tokens of a row, compute type, whether packed; in order of worth.
+RUNS = (
+    ("train packed 8,192", 1, 8192, "bfloat16", True),
+    ("train 2 x 1,024", 2, 1024, "bfloat16", False),
+    ("train 8 x 1,024", 8, 1024, "bfloat16", False),
+    ("train packed 16,384", 1, 16384, "bfloat16", True),
+    ("train 2 x 1,024, fp16", 2, 1024, "float16", False),
+)
 STEPS = 4  # micro-batches measured, after one that warms up
+DOCUMENT = 512  # tokens of a document in packed rows
 TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+
+
+PREDICTIONS = Path(__file__).parent / "results" / "card_predictions.json"
 
 
 def say(text: str) -> None:
@@ -120,6 +132,34 @@ def random_model(config, quantization, device: str):
     return model.eval()
 
 
+def recast(model, dtype: torch.dtype) -> None:
+    """Has a packed model compute in another type."""
+    from bitsandbytes.nn import Linear4bit
+
+    from aurora.model.nf4 import PackedExperts
+
+    for module in model.modules():
+        if isinstance(module, PackedExperts):
+            module.dtype = dtype
+        elif isinstance(module, Linear4bit):
+            module.compute_dtype = module.weight.quant_state.dtype = dtype
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype in (torch.bfloat16, torch.float16):
+                    parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def nf4_as_on_a_cpu(device: str) -> bool:
+    """Whether one matrix packs to the same bytes on the card, and unpacks to the same bits."""
+    from aurora.model.nf4 import PackedExperts
+
+    weight = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    here, there = (PackedExperts.of(weight.to(place), True) for place in ("cpu", device))
+    same = [torch.equal(one, other.cpu()) for one, other in zip(here.parameters(), there.parameters(), strict=True)]
+    return all(same) and torch.equal(here.dense(0), there.dense(0).cpu())
+
+
 def measure_card(device: str, tiny: bool) -> tuple[float, float]:
     """(operations/s of a large product, bytes/s of a large copy), the best of some."""
     size = 256 if tiny else 8192
@@ -142,7 +182,7 @@ def dequantising(device: str) -> Iterator[list]:
     """Collects a pair of marks around each dequantisation of experts."""
     from aurora.model.nf4 import PackedExperts
 
-    original, pairs = PackedExperts.dense_of, []  # AT_ONCE takes a whole expert of Mixtral-8x7B on a card
+    original, pairs = PackedExperts.dense_of, []
 
     def mark():
         if device == "cpu":
@@ -168,26 +208,21 @@ def total_seconds(pairs: list, device: str) -> float:
     return sum(start.elapsed_time(end) for start, end in pairs) / 1000
 
 
-def active_parameters(config) -> int:
-    """Weights that one token meets in a product: attention, k experts, router and head."""
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    attention = config.hidden_size * head * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    experts = config.num_experts_per_tok * 3 * config.hidden_size * config.intermediate_size
-    layer = attention + experts + config.hidden_size * config.num_local_experts
-    return config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
-
-
-def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
-    """train.parquet and held_out.parquet as the format stage writes them, of random tokens."""
+def write_rows(folder: Path, rows: int, length: int, config, packed: bool) -> None:
+    """A base's config.json, and train.parquet and held_out.parquet as the format stage writes them, of random tokens."""
     import pyarrow
 
     from aurora.core.parquet import write_parquet
 
+    config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(rows * length)
-    for name, count, size in (("train", rows * (STEPS + 2), length), ("held_out", rows, 64)):
-        ids = torch.randint(3, vocabulary, (count, size), generator=generator, dtype=torch.int32).tolist()
+    size = min(DOCUMENT, length) if packed else length
+    count = rows * (STEPS + 2) * (length // size)
+    for name, count in (("train", count), ("held_out", 1)):
+        ids = torch.randint(3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32).tolist()
         kind = pyarrow.list_(pyarrow.int32())
-        columns = {"input_ids": pyarrow.array(ids, kind), "labels": pyarrow.array(ids, kind)}
+        columns = {"id": [str(number) for number in range(count)]}
+        columns |= {"input_ids": pyarrow.array(ids, kind), "labels": pyarrow.array(ids, kind)}
         write_parquet(folder / f"{name}.parquet", pyarrow.table(columns))
 
 
@@ -203,12 +238,15 @@ def tokenizer():
     )
 
 
-def train(model, rows: int, length: int, sft, quantization, device: str, limit: float) -> dict:
+def train(model, run: tuple, params, device: str) -> dict:
     """Some micro-batches of the project's sft stage; returns what was measured. The model comes back unadapted."""
     from transformers import TrainerCallback
 
     from aurora.sft import train as training
+    from aurora.sft.checkpoints import Checkpoints
+    from aurora.sft.curves import Live
 
+    _, rows, length, dtype, packed = run
     marks: list[float] = []
 
     class Clock(TrainerCallback):
@@ -221,23 +259,29 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
             marks.append(time.perf_counter())
 
     changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    changes |= {"stop_after_steps": None, "packing": False, "eval_steps": 10**6, "save_steps": 10**6}
-    if find_spec("torchao") is None:
-        changes["optim"] = "adamw_torch"
-    if device == "cpu":
-        changes |= {"precision": "fp32", "optim": "adamw_torch", "threads": 1}
-    settings = sft.model_copy(update=changes)
+    changes |= {"effective_batch_size": rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6}
+    changes |= {"packing": packed, "packing_length": length, "keep_checkpoints": ()}
+    changes |= {"precision": {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]}
+    if find_spec("torchao") is None or device == "cpu":
+        changes["optim"] = "adamw_torch_fused"
+    settings = params.sft.model_copy(update=changes)
+    recast(model, getattr(torch, dtype))
     with (
-        TemporaryDirectory() as folder,
+        TemporaryDirectory() as name,
         mock.patch("aurora.model.loading.load_model", lambda *args, **options: model),
         mock.patch("aurora.model.loading.load_tokenizer", lambda *args: tokenizer()),
         dequantising(device) as pairs,
     ):
-        write_rows(Path(folder), rows, length, model.config.vocab_size)
-        trainer = training.build_trainer(
-            Path(folder), Path(folder), settings, quantization, Path(folder) / "scratch"
-        )
+        folder = Path(name)
+        write_rows(folder, rows, length, model.config, packed)
+        training.be_deterministic()
+        checkpoints = Checkpoints(folder / "scratch" / "checkpoints", 2)
+        quantization = params.quantization.model_copy(update={"compute_dtype": dtype})
+        trainer = training.build_trainer(folder, folder, settings, quantization, folder / "scratch", checkpoints)
+        trainer.remove_callback(Live)  # curves for eyes, by dvclive
         trainer.add_callback(Clock())
+        trainer.evaluate = lambda *args, **options: {}
+        trainer._save_checkpoint = lambda *args: None
         trainer.args.eval_on_start = False
         if device != "cpu":
             torch.cuda.empty_cache()
@@ -245,24 +289,23 @@ def train(model, rows: int, length: int, sft, quantization, device: str, limit: 
         trainer.train()
         wait(device)
         spent = total_seconds(pairs, device)
+    weights = [tensor.detach().cpu() for tensor in trainer.model.parameters() if tensor.requires_grad]
+    trainer.model.unload()
+    model.gradient_checkpointing_disable()
+    model.eval()
+    torch.use_deterministic_algorithms(False)
     # The first step warms up; the last mark stands before the last step.
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2)
-    steps_counted = len(marks) - 1
-    speed = rows * length / seconds
-    peak = torch.cuda.max_memory_allocated() / GIB if device != "cpu" else float("nan")
-    trainer.model.unload()
     return {
-        "rows": rows,
-        "length": length,
-        "peak_gib": peak,
-        "tokens_per_second": speed,
-        "share_of_limit": speed / limit,
-        "share_dequantising": spent / steps_counted / seconds,
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else None,
+        "tokens_per_second": rows * length / seconds,
+        "share_dequantising": spent / (len(marks) - 1) / seconds,
+        "adapter_sha256": hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest(),
     }
 
 
 @torch.inference_mode()
-def infer(model, device: str, prompt: int, new: int, operations: float, copy: float) -> dict:
+def infer(model, device: str, prompt: int, new: int) -> dict:
     """One row: a prompt at once, then greedy tokens one by one."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, model.config.vocab_size, (1, prompt), generator=generator).to(device)
@@ -270,35 +313,37 @@ def infer(model, device: str, prompt: int, new: int, operations: float, copy: fl
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     cache, times = None, []
-    for turn in range(new + 1):
+    for _ in range(new + 1):
         wait(device)
         start = time.perf_counter()
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
         wait(device)
         times.append(time.perf_counter() - start)
-        if turn == 0 and prompt > 1:
-            first = times.pop()
-    active = active_parameters(model.config)
-    # A new token reads its weights once, 4.13 bits each; the head is in 16.
-    read = active * 4.13 / 8 + model.config.vocab_size * model.config.hidden_size * (2 - 4.13 / 8)
-    speed = 1 / sorted(times)[len(times) // 2]
     return {
-        "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else float("nan"),
-        "prompt_tokens_per_second": prompt / first,
-        "prompt_share_of_limit": prompt / first / (operations / (2 * active)),
-        "new_tokens_per_second": speed,
-        "new_share_of_limit": speed / (copy / 2 / read),
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else None,
+        "prompt_tokens_per_second": prompt / times[0],
+        "tokens_per_second": 1 / sorted(times[1:])[new // 2],
     }
+
+
+def beside(found: dict, predicted: dict | None) -> str:
+    """What was measured, and whether it lies in the band that was predicted."""
+    parts = []
+    for name in ("peak_gib", "tokens_per_second"):
+        if found[name] is not None:
+            low, high = (predicted or {}).get(name, (None, None))
+            band = "" if low is None else f" (predicted {low:,.1f} to {high:,.1f}{'' if low <= found[name] <= high else ': MISSED'})"
+            parts.append(f"{found[name]:,.1f} {name}{band}")
+    return ", ".join(parts)
 
 
 @click.command(help=__doc__)
 @click.option("--tiny", is_flag=True, help="A small shape and few tokens; runs on a CPU.")
-@click.option("--json", "as_json", is_flag=True, help="Also one JSON line with everything at the end.")
-def main(tiny: bool, as_json: bool) -> None:
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for a JSON record, kept as it goes.")
+def main(tiny: bool, out: Path | None) -> None:
     from transformers import MixtralConfig
 
-    from aurora.core.errors import AuroraError
     from aurora.pipeline.params import load_params
 
     begun = time.perf_counter()
@@ -309,53 +354,48 @@ def main(tiny: bool, as_json: bool) -> None:
         raise click.ClickException("the true shape needs a CUDA card; --tiny runs the same code on a CPU")
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     params = load_params(Path(__file__).parent.parent / "profiles" / "paper.yaml")
-    quantization = params.quantization
-    if device == "cpu":
-        quantization = quantization.model_copy(update={"compute_dtype": "float32"})
-    config = MixtralConfig(**(TINY if tiny else {"rope_theta": 1e6, "max_position_embeddings": 32768}))
     name = torch.cuda.get_device_name() if device != "cpu" else "CPU, no figure of its own"
-    operations, copy = measure_card(device, tiny)
-    say(f"card: {name}; {operations / 1e12:.0f} TFLOP/s in bfloat16, {copy / 1e9:.0f} GB/s copied")
+    values: dict = {"card": name, "torch": torch.__version__, "measured": {}}
+    known = {} if tiny or not PREDICTIONS.is_file() else json.loads(PREDICTIONS.read_text())["values"]
+    predicted = next((bands for card, bands in known.items() if card.split()[0] in name), {})
+
+    def keep(case: str, found: dict) -> None:
+        values["measured"][case] = found | {"predicted": predicted.get(case)}
+        say(f"{case}: {beside(found, predicted.get(case))}, {time.perf_counter() - begun:.0f} s")
+        if out:
+            out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    values["operations_per_second"], values["bytes_per_second"] = measure_card(device, tiny)
+    say(
+        f"card: {name}; {values['operations_per_second'] / 1e12:.0f} TFLOP/s in bfloat16,"
+        f" {values['bytes_per_second'] / 1e9:.0f} GB/s copied"
+    )
+    values["nf4_as_on_a_cpu"] = nf4_as_on_a_cpu(device)
+    say(f"NF4: bits of a CPU: {values['nf4_as_on_a_cpu']}")
+    first = "float32" if device == "cpu" else "bfloat16"
+    quantization = params.quantization.model_copy(update={"compute_dtype": first})
+    config = MixtralConfig(
+        **(TINY if tiny else {"rope_theta": 1e6, "max_position_embeddings": 32768}),
+        architectures=["MixtralForCausalLM"],
+    )
     model = random_model(config, quantization, device)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) / GIB
-    say(
-        f"model: {config.num_hidden_layers} layers, {held:.2f} GiB of parameters, {time.perf_counter() - begun:.0f} s"
-    )
-    outcome = {"card": name, "operations": operations, "copy": copy, "parameters_gib": held, "training": []}
-    sizes = (64, 8) if tiny else (1024, 64)
-    outcome["inference"] = found = infer(model, device, *sizes, operations, copy)
-    say(
-        f"inference: {found['peak_gib']:.1f} GiB (paper 25), prompt of {sizes[0]}: "
-        f"{found['prompt_tokens_per_second']:.0f} tokens/s ({found['prompt_share_of_limit']:.0%} of the limit), "
-        f"new: {found['new_tokens_per_second']:.1f} tokens/s ({found['new_share_of_limit']:.0%} of the limit)"
-    )
-    # Forward, recompute and input gradient: three products of two operations a weight. The experts do not compute
-    # the product with down_proj again, so that they could do a little better than this limit.
-    limit = operations / (6 * active_parameters(config))
-    say(
-        f"training limit by arithmetic: {limit:.0f} tokens/s ({6 * active_parameters(config) / 1e9:.1f} GFLOP a token)"
-    )
-    for rows, length in ((2, 32), (1, 128)) if tiny else ROWS:
+    say(f"model: {config.num_hidden_layers} layers, {time.perf_counter() - begun:.0f} s")
+    runs = (("train", 2, 32, first, False), ("train packed", 1, 128, first, True)) if tiny else RUNS
+    for number, run in enumerate(runs):
         if time.perf_counter() - begun > BUDGET:
-            say(f"training {rows} x {length}: left out, {BUDGET} s are over")
+            say(f"{run[0]}: left out, {BUDGET} s are over")
             continue
         try:
-            found = train(model, rows, length, params.sft, quantization, device, limit)
-        except torch.OutOfMemoryError as error:
-            say(f"training {rows} x {length}: out of memory ({str(error).partition('.')[0]})")
-            break
-        except (AuroraError, RuntimeError) as error:
-            say(f"training {rows} x {length}: failed ({str(error).partition(chr(10))[0][:200]})")
-            continue
-        outcome["training"].append(found)
-        say(
-            f"training {rows} x {length}: {found['peak_gib']:.1f} GiB (paper 45 at 2 x 1,024), "
-            f"{found['tokens_per_second']:.0f} tokens/s ({found['share_of_limit']:.0%} of the limit), "
-            f"{found['share_dequantising']:.0%} of the time in dequantising experts"
-        )
+            keep(run[0], train(model, run, params, device))
+            if number == 0:
+                again = train(model, run, params, device)["adapter_sha256"]
+                values["equal_runs"] = again == values["measured"][run[0]]["adapter_sha256"]
+                say(f"a second run gives the same bytes: {values['equal_runs']}")
+                recast(model, getattr(torch, first))
+                keep("decode 1", infer(model, device, *((64, 8) if tiny else (512, 64))))
+        except (RuntimeError, ValueError) as error:  # memory too: the next one may fit
+            say(f"{run[0]}: failed ({str(error).partition(chr(10))[0][:200]})")
     say(f"done in {time.perf_counter() - begun:.0f} s")
-    if as_json:
-        say(json.dumps(outcome))
 
 
 if __name__ == "__main__":

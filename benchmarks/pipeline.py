@@ -1,10 +1,12 @@
-"""A profile as a user meets it, in a fresh clone of HEAD: from empty, again, and after an edit.
+"""A profile as a user meets it, in a fresh clone of HEAD: from empty, again, after an edit, and under load.
 
-    python benchmarks/pipeline.py [--profile profiles/smol.yaml] [--learning-rate 2e-3] [--keep FOLDER]
+    python benchmarks/pipeline.py [--profile profiles/smol.yaml] [--learning-rate 2e-3] [--busy 4] [--keep FOLDER]
 
 Runs `dvc repro` with this environment and prints seconds, their share of the first run, the peak memory of all its
-processes together (PSS, sampled), and the stages that ran; then the disk that environment and clone take. It ends
-non-zero if a run fails. Of the small profile it says whether dvc.lock, metrics and report are still those of the commit.
+processes together (PSS, sampled), and the stages that ran; then the disk that environment and clone take. `--busy` runs
+it from empty once more beside processes that compute all the time. It ends non-zero if a run fails, or if the run under
+load takes more than three times the first or gives other bytes. Of the small profile it says whether dvc.lock, metrics
+and report are still those of the commit.
 """
 
 import json
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -34,6 +38,7 @@ MEASURES = (
 ROOT = Path(__file__).resolve().parent.parent
 DVC = Path(sys.executable).with_name("dvc")
 AURORA = Path(sys.executable).with_name("aurora")
+MOST = 3  # times the idle run, under load
 RATE = r"(?m)^  learning_rate: \S+$"
 
 
@@ -91,13 +96,43 @@ def disk_bytes(folder: Path) -> int:
     return 1024 * int(subprocess.check_output(["du", "-sk", folder], text=True).split()[0])
 
 
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that compute all the time."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def under_load(count: int, idle: float, difference: str) -> dict[str, float]:
+    """From empty beside `count` busy processes: minutes, and times the `idle` seconds; exits where it gives other bytes."""
+    with tempfile.TemporaryDirectory() as name, busy(count):
+        folder = cloned(Path(name) / "clone")
+        seconds, peak, stages = repro(folder)
+        other = changed(folder) != difference
+    title = f"beside {count} busy processes"
+    print(f"{title:<28}{seconds:>9.1f}{seconds / idle:>13.3f}x{peak / 2**30:>10.2f}  all {len(stages)}")
+    if other:
+        sys.exit("under load dvc.lock, metrics or REPORT.md are not what they are without")
+    return {
+        "busy_processes": count,
+        "busy_minutes": round(seconds / 60, 1),
+        "busy_times": round(seconds / idle, 2),
+    }
+
+
 @click.command()
 @click.option("--profile", default=None, type=click.Path(exists=True), help="Takes the place of params.yaml.")
 @click.option("--learning-rate", default=None, help="Of an edit before a third run.")
+@click.option("--busy", "count", default=0, show_default=True, help="Busy processes beside a last run.")
 @click.option("--keep", type=click.Path(path_type=Path), help="New folder for the clone, which then stays.")
-def main(profile: str | None, learning_rate: str | None, keep: Path | None) -> None:
-    """Run a profile twice or three times in a fresh clone."""
-    measured = {}
+def main(profile: str | None, learning_rate: str | None, count: int, keep: Path | None) -> None:
+    """Run a profile in a fresh clone: twice, after an edit, and under load."""
+    measured, difference = {}, ""
     with tempfile.TemporaryDirectory() as name:
         folder = cloned((keep or Path(name) / "clone").resolve())
         params = folder / "params.yaml"
@@ -125,7 +160,10 @@ def main(profile: str | None, learning_rate: str | None, keep: Path | None) -> N
         if not profile:
             kept = f"changed:\n{difference}" if difference else "as committed, byte for byte"
             print(f"dvc.lock, metrics/ and REPORT.md after the first run: {kept}")
+    if count and first:
+        measured |= under_load(count, first, difference)
     print(json.dumps(measured))
+    sys.exit(measured.get("busy_times", 0) > MOST)
 
 
 def parameters(folder: Path) -> int:

@@ -1,14 +1,13 @@
 """clean: every instruction row kept, repaired, or dropped with a reason."""
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
-from aurora.clean.clean import clean
-from aurora.clean.clean_page import write_page
+from aurora.clean.clean import clean, say_disk
 from aurora.clean.params import Clean
-from aurora.clean.row_tables import write_dropped, write_tables
 from aurora.core.errors import DataError, exit_with_message
 from aurora.core.files import remove, replacing, write_json
 from aurora.core.manifests import origin_of
@@ -35,23 +34,26 @@ def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     folders = _folders(instructions, sources, "instructions")
     searched = _folders(benchmarks, sources, "benchmark")
     origins = [origin_of(folder) for folder in sorted([*folders.values(), *searched.values()])]
-    cleaned = clean(folders, searched.values(), params, sources)
-    if not cleaned.kept:
-        out.mkdir(parents=True, exist_ok=True)
-        write_dropped(out / "dropped.parquet", cleaned)
-        why = [note for note in cleaned.metrics["notes"] if "no row is left" in note]
-        raise DataError(
-            f"clean: no row is left; {'; '.join(why)}; {out / 'dropped.parquet'} has every row's reason"
-        )
+    spill = out.with_name(f".{out.name}.rows")
+    remove(spill)  # of a run that was killed
     with replacing(out) as partial:
-        partial.mkdir()
-        write_tables(partial, cleaned, {name: source.repeat for name, source in sources.items()})
+        try:
+            partial.mkdir()
+            spill.mkdir()
+            say_disk(folders.values(), spill)
+            metrics = clean(folders, searched.values(), params, sources, partial, spill)
+        finally:
+            remove(spill)
+        if not metrics["total"]["kept"]:
+            out.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / "dropped.parquet", out / "dropped.parquet")
+            why = [note for note in metrics["notes"] if "no row is left" in note]
+            told = f"{out / 'dropped.parquet'} has every row's reason"
+            raise DataError(f"clean: no row is left; {'; '.join(why)}; {told}")
         write_json(partial / "sources.json", {"sources": origins})
-        write_json(partial / "metrics.json", cleaned.metrics)
-        write_page(partial / "report.html", cleaned)
-    for note in cleaned.metrics["notes"]:
+    for note in metrics["notes"]:
         print(f"clean: {note}", file=sys.stderr)
-    print(f"clean: kept {len(cleaned.kept):,} of {cleaned.metrics['total']['read']:,}")
+    print(f"clean: kept {metrics['total']['kept']:,} of {metrics['total']['read']:,}")
 
 
 def _folders(parent: Path, sources: dict[str, Source], kind: str) -> dict[str, Path]:

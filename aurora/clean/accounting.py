@@ -3,10 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from aurora.clean.parse_rows import Drop
 from aurora.core.errors import DataError
 from aurora.core.messages import Conversation
+
+if TYPE_CHECKING:
+    from aurora.clean.row_store import RowStore
 
 # Table 2 of arXiv 2312.14557: single and multiple rounds of the raw files.
 PAPER = {"alpaca_data_zh_51k": (51461, 0), "alpaca_gpt4_data_zh": (48818, 0), "sharegpt_70k": (41066, 35333)}
@@ -28,7 +34,7 @@ class Outcome:
 
 
 def account(
-    outcomes: list[Outcome],
+    store: "RowStore",
     expected: Mapping[str, int | None],
     ignored: Mapping[str, Counter[str]],
     repeats: Mapping[str, int],
@@ -39,7 +45,7 @@ def account(
     `ignored` are the columns of each source that were not read, with the rows that have them; `repeats` how many
     times each row of a source is trained; `advised` what would fit a source of which no row could be read.
     """
-    sources = {name: _sums([o for o in outcomes if o.source == name]) for name in expected}
+    sources = {name: _sums(store, store.facts["source"] == store.sources(name)) for name in expected}
     for name, sums in sources.items():
         sums["expected_rows"] = expected[name]
         if ignored.get(name):
@@ -50,32 +56,39 @@ def account(
             raise DataError(f"clean: source {name}: kept and dropped do not add up to read: {sums}")
     return {
         "sources": sources,
-        "total": _sums(outcomes),
-        "notes": [*_notes(sources), *_emptied(outcomes, sources, advised)],
+        "total": _sums(store, np.ones(len(store.facts), dtype=bool)),
+        "notes": [*_notes(sources), *_emptied(store, sources, advised)],
     }
 
 
-def _sums(outcomes: list[Outcome]) -> dict:
-    kept = [outcome for outcome in outcomes if not outcome.drop]
-    conversations = [outcome.kept for outcome in outcomes if outcome.kept]
-    repaired = Counter(name for outcome in kept for name in outcome.repaired)
-    dropped = Counter(outcome.drop.reason for outcome in outcomes if outcome.drop)
+def _sums(store: "RowStore", chosen: np.ndarray) -> dict:
+    facts = store.facts[chosen]
+    kept = facts[facts["reason"] == 0]
+    repaired: Counter[str] = Counter()
+    for names, count in store.repairs.counts(kept["repaired"]).items():
+        repaired.update(dict.fromkeys(names, count))
+    dropped = store.reasons.counts(facts["reason"])
+    dropped.pop("", None)
     return {
-        "read": len(outcomes),
-        "read_single_round": sum(outcome.rounds <= 1 for outcome in outcomes),
-        "read_multiple_rounds": sum(outcome.rounds > 1 for outcome in outcomes),
+        "read": len(facts),
+        "read_single_round": int((facts["read_rounds"] <= 1).sum()),
+        "read_multiple_rounds": int((facts["read_rounds"] > 1).sum()),
         "kept": len(kept),
-        "single_round": sum(len(each.rounds) == 1 for each in conversations),
-        "multiple_rounds": sum(len(each.rounds) > 1 for each in conversations),
-        "repaired_rows": sum(bool(outcome.repaired) for outcome in kept),
+        "single_round": int((kept["rounds"] == 1).sum()),
+        "multiple_rounds": int((kept["rounds"] > 1).sum()),
+        "repaired_rows": int((kept["repaired"] > 0).sum()),
         "repaired": dict(sorted(repaired.items())),
         "dropped": dict(sorted(dropped.items())),
-        "traditional": sum(outcome.traditional for outcome in kept),
+        "traditional": int(kept["traditional"].sum()),
     }
 
 
 def _notes(sources: Mapping[str, dict]) -> Iterator[str]:
     for name, sums in sources.items():
+        if left := sums["dropped"].get("not_taken"):
+            yield f"{name}: {sums['kept']:,} of {sums['kept'] + left:,} rows are taken"
+        if "repeat" in sums:
+            yield f"{name}: each of {sums['kept']:,} rows is trained {sums['repeat']} times an epoch"
         expected = sums["expected_rows"]
         if expected is None:
             continue
@@ -89,18 +102,17 @@ def _notes(sources: Mapping[str, dict]) -> Iterator[str]:
             )
 
 
-def _emptied(
-    outcomes: list[Outcome], sources: Mapping[str, dict], advised: Mapping[str, str]
-) -> Iterator[str]:
+def _emptied(store: "RowStore", sources: Mapping[str, dict], advised: Mapping[str, str]) -> Iterator[str]:
     """Sources of which nothing is kept, with the reasons, the first evidence and what would fit."""
     for name, sums in sources.items():
         if sums["kept"] or not sums["read"]:
             continue
         reasons = sorted(sums["dropped"].items(), key=lambda item: (-item[1], item[0]))
-        drops = (outcome.drop for outcome in outcomes if outcome.source == name and outcome.drop)
-        first = next(drop for drop in drops if drop.reason == reasons[0][0])
+        facts, reason = store.facts, reasons[0][0]
+        own = (facts["source"] == store.sources(name)) & (facts["reason"] == store.reasons(reason))
+        evidence = store.evidence(int(np.flatnonzero(own)[0]))
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:4])
         yield (
-            f"{name}: no row is left of {sums['read']:,}: {told}; the first {first.reason}: {first.evidence[:160]}"
+            f"{name}: no row is left of {sums['read']:,}: {told}; the first {reason}: {evidence[:160]}"
             + (f"; {advised[name]}" if advised.get(name) else "")
         )

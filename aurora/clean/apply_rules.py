@@ -168,13 +168,13 @@ def whole_rounds(
 ) -> tuple[tuple[Round, ...], Fault | None]:
     """The whole rounds, and the fault behind them; no round and a fault if none is whole.
 
-    Begins with the assistant or ends on the user: trimmed. An empty or doubled turn in between: a fault there.
-    Tool calls and their results belong to the round of the question in front of them.
+    Begins with the assistant, or ends on the user or on a tool's result: trimmed. An empty or doubled turn in between: a
+    fault there. Tool calls and their results belong to the round of the question in front of them.
     """
     start, end = 0, len(messages)
     while start < end and (messages[start].role != "user" or not messages[start].content):
         start += 1
-    while end > start and (messages[end - 1].role == "user" or _is_empty(messages[end - 1])):
+    while end > start and (messages[end - 1].role in ("user", "tool") or _is_empty(messages[end - 1])):
         end -= 1
     if start == end or not any(message.role == "assistant" for message in messages[start:end]):
         filled = {message.role for message in messages if message.content}
@@ -220,9 +220,12 @@ def _round(turns: list[Message], index: int) -> tuple[Round | None, Fault | None
     steps: list[Message] = []
     while others and (others[0].tool_calls or (others[0].role == "tool" and steps)):
         steps.append(others.pop(0))
+    if steps and steps[-1].tool_calls and not others:  # the call is the answer
+        called = [call["function"] for call in json.loads(steps[-1].tool_calls)]
+        others = [Message("assistant", json.dumps(called, ensure_ascii=False), steps[-1].train)]
     if not others or others[0].role != "assistant":
-        reason, shown = ("ends_on_tool_call", steps[-1]) if steps else ("roles_not_alternating", turns[-1])
-        return None, Fault(index, reason, (shown.content or shown.tool_calls)[:160])
+        reason = "result_unanswered" if steps else "roles_not_alternating"
+        return None, Fault(index, reason, turns[-1].content[:160])
     answer = others.pop(0)
     if not question.content or not answer.content:
         reason = "empty_answer" if question.content else "empty_prompt"

@@ -1,42 +1,50 @@
-"""Clean: every row of every source is kept, repaired or dropped with a reason, and the sums are checked."""
+"""Clean: every row of every source is kept, repaired or dropped with a reason, and the sums are checked.
+
+What a rule needs to know of one row is done where the row is read, on all cores; what compares rows works on some 80
+bytes of each. The texts wait in files, so that memory does not grow with them.
+"""
 
 import hashlib
 import os
+import shutil
+import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from aurora.clean.accounting import Outcome, account
 from aurora.clean.apply_rules import apply_rules
+from aurora.clean.clean_page import write_page
+from aurora.clean.contamination import Questions, read_questions
 from aurora.clean.filters import TRADITIONAL, traditional_share
 from aurora.clean.layouts import Layout, advice, column, layout_of
+from aurora.clean.near_duplicates import find
 from aurora.clean.params import Clean, overridden
 from aurora.clean.parse_rows import Drop, Turns, parse
 from aurora.clean.read_files import data_files, read_items
+from aurora.clean.row_store import RowStore, StoredChunk, chunk_file, store_chunk
+from aurora.clean.row_tables import write_conversations, write_dropped
 from aurora.clean.topics import names, topic
 from aurora.clean.truncation import ends_unmarked
-from aurora.core.errors import DataError
+from aurora.core.errors import DataError, ResourceError
+from aurora.core.files import write_json
 from aurora.core.lifetime import end_with_parent
 from aurora.core.manifests import read_manifest
 from aurora.core.messages import Conversation
 from aurora.sources.source import Source
 
-CHUNK = 2000  # rows given to a process at a time; the first of a source show its layout and habits
-
-
-@dataclass(frozen=True, slots=True)
-class Cleaned:
-    """Kept conversations with their clusters, dropped rows, and the account."""
-
-    kept: list[tuple[Conversation, str]]  # sorted by id; the text is the cluster's id
-    dropped: list[Outcome]
-    topics: list[str]  # of the kept rows, in their order
-    metrics: dict
+LOOKED_AT = 2000  # first rows of a source, which show its layout and habits
+CHUNK = 2000  # rows given to a process at a time
+PROCESSES = 16  # at most: one process reads for all
+DISK = 1.5  # bytes of disk for each byte read, where files are not compressed
 
 
 @dataclass(frozen=True)
@@ -106,31 +114,6 @@ def clean_chunk(rules: SourceRules, start: int, items: list) -> tuple[list[Outco
     return outcomes, ignored
 
 
-def cleaned_chunks(
-    folders: Mapping[str, Path], params: Clean, sources: Mapping[str, Source]
-) -> Iterator[tuple[SourceRules, list[Outcome], Counter[str]]]:
-    """Outcomes of all rows, in the order of the folders and of their files, on all cores this process may use."""
-    chunks = _chunks(folders, params, sources)
-    first = list(islice(chunks, 2))
-    processes = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    if len(first) < 2 or processes == 1:
-        for chunk in chain(first, chunks):
-            yield chunk[0], *clean_chunk(*chunk)
-        return
-    with ProcessPoolExecutor(processes, initializer=end_with_parent) as pool:
-        waiting: deque = deque()
-        for chunk in chain(first, chunks):
-            waiting.append((chunk[0], pool.submit(clean_chunk, *chunk)))
-            if len(waiting) > 2 * processes:  # bounds the rows that are in memory twice
-                rules, future = waiting.popleft()
-                yield rules, *future.result()
-        while waiting:
-            rules, future = waiting.popleft()
-            yield rules, *future.result()
-
-
 def _chunks(
     folders: Mapping[str, Path], params: Clean, sources: Mapping[str, Source]
 ) -> Iterator[tuple[SourceRules, int, list]]:
@@ -143,174 +126,187 @@ def _chunks(
             what = f"matches files: {pattern}" if pattern else "holds rows"
             raise DataError(f"{folder}: none of its files {what}; there is {', '.join(paths[:5])}")
         items = chain.from_iterable(read_items(folder / path) for path in chosen)
-        rules, start = None, 0
+        first = list(islice(items, LOOKED_AT))
+        if not first:
+            continue
+        rules, start, items = rules_of(name, manifest["format"], first, params, entry), 0, chain(first, items)
+        del first
         while chunk := list(islice(items, CHUNK)):
-            rules = rules or rules_of(name, manifest["format"], chunk, params, entry)
             yield rules, start, chunk
             start += len(chunk)
+
+
+_QUESTIONS: Questions | None = None  # of this process; too many to be sent with each chunk
+
+
+def _start(questions: Questions | None, child: bool = False) -> None:
+    global _QUESTIONS
+    _QUESTIONS = questions
+    if child:
+        end_with_parent()
+
+
+def _store(
+    path: Path, rules: SourceRules, start: int, items: list, near_duplicates: bool
+) -> tuple[SourceRules, StoredChunk, Counter[str]]:
+    """The unit of work of one process."""
+    outcomes, ignored = clean_chunk(rules, start, items)
+    return rules, store_chunk(path, outcomes, _QUESTIONS, near_duplicates), ignored
+
+
+@contextmanager
+def all_cores(chunks: Iterator, questions: Questions | None) -> Iterator[tuple[Iterator, Callable]]:
+    """The chunks, and a `starmap` on all cores that this process may use; one chunk stays in this process.
+
+    Raises ResourceError where a process is ended from outside.
+    """
+    first = list(islice(chunks, 2))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(first) < 2 or cores == 1:
+        _start(questions)
+        yield chain(first, chunks), starmap
+        return
+    cores = min(PROCESSES, cores)
+    with ProcessPoolExecutor(cores, initializer=_start, initargs=(questions, True)) as pool:
+
+        def run(function: Callable, calls: Iterable[tuple]) -> Iterator:
+            waiting: deque = deque()
+            for call in calls:
+                waiting.append(pool.submit(function, *call))
+                if len(waiting) > 2 * cores:  # bounds the rows that are in memory twice
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+        try:
+            yield chain(first, chunks), run
+        except BrokenProcessPool:
+            raise ResourceError(
+                "clean: one of its processes was ended from outside, as a system does that lacks memory; "
+                "run dvc repro again, on fewer cores (taskset) if memory is short"
+            ) from None
 
 
 def clean(
     folders: Mapping[str, Path],
     benchmarks: Iterable[Path],
     params: Clean,
-    sources: Mapping[str, Source] | None = None,
-) -> Cleaned:
+    sources: Mapping[str, Source],
+    out: Path,
+    spill: Path,
+) -> dict:
     """Reads all rows, applies the rules and removes duplicates, of the sources `folders` (name -> folder, in order of preference).
 
-    `sources` are the entries of params.yaml, by name; a source without one is read as its manifest says.
-    Raises DataError for a file that cannot be read, and if the account does not add up.
+    Writes conversations.parquet and report.html (where a row is left), dropped.parquet and metrics.json into the
+    folder `out`; returns the metrics. The texts wait in the empty folder `spill`. `sources` are the entries of
+    params.yaml, by name; a source without one is read as its manifest says.
+    Raises DataError for a file that cannot be read, and if the account does not add up; ResourceError as `all_cores`
+    does.
     """
-    sources = sources or {}
-    outcomes: list[Outcome] = []
-    ignored: dict[str, Counter[str]] = {}
-    advised: dict[str, str] = {}
-    with tqdm(desc="clean: rows", unit=" rows", leave=False) as progress:
-        for rules, chunk, columns in cleaned_chunks(folders, params, sources):
-            outcomes += chunk
-            ignored.setdefault(rules.source, Counter()).update(columns)
-            advised[rules.source] = rules.advice
-            progress.update(len(chunk))
-    facts: dict = {}
-    if params.exact_duplicates:
-        outcomes = _without_exact_duplicates(outcomes)
-    if params.contamination is not None:
-        outcomes = _without_contamination(outcomes, benchmarks, params.contamination, facts)
-    outcomes, clusters = _without_near_duplicates(outcomes, params.near_duplicates, facts)
+    store, facts = RowStore(spill, params.near_duplicates is not None), {}
+    least, questions = params.contamination, []
+    if least is not None:
+        questions = [question for folder in benchmarks for question in read_questions(folder)]
+    chunks = _chunks(folders, params, sources)
+    with all_cores(chunks, None if least is None else Questions(questions, least)) as (chunks, run):
+        ignored, advised = _read(store, chunks, run)
+        if params.exact_duplicates:
+            _drop_exact_duplicates(store)
+        if least is not None:
+            facts["contamination"] = {"questions": len(questions)} | _drop_contaminated(store)
+        if params.near_duplicates is not None:
+            facts["near_duplicates"] = _drop_near_duplicates(store, params.near_duplicates, run)
     for name, entry in sources.items():
         if entry.take is not None and name in folders:
-            outcomes = _taken(outcomes, name, entry.take)
-    kept = sorted(
-        (
-            (outcome.id, outcome.kept, cluster, outcome.topic)
-            for outcome, cluster in zip(outcomes, clusters, strict=True)
-            if outcome.kept
-        ),
-        key=lambda row: (row[0], row[1].source, row[1].position),
-    )
+            _drop_not_taken(store, name, entry.take)
     expected = {name: read_manifest(folder)["rows"] for name, folder in folders.items()}
-    topics = [row[3] for row in kept]
-    counts = Counter(topics)
     repeats = {name: entry.repeat for name, entry in sources.items()}
-    metrics = account(outcomes, expected, ignored, repeats, advised) | facts
-    metrics |= {"topics": {name: counts[name] for name in names()}}
-    dropped = [outcome for outcome in outcomes if outcome.drop]
-    if len(kept) + len(dropped) != metrics["total"]["read"]:
-        raise DataError(
-            f"clean: kept {len(kept)} + dropped {len(dropped)} is not read {metrics['total']['read']}"
-        )
-    return Cleaned([row[1:3] for row in kept], dropped, topics, metrics)
+    metrics = account(store, expected, ignored, repeats, advised) | facts
+    rows = store.sorted(store.kept(), "id")
+    topics = store.topics.counts(store.facts["topic"][rows])
+    metrics |= {"topics": {name: topics.get(name, 0) for name in names()}}
+    write_dropped(out / "dropped.parquet", store)
+    if len(rows):
+        write_conversations(out / "conversations.parquet", store, rows, repeats)
+        write_page(out / "report.html", store, rows, metrics)
+    write_json(out / "metrics.json", metrics)
+    return metrics
 
 
-def _taken(outcomes: list[Outcome], source: str, take: int | float) -> list[Outcome]:
-    """The outcomes with `take` rows, or a share, of a source's kept ones; a hash of their ids chooses them."""
-
-    def order(outcome: Outcome) -> str:
-        return hashlib.sha256(f"take {outcome.id}".encode()).hexdigest()
-
-    kept = sorted(
-        (outcome for outcome in outcomes if outcome.source == source and not outcome.drop), key=order
-    )
-    if isinstance(take, int):
-        gone = kept[take:]
-    else:
-        gone = [outcome for outcome in kept if int(order(outcome)[:16], 16) >= take * 2**64]
-    places = {outcome.position for outcome in gone}
-    return [
-        _dropped(outcome, "not_taken", _texts(outcome)[0][:160])
-        if outcome.source == source and not outcome.drop and outcome.position in places
-        else outcome
-        for outcome in outcomes
-    ]
+def say_disk(folders: Iterable[Path], spill: Path) -> None:
+    """Says on stderr how much disk clean takes where `spill` lies. Raises ResourceError where there is less."""
+    read = sum(file["bytes"] for folder in folders for file in read_manifest(folder)["files"])
+    needed, free = DISK * read, shutil.disk_usage(spill).free
+    told = f"takes up to {needed / 1e9:.1f} GB of disk for {read / 1e9:.1f} GB of sources, more where they are compressed"
+    if needed > free:
+        raise ResourceError(f"clean: {told}, and {spill.parent} has {free / 1e9:.1f} GB free; free some")
+    print(f"clean: {told}; {free / 1e9:.1f} GB are free", file=sys.stderr)
 
 
-def _texts(outcome: Outcome) -> list[str]:
-    """Prompts and answers of a kept row."""
-    return [text for each in (outcome.kept.rounds if outcome.kept else ()) for text in each[:2]]
+def _read(store: RowStore, chunks: Iterator, run: Callable) -> tuple[dict[str, Counter[str]], dict[str, str]]:
+    """Stores all rows; returns, by source, the columns that are not read, and the advice."""
+    ignored: dict[str, Counter[str]] = {}
+    advised: dict[str, str] = {}
+    near = bool(store.bands)
+    calls = ((chunk_file(store.folder, number), *chunk, near) for number, chunk in enumerate(chunks))
+    with tqdm(desc="clean: rows", unit=" rows", leave=False) as progress:
+        for rules, stored, columns in run(_store, calls):
+            store.add(rules.source, stored)
+            ignored.setdefault(rules.source, Counter()).update(columns)
+            advised[rules.source] = rules.advice
+            progress.update(len(stored.facts))
+    store.complete()
+    return ignored, advised
 
 
-def _dropped(outcome: Outcome, reason: str, evidence: str) -> Outcome:
-    return Outcome(
-        outcome.source, outcome.position, outcome.rounds, None, outcome.repaired, Drop(reason, evidence)
-    )
+def _drop_exact_duplicates(store: RowStore) -> None:
+    rows = store.kept()
+    _, first, same = np.unique(store.facts["id"][rows], return_index=True, return_inverse=True)
+    stays = rows[first][same]
+    gone = stays != rows
+    store.stays[rows[gone]] = stays[gone]
+    store.drop(rows[gone], "exact_duplicate")
 
 
-def _without_exact_duplicates(outcomes: list[Outcome]) -> list[Outcome]:
-    first: dict[str, Outcome] = {}
-    result = []
-    for outcome in outcomes:
-        if not outcome.drop:
-            stays = first.setdefault(outcome.id, outcome)
-            if stays is not outcome:
-                outcome = _dropped(
-                    outcome,
-                    "exact_duplicate",
-                    f"{stays.source} {stays.position}: {_texts(outcome)[0][:120]}",
-                )
-        result.append(outcome)
-    return result
+def _drop_contaminated(store: RowStore) -> dict:
+    rows = store.kept()
+    rows = rows[store.facts["benchmark"][rows] > 0]
+    store.drop(rows, "contaminated")
+    found = store.benchmarks.counts(store.facts["benchmark"][rows])
+    return {"rows": len(rows)} | dict(sorted(found.items()))
 
 
-def _without_contamination(
-    outcomes: list[Outcome], benchmarks: Iterable[Path], least: float, facts: dict
-) -> list[Outcome]:
-    from aurora.clean.contamination import Questions, read_questions
-
-    questions = [question for folder in benchmarks for question in read_questions(folder)]
-    index = Questions(questions, least)
-    result = list(outcomes)
-    found: Counter[str] = Counter()
-    rows = [number for number, outcome in enumerate(outcomes) if not outcome.drop]
-    with tqdm(total=len(rows), desc="clean: benchmark questions", unit=" rows", leave=False) as progress:
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            texts = [_texts(outcomes[number]) for number in part]
-            for number, hit in zip(part, index.find(texts), strict=True):
-                if hit:
-                    place, share = hit
-                    found[place.split("/", 1)[0]] += 1
-                    prompt = _texts(outcomes[number])[0]
-                    result[number] = _dropped(
-                        outcomes[number], "contaminated", f"{place} ({share:.2f}): {prompt[:160]}"
-                    )
-            progress.update(len(part))
-    facts["contamination"] = {"questions": len(questions), "rows": sum(found.values())} | dict(
-        sorted(found.items())
-    )
-    return result
-
-
-def _without_near_duplicates(
-    outcomes: list[Outcome], threshold: float | None, facts: dict
-) -> tuple[list[Outcome], list[str]]:
-    """Outcomes without near duplicates, and each one's cluster id ('' for a dropped row)."""
-    from aurora.clean.near_duplicates import find
-
-    rows = [number for number, outcome in enumerate(outcomes) if not outcome.drop]
-    ids = [outcome.id for outcome in outcomes]
-    clusters = list(ids)
-    if threshold is None:
-        return outcomes, clusters
-    texts = ["\n".join(_texts(outcomes[number])) for number in rows]
-    found = find(texts, threshold)
-    smallest: dict[int, str] = {}
-    for number, root in zip(rows, found.cluster, strict=True):
-        smallest[root] = min(ids[number], smallest.get(root, ids[number]))
-    for number, root in zip(rows, found.cluster, strict=True):
-        clusters[number] = smallest[root]
-    result = list(outcomes)
-    for row, (stays, similarity) in found.kept_for.items():
-        kept = outcomes[rows[stays]]
-        result[rows[row]] = _dropped(
-            outcomes[rows[row]],
-            "near_duplicate",
-            f"{kept.source} {kept.position} (Jaccard {similarity:.3f}): {_texts(outcomes[rows[row]])[0][:120]}",
-        )
-    sizes = Counter(found.cluster)
-    facts["near_duplicates"] = {
-        "clusters": sum(size > 1 for size in sizes.values()),
-        "rows_in_clusters": sum(size for size in sizes.values() if size > 1),
+def _drop_near_duplicates(store: RowStore, threshold: float, run: Callable) -> dict:
+    """Drops near duplicates, and gives each row the smallest id of its cluster."""
+    rows = store.kept()
+    found = find(store.band_keys(rows), store.texts(rows), threshold, run)
+    order = np.argsort(store.facts["id"][rows], kind="stable")
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows))
+    least = rank.copy()
+    np.minimum.at(least, found.cluster, rank)
+    store.cluster[rows] = rows[order[least[found.cluster]]]
+    gone = found.kept_for >= 0
+    store.stays[rows[gone]] = rows[found.kept_for[gone]]
+    store.similarity[rows[gone]] = found.similarity[gone]
+    store.drop(rows[gone], "near_duplicate")
+    sizes = np.bincount(found.cluster)
+    return {
+        "clusters": int((sizes > 1).sum()),
+        "rows_in_clusters": int(sizes[sizes > 1].sum()),
         "pairs": found.pairs,
         "candidates": found.candidates,
     }
-    return result, clusters
+
+
+def _drop_not_taken(store: RowStore, source: str, take: int | float) -> None:
+    """Leaves `take` rows, or a share, of a source's kept ones; a hash of their ids chooses them."""
+    rows = store.kept()
+    rows = rows[store.facts["source"][rows] == store.sources(source)]
+    ids = store.ids(rows).to_pylist()
+    hashes = np.array([hashlib.sha256(f"take {id_}".encode()).digest() for id_ in ids], dtype="S32")
+    if isinstance(take, int):
+        gone = np.argsort(hashes, kind="stable")[take:]
+    else:
+        gone = np.flatnonzero([int.from_bytes(each[:8]) >= take * 2**64 for each in hashes.tolist()])
+    store.drop(rows[gone], "not_taken")

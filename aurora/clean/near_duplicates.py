@@ -1,26 +1,29 @@
 """Near duplicates: MinHash by rensa, LSH bands for candidates, exact Jaccard to decide."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, starmap
 
 import numpy as np
 
-from aurora.clean.shingles import characters, joined, ngrams, windows
+from aurora.clean.shingles import characters, joined, mixed, ngrams, windows
 
 NGRAM = 5  # characters
 BANDS, ROWS = 16, 8  # finds 0.95 of the pairs at Jaccard 0.8, all but one in a million at 0.95
 SEED = 42
 LINKS = 8  # rows that went and still link later ones to their cluster, a bucket; a template has thousands
 CHUNK = 4096  # conversations hashed at a time: bounds memory
+TOGETHER = 2000  # rows that are compared in one call, if no component has more
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """For each row: the row that it duplicates, and its cluster."""
+    """For each of N rows: the row that it duplicates, and its cluster."""
 
-    kept_for: dict[int, tuple[int, float]]  # dropped row -> (row that stays, Jaccard)
-    cluster: list[int]  # row -> first row of its cluster; itself where it is alone
+    kept_for: np.ndarray  # (N,) row that stays for one that goes; -1 for a row that stays
+    similarity: np.ndarray  # (N,) Jaccard of the two
+    cluster: np.ndarray  # (N,) first row of its cluster; itself where it is alone
     candidates: int  # pairs that share a band and were compared
     pairs: int  # of them, those at or above the threshold
 
@@ -58,36 +61,118 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     return result
 
 
-def buckets(signatures: np.ndarray) -> np.ndarray:
-    """int64 (rows, BANDS): number of the bucket a row falls into in each band; -1 where it is alone there."""
-    result = np.full((len(signatures), BANDS), -1, dtype=np.int64)
-    for band in range(BANDS):
-        part = np.ascontiguousarray(signatures[:, band * ROWS : (band + 1) * ROWS])
-        keys = part.view([("", part.dtype)] * ROWS).ravel()
-        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        result[:, band] = np.where(counts[inverse] > 1, inverse, -1)
-    return result
+def band_keys(texts: Sequence[str]) -> np.ndarray:
+    """uint64 (len(texts), BANDS): a hash of each band of the signatures; rows with an equal one are candidates."""
+    if not texts:
+        return np.empty((0, BANDS), dtype=np.uint64)
+    parts = signatures(texts).astype(np.uint64).reshape(len(texts), BANDS, ROWS)
+    keys = parts[:, :, 0]
+    with np.errstate(over="ignore"):
+        for place in range(1, ROWS):
+            keys = mixed(keys, parts[:, :, place])
+    return keys
 
 
-def find(texts: Sequence[str], threshold: float) -> NearDuplicates:
-    """Near duplicates among `texts`, the first of which stay.
+def find(
+    bands: Iterable[np.ndarray],
+    texts: "np.ndarray | Sequence[str]",
+    threshold: float,
+    run: Callable = starmap,
+) -> NearDuplicates:
+    """Near duplicates among N rows, the first of which stay.
+
+    bands: BANDS arrays (N,) of keys as `band_keys` has them; texts[numbers]: the texts of those rows, a sequence;
+    run: `starmap`, or what spreads the calls over processes.
 
     A row goes if its Jaccard similarity with an earlier row that stays is at least `threshold`; so the rows that
     stay have no such pair among them (as far as LSH finds it), and finding again drops none. Clusters join all
     verified pairs, also those of rows that go.
     """
-    parent = list(range(len(texts)))
+    count = len(texts)
+    kept_for, similarity, cluster = np.full(count, -1), np.zeros(count), np.arange(count)
+    candidates = pairs = 0
+    parts = list(components(*shared_buckets(bands)))
+    calls = run(compare, ((texts[rows], ends, keys, threshold) for rows, ends, keys in parts))
+    for (rows, _, _), (goes, other, shares, roots, compared, found) in zip(parts, calls, strict=True):
+        kept_for[rows[goes]], similarity[rows[goes]] = rows[other], shares
+        cluster[rows] = rows[roots]
+        candidates, pairs = candidates + compared, pairs + found
+    return NearDuplicates(kept_for, similarity, cluster, candidates, pairs)
+
+
+def shared_buckets(bands: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and the buckets they fall into, each with another row at least: two int32 arrays, bands behind each other."""
+    rows, buckets = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int32)]
+    before = 0
+    for keys in bands:
+        order = np.argsort(keys, kind="stable")
+        new = np.ones(len(keys), dtype=bool)
+        new[1:] = keys[order[1:]] != keys[order[:-1]]
+        number = np.cumsum(new) - 1
+        several = np.bincount(number, minlength=1)[number] > 1
+        _, number = np.unique(number[several], return_inverse=True)
+        rows.append(order[several].astype(np.int32))
+        buckets.append((number + before).astype(np.int32))
+        before += int(number.max(initial=-1)) + 1
+    return np.concatenate(rows), np.concatenate(buckets)
+
+
+def components(rows: np.ndarray, buckets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows that no bucket links to the others, some TOGETHER of them at a time, so that each part is found alone.
+
+    Yields the rows in their order, (K,); where the buckets of each end, (K,); and the buckets.
+    """
+    if not len(rows):
+        return
+    names, rows = np.unique(rows, return_inverse=True)  # numbered from 0
+    label = np.arange(len(names))
+    while True:
+        least = np.full(int(buckets.max()) + 1, len(names))
+        np.minimum.at(least, buckets, label[rows])
+        nearer = label.copy()
+        np.minimum.at(nearer, rows, least[buckets])
+        nearer = nearer[nearer]
+        if np.array_equal(nearer, label):
+            break
+        label = nearer
+    order = np.lexsort((buckets, rows, label[rows]))
+    rows, buckets = rows[order], buckets[order]
+    first = np.flatnonzero(np.diff(rows, prepend=-1))  # of each row, whose components are behind each other
+    ends = np.append(first[1:], len(rows))
+    begins = np.flatnonzero(np.diff(label[rows[first]], prepend=-1))
+    start = 0
+    for end in (*begins[1:].tolist(), len(first)):
+        if end - start >= TOGETHER or end == len(first):
+            # A part is compared in the order of the rows, as if its components were one.
+            sequence = np.argsort(rows[first[start:end]]) + start
+            spans = [np.arange(first[at], ends[at]) for at in sequence.tolist()]
+            yield (
+                names[rows[first[sequence]]],
+                np.cumsum([len(span) for span in spans]),
+                buckets[np.concatenate(spans)],
+            )
+            start = end
+
+
+def compare(
+    texts: Sequence[str], ends: np.ndarray, buckets: np.ndarray, threshold: float
+) -> tuple[list[int], list[int], list[float], list[int], int, int]:
+    """The near duplicates of one part, as `find` says.
+
+    Returns the rows that go, the row that stays for each, their Jaccard similarity; the first row of each row's
+    cluster; and the numbers of compared pairs and of those at or above `threshold`.
+    """
+    members = lru_cache(maxsize=2048)(lambda row: shingles(texts[row]))
+    parent = list(range(len(ends)))
     kept_for: dict[int, tuple[int, float]] = {}
     candidates = pairs = 0
-    if not texts:
-        return NearDuplicates(kept_for, parent, 0, 0)
-    members = lru_cache(maxsize=2048)(lambda row: shingles(texts[row]))
-    staying: dict[tuple[int, int], list[int]] = {}
-    gone: dict[tuple[int, int], list[int]] = {}
-    table = buckets(signatures(texts))
-    for row in np.flatnonzero((table >= 0).any(axis=1)).tolist():
-        keys = [(band, bucket) for band, bucket in enumerate(table[row].tolist()) if bucket >= 0]
-        others = {other for key in keys for part in (staying, gone) for other in part.get(key, ())}
+    staying: dict[int, list[int]] = {}
+    gone: dict[int, list[int]] = {}
+    start = 0
+    for row, end in enumerate(ends.tolist()):
+        keys = buckets[start:end].tolist()
+        start = end
+        others = set(chain.from_iterable(part.get(key, ()) for key in keys for part in (staying, gone)))
         for other in sorted(others):
             candidates += 1
             similarity = jaccard(members(other), members(row))
@@ -102,7 +187,9 @@ def find(texts: Sequence[str], threshold: float) -> NearDuplicates:
                 staying.setdefault(key, []).append(row)
             elif len(linked := gone.setdefault(key, [])) < LINKS:
                 linked.append(row)
-    return NearDuplicates(kept_for, [_root(parent, row) for row in range(len(texts))], candidates, pairs)
+    roots = [_root(parent, row) for row in range(len(ends))]
+    stays = [other for other, _ in kept_for.values()]
+    return list(kept_for), stays, [share for _, share in kept_for.values()], roots, candidates, pairs
 
 
 def _root(parent: list[int], row: int) -> int:

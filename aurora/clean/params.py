@@ -37,7 +37,8 @@ class Clean(Section):
     """Answers cut off mid-text are faulty, unless the next prompt asks to continue. A source whose short answers lack
     end marks does so by habit, and a missing mark is no fault there."""
     truncated_from: Annotated[int, Field(ge=1)]
-    """Characters from which an answer without an end mark can count as cut off; almost all cuts lie beyond 300."""
+    """Characters from which an answer without an end mark can count as cut off. A limit of length cuts beyond 300 in
+    real sets; people leave the mark out of short answers."""
     other_models: bool
     """Answers that present themselves as another vendor's model are faulty."""
     refusals: bool

@@ -1,5 +1,6 @@
 """Files of instruction data as Python values: JSON, JSON lines, CSV, TSV, Parquet and Arrow, compressed or not."""
 
+import codecs
 import csv
 import io
 import json
@@ -7,14 +8,17 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import IO
 
+from aurora.clean.layouts import TURN_LISTS
 from aurora.clean.parse_rows import Drop, Repeated
 from aurora.core.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n\ufeff]*")
+BLOCK = 1 << 20  # bytes of text read at a time
+LONGEST = 16  # characters of a JSON word, escape or exponent, which a block can cut
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 ENDINGS = {".gz", ".bz2", ".zst", ".lz4"}
@@ -81,16 +85,22 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _text(path: Path) -> Iterator[object]:
     with _opened(path) as file:
-        lines = _lines(file)
-        number, first = next(lines, (0, b""))
+        number, line, first = 0, b"\n", b""
+        while line and not first:
+            number, line = number + 1, file.readline(BLOCK)  # a list can be one line
+            first = _stripped(line)
         if not first:
             raise DataError(f"{path}: empty file; fetch the source again")
+        if not first.startswith(b"["):
+            line += file.readline() if not line.endswith(b"\n") else b""
+            first = _stripped(line)
         names = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in ENDINGS]
         if names[-1:] in ([".csv"], [".tsv"]):
             yield from _table(path, first, file, "," if names[-1] == ".csv" else "\t")
         elif first.startswith(b"[") or (first.startswith(b"{") and not _is_json(first)):
-            yield from _values(path, b"\n".join(filter(None, (first, file.read()))))
+            yield from _values(JsonText(path, file, line, number - 1))
         elif first.startswith(b"{"):
+            lines = _lines(file, number + 1)
             second = next(lines, None)
             if second is None:
                 yield from _unwrapped(_json_line(path, number, first))
@@ -104,14 +114,13 @@ def _text(path: Path) -> Iterator[object]:
             )
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their 1-based numbers; joined files have a BOM in the middle."""
-    for number, line in enumerate(file, start=1):
-        if line.startswith(BOM):
-            line = line.removeprefix(BOM)
-        line = line.strip(b" \t\r\n")
-        if line:
-            yield number, line
+def _stripped(line: bytes) -> bytes:
+    return line.removeprefix(BOM).strip(b" \t\r\n")  # joined files have a BOM in the middle
+
+
+def _lines(file: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from `start`."""
+    return ((number, line) for number, line in enumerate(map(_stripped, file), start) if line)
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict:
@@ -159,63 +168,102 @@ def _not_utf8(error: UnicodeDecodeError, content: bytes) -> str:
     return f"not UTF-8 ({error.reason}); convert the file or fetch it again"
 
 
-def _values(path: Path, content: bytes) -> Iterator[object]:
+class JsonText:
+    """The text of a file from some place on, which is read on where a value goes on."""
+
+    def __init__(self, path: Path, file: IO[bytes], start: bytes, lines: int) -> None:
+        self.path, self.file = path, file
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.bytes = 0  # that are decoded
+        self.text, self.at = "", 0
+        self.lines, self.columns = lines, 0  # in front of the text
+        self._decode(start)
+
+    def _decode(self, block: bytes) -> None:
+        try:
+            self.text += self.decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            place = self.bytes + len(block) - len(error.object) + error.start
+            raise DataError(f"{self.path} byte {place}: {_not_utf8(error, error.object)}") from None
+        self.bytes += len(block)
+
+    def read_on(self) -> bool:
+        """Reads a block more, and forgets what is behind; False at the end, where nothing changes."""
+        block = self.file.read(max(BLOCK, len(self.text) - self.at))  # twice as much where a value is long
+        if block:
+            lines = self.text.count("\n", 0, self.at)
+            self.columns = self.at - self.text.rfind("\n", 0, self.at) - 1 + (0 if lines else self.columns)
+            self.lines += lines
+            self.text, self.at = self.text[self.at :], 0
+        self._decode(block)
+        return bool(block)
+
+    def next(self) -> str:
+        """The next character that is no blank; empty at the end."""
+        while True:
+            found = SPACE.match(self.text, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self.text) or not self.read_on():
+                return self.text[self.at : self.at + 1]
+
+    def value(self, row: int) -> object:
+        """The value that begins here. Raises DataError with `row` for one that is broken."""
+        while True:
+            try:
+                item, end = DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST
+                if cut and self.read_on():
+                    continue
+                line = self.text.count("\n", 0, error.pos)
+                column_ = error.pos - self.text.rfind("\n", 0, error.pos) + (0 if line else self.columns)
+                raise DataError(
+                    f"{self.path} row {row} (line {self.lines + line + 1} column {column_}): not JSON ({error.msg}); "
+                    "the file is damaged or cut off: fetch it again"
+                ) from None
+            except RecursionError:
+                raise DataError(
+                    f"{self.path} row {row}: nested too deeply to be read; remove the row"
+                ) from None
+            if end > len(self.text) - LONGEST and self.read_on():
+                continue  # a number may go on
+            self.at = end
+            return item
+
+
+def _values(text: JsonText) -> Iterator[object]:
     """The rows of a JSON list, or objects one behind the other, each on any number of lines."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} byte {error.start}: {_not_utf8(error, content)}") from None
-    del content  # the text alone stays in memory
-    at = _behind_space(text, 0)
-    if text.startswith("{", at):
-        item, at = _value(path, text, at, 0)
-        at = _behind_space(text, at)
-        if at == len(text):
+    if text.next() == "{":
+        item = text.value(0)
+        if not text.next():
             yield from _unwrapped(item)
             return
         yield item
-        row = 1
-        while at < len(text):
-            item, at = _value(path, text, at, row)
-            yield item
-            row, at = row + 1, _behind_space(text, at)
-        return
-    at = _behind_space(text, at + 1)
+        for row in count(1):
+            if not text.next():
+                return
+            yield text.value(row)
+    text.at += 1
+    closed = text.next() == "]"
     row = 0
-    closed = text.startswith("]", at)
     while not closed:
-        item, at = _value(path, text, at, row)
-        yield item
+        yield text.value(row)
         row += 1
-        at = _behind_space(text, at)
-        closed = text.startswith("]", at)
-        if not closed and not text.startswith(",", at):
-            line = text.count("\n", 0, at) + 1
+        sign = text.next()
+        closed = sign == "]"
+        if not closed and sign != ",":
+            line = text.lines + text.text.count("\n", 0, text.at) + 1
             raise DataError(
-                f"{path} line {line}: the JSON list is cut off or broken behind row {row - 1}; fetch the source again"
+                f"{text.path} line {line}: the JSON list is cut off or broken behind row {row - 1}; "
+                "fetch the source again"
             )
         if not closed:
-            at = _behind_space(text, at + 1)
-    rest = text[at + 1 :].strip()
-    if rest:
-        raise DataError(f"{path}: text behind the end of the JSON list: {rest[:30]!r}; correct the file")
-
-
-def _behind_space(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
-    return found.end() if found else at
-
-
-def _value(path: Path, text: str, at: int, row: int) -> tuple[object, int]:
-    try:
-        return DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} row {row} (line {error.lineno} column {error.colno}): not JSON ({error.msg}); "
-            "the file is damaged or cut off: fetch it again"
-        ) from None
-    except RecursionError:
-        raise DataError(f"{path} row {row}: nested too deeply to be read; remove the row") from None
+            text.at += 1
+            text.next()
+    text.at += 1
+    if text.next():
+        rest = text.text[text.at :]
+        raise DataError(f"{text.path}: text behind the end of the JSON list: {rest[:30]!r}; correct the file")
 
 
 def _unwrapped(item: object) -> Iterator[object]:
@@ -225,7 +273,8 @@ def _unwrapped(item: object) -> Iterator[object]:
         for value in (item.values() if isinstance(item, dict) else ())
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
     ]
-    if len(values) == 1 and not any(row.keys() & {"role", "from", "human"} for row in values[0]):
+    turns = any(row.keys() & {"role", "from", "human"} for row in values[0]) if values else False
+    if len(values) == 1 and not turns and item.keys().isdisjoint((*TURN_LISTS, "prompt")):
         yield from values[0]
     else:
         yield item

@@ -1,71 +1,71 @@
 """The Parquet files of clean."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aurora.clean.clean import Cleaned
+import numpy as np
+
+from aurora.clean.row_store import RowStore
 from aurora.core.parquet import write_parquet
 
+if TYPE_CHECKING:
+    import pyarrow
 
-def write_tables(folder: Path, cleaned: Cleaned, repeats: Mapping[str, int] | None = None) -> None:
-    """Writes conversations.parquet, sorted by id, and dropped.parquet, sorted by source and position.
+TOGETHER = 1 << 25  # characters of rows that are gathered at a time
+DROPPED = 8192  # dropped rows, whose evidence is short
 
-    Columns that few data sets need are in conversations.parquet where a row fills them: `system`; `train`, whether
-    each round's answer is trained; `steps`, the tool calls between each round's prompt and answer; `tools`; `repeat`,
-    how many times the row is trained, by source in `repeats`.
+
+def write_conversations(path: Path, store: RowStore, rows: np.ndarray, repeats: Mapping[str, int]) -> None:
+    """Writes the kept `rows`, which are sorted by id.
+
+    Columns that few data sets need are in the file where a row fills them: `system`; `train`, whether each round's
+    answer is trained; `steps`, the tool calls between each round's prompt and answer; `tools`; `repeat`, how many
+    times the row is trained, by source in `repeats`.
     """
-    import pyarrow
+    kept = store.facts[rows]
+    optional = {"system": ["system"], "untrained": ["train"], "steps": ["steps", "tools"]}
+    more = [name for fact, names in optional.items() if kept[fact].any() for name in names]
+    times = np.array([repeats.get(name, 1) for name in store.sources], dtype=np.int32)
+    repeated = (times[kept["source"]] > 1).any()
+    gathered = np.cumsum(kept["characters"], dtype=np.int64) // TOGETHER
 
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
-    rows = [conversation for conversation, _cluster in cleaned.kept]
-    text = pyarrow.string()
-    columns = {
-        "id": pyarrow.array([row.id for row in rows], text),
-        "source": pyarrow.array([row.source for row in rows], text),
-        "position": pyarrow.array([row.position for row in rows], pyarrow.int64()),
-        "messages": pyarrow.array(
-            [
-                [
-                    {"role": role, "content": content}
-                    for each in row.rounds
-                    for role, content in zip(("user", "assistant"), each[:2], strict=True)
-                ]
-                for row in rows
-            ],
-            pyarrow.list_(message),
-        ),
-        "cluster": pyarrow.array([cluster for _row, cluster in cleaned.kept], text),
-    }
-    if any(row.system for row in rows):
-        columns["system"] = pyarrow.array([row.system for row in rows], text)
-    if any(not each.train for row in rows for each in row.rounds):
-        trained = [[each.train for each in row.rounds] for row in rows]
-        columns["train"] = pyarrow.array(trained, pyarrow.list_(pyarrow.bool_()))
-    if any(each.steps for row in rows for each in row.rounds):
-        steps = [[each.steps for each in row.rounds] for row in rows]
-        columns["steps"] = pyarrow.array(steps, pyarrow.list_(text))
-        columns["tools"] = pyarrow.array([row.tools for row in rows], text)
-    if repeats and any(repeats.get(row.source, 1) > 1 for row in rows):
-        columns["repeat"] = pyarrow.array([repeats.get(row.source, 1) for row in rows], pyarrow.int32())
-    write_parquet(folder / "conversations.parquet", pyarrow.table(columns))
-    write_dropped(folder / "dropped.parquet", cleaned)
+    def tables() -> "Iterator[pyarrow.Table]":
+        import pyarrow
+
+        for part in np.split(rows, np.flatnonzero(np.diff(gathered)) + 1):
+            texts = store.columns(part, ["messages", *more])
+            columns = {
+                "id": store.ids(part),
+                "source": store.names(part),
+                "position": pyarrow.array(store.facts["position"][part]),
+                "messages": texts["messages"],
+                "cluster": store.ids(store.cluster[part]),
+            } | {name: texts[name] for name in more}
+            if repeated:
+                columns["repeat"] = pyarrow.array(times[store.facts["source"][part]])
+            yield pyarrow.table(columns)
+
+    write_parquet(path, tables())
 
 
-def write_dropped(path: Path, cleaned: Cleaned) -> None:
+def write_dropped(path: Path, store: RowStore) -> None:
     """Writes the dropped rows, sorted by source and position, each with reason and evidence."""
-    import pyarrow
+    rows = store.sorted(np.flatnonzero(store.facts["reason"]))
 
-    dropped = sorted(cleaned.dropped, key=lambda outcome: (outcome.source, outcome.position))
-    drops = [outcome.drop for outcome in dropped if outcome.drop]
-    columns = {
-        "source": [outcome.source for outcome in dropped],
-        "position": [outcome.position for outcome in dropped],
-        "reason": [drop.reason for drop in drops],
-        "evidence": [drop.evidence for drop in drops],
-    }
-    types = (pyarrow.string(), pyarrow.int64(), pyarrow.string(), pyarrow.string())
-    table = {
-        name: pyarrow.array(values, type_)
-        for (name, values), type_ in zip(columns.items(), types, strict=True)
-    }
-    write_parquet(path, pyarrow.table(table))
+    def tables() -> "Iterator[pyarrow.Table]":
+        import pyarrow
+
+        reasons = pyarrow.array(list(store.reasons))
+        for start in range(0, max(1, len(rows)), DROPPED):
+            part = rows[start : start + DROPPED]
+            yield pyarrow.table(
+                {
+                    "source": store.names(part),
+                    "position": pyarrow.array(store.facts["position"][part]),
+                    "reason": reasons.take(pyarrow.array(store.facts["reason"][part])),
+                    "evidence": pyarrow.array(map(store.evidence, part.tolist()), pyarrow.string()),
+                }
+            )
+
+    write_parquet(path, tables())

@@ -75,11 +75,11 @@ def ngrams(codes: np.ndarray, n: int) -> np.ndarray:
                 if not taken:
                     result = power[: len(codes) - n + 1].copy()
                 else:
-                    result = _mixed(result, power[taken : taken + len(codes) - n + 1])
+                    result = mixed(result, power[taken : taken + len(codes) - n + 1])
                 taken += width
             if taken == n:
                 return result
-            power = _mixed(power[:-width], power[width:])
+            power = mixed(power[:-width], power[width:])
             width *= 2
 
 
@@ -97,7 +97,8 @@ def windows(flat: np.ndarray, starts: np.ndarray, n: int) -> tuple[np.ndarray, n
     return grams[np.cumsum(steps[:-1]) > 0], counts
 
 
-def _mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """uint64 (n,): a hash of each pair of hashes."""
     value = left * FACTOR + right
     value ^= value >> np.uint64(32)
     return value

@@ -25,7 +25,7 @@ GAP = " │ "
 NEAR = 3  # columns that a wide character and its neighbour may take
 HELP = """\
 /help                 this list
-/system TEXT          begin again with a system message, where the model's prompt has one
+/system TEXT          begin again with a system message
 /reset                begin again
 /regenerate           answer the last message again
 /save FILE            append the conversation to a JSON Lines file, in the `messages` format
@@ -42,7 +42,7 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def begin(self, system: str | None = None) -> None:
-        """Forgets all that was said. Raises DataError, and forgets nothing, where the prompt has no system message."""
+        """Forgets all that was said. Raises DataError, and forgets nothing, for a system message that is too long."""
         opening = [{"role": "system", "content": system}] if system else []
         if opening:
             self.model.prompt([*opening, {"role": "user", "content": "?"}])
@@ -309,10 +309,10 @@ def converse(session: Session, lines: Iterator[str | AuroraError]) -> bool:
 def chat(models: tuple[str, ...], max_new_tokens: int) -> None:
     """Talk with MODEL, or with two side by side; /help lists the commands.
 
-    A MODEL is base, tuned (the default), adapter, checkpoint-STEP of an unfinished training, or a folder. It is held
-    in memory as `quantization` of params.yaml says, an adapter on its base without a merge, and asked in the prompt
-    `format.prompt`. Answers are greedy until /sampling gives a temperature. Where standard input is no terminal, each
-    line is a message.
+    A MODEL is base, tuned (the default), adapter, step-STEP (a kept adapter), checkpoint-STEP of an unfinished
+    training, or a folder. It is held in memory as `quantization` of params.yaml says, an adapter on its base without
+    a merge, and asked in the prompt `format.prompt`. Answers are greedy until /sampling gives a temperature. Where
+    standard input is no terminal, each line is a message.
     """
     if len(models) > 2:
         raise ParamsError(f"{len(models)} models; give one, or two to see them side by side")

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from aurora.commands.findings import link_type
+from aurora.commands.roofline import training_limits
 from aurora.core.errors import DataError, ModelError, exit_with_message
 from aurora.core.parquet import read_parquet
 from aurora.core.yaml_files import read_yaml
@@ -19,7 +20,7 @@ from aurora.eval.held_out import SLICE
 from aurora.eval.params import Eval
 from aurora.format.row_statistics import packed_in_order
 from aurora.model.folder import meta_model, read_config
-from aurora.model.machine import GIB, machine
+from aurora.model.machine import GIB, card_memory, default_device, machine
 from aurora.model.packed_cache import WORTH
 from aurora.model.sizes import BYTES, held_bytes, largest_arrival
 from aurora.pipeline.lock_file import require_no_conflict
@@ -200,16 +201,13 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
 def report(
     plan: Plan,
     where: str,
+    device: str,
     speed: float | None,
     from_run: bool,
     costs: dict[str, tuple[int, int]],
-    memory_gib: float | None,
+    limits: dict[str, dict[str, float | bool]],
 ) -> str:
     """The plan as text."""
-    found = machine()
-    device = f"{found.name}, {found.memory / GIB:.2f} GiB free"
-    if memory_gib is not None:
-        device = f"a card of {memory_gib:g} GiB, as given"
     lines = [
         f"model       {plan.parameters:,} parameters, {plan.trainable:,} trained ({where})",
         f"rows        {plan.rows.rows:,}, {plan.rows.tokens:,} tokens an epoch, longest {plan.rows.longest:,}"
@@ -234,20 +232,29 @@ def report(
         lines.append(f"{'time':<12}{plan.tokens / speed / 3600:.2f} hours at {speed:,.0f} tokens/s, {origin}")
     else:
         lines.append(f"{'time':<12}unknown before a first run; give --tokens-per-second")
+    if limits:
+        lines.append(f"{'limits':<12}of training, by a card's data sheet; nothing of this was measured")
+    for name, limit in limits.items():
+        said = f"at most {limit['tokens_per_second']:>7,.0f} tokens/s, at least {limit['hours']:.1f} hours"
+        room = said if limit["fits"] else "too small"
+        lines.append(f"{'':<12}{name:<15}{limit['gib']:>7.2f} GiB  {room}")
     return "\n".join(lines)
 
 
-def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int]) -> Plan:
+def plan_of(
+    params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int], card: int | None
+) -> Plan:
     """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
 
-    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded.
+    `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded; `card` the memory
+    of the card, None for a CPU.
     """
-    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk)
+    found = training_plan(params.sft, params.quantization, skeleton, arrival, rows, disk, card)
     settings, longest = params.eval, max(rows.longest, params.format.max_length)
     tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
     reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
     inference = inference_memory(
-        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE
+        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE, card
     )
     return dataclasses.replace(found, inference=inference)
 
@@ -266,14 +273,22 @@ def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, 
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @exit_with_message
 def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: bool) -> None:
-    """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it."""
+    """Print steps, tokens, memory, disk and hours of a training; fails if the machine is too small for it.
+
+    For a card, this machine's or that of --memory-gib, also what the data sheets of well-known cards allow at most.
+    """
     require_no_conflict()
     params, paths = load_params(), stage_paths()
     skeleton, where = shape_of(params, paths["base"])
     arrival = arrival_of(params, skeleton, paths["base"])
-    planned = plan_of(
-        params, skeleton, arrival, rows_of(params, paths["rows"]), disk_of(params, skeleton, paths)
-    )
+    rows, disk = rows_of(params, paths["rows"]), disk_of(params, skeleton, paths)
+    card = card_memory(default_device()) if memory_gib is None else int(memory_gib * GIB)
+    planned = plan_of(params, skeleton, arrival, rows, disk, card)
+    limits = {} if card is None else training_limits(planned, skeleton, params.sft, params.quantization)
+    found = machine()
+    device = f"{found.name}, {found.memory / GIB:.2f} GiB free"
+    if memory_gib is not None:
+        device = f"a card of {memory_gib:g} GiB, as given"
     measured = read_speed(paths["base"], params.sft.processes)
     speed = tokens_per_second or measured
     costs = protocol_costs(params.eval, stage_paths("eval")["benchmarks"])
@@ -285,6 +300,7 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
                 | {
                     "tokens_per_second": speed,
                     "hours": hours,
+                    "limits": limits,
                     "questions": {
                         name: {"questions": number, "tokens": tokens}
                         for name, (number, tokens) in costs.items()
@@ -294,6 +310,6 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
             )
         )
     else:
-        click.echo(report(planned, where, speed, not tokens_per_second, costs, memory_gib))
+        click.echo(report(planned, where, device, speed, not tokens_per_second, costs, limits))
     sys.stdout.flush()
     check(planned, None if memory_gib is None else int(memory_gib * GIB))

@@ -31,7 +31,7 @@ LOOKED_AT = 2000  # rows of a raw file
 @exit_with_message
 def preview(what: str, source: str | None, held_out: bool, rows: Path, tokenizer: Path, format_: str) -> None:
     """Show N rows (3) of the format stage, trained tokens in green; or what would become of the raw data at PATH, a
-    file or a folder, and its entry for params.yaml."""
+    file, a folder or a glob in quotes, and its entry for params.yaml."""
     import pyarrow.compute
 
     if not what.isdecimal():
@@ -60,6 +60,10 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     from aurora.clean.params import Clean
     from aurora.clean.read_files import data_files, read_items
 
+    pattern = None
+    if "*" in str(path) and not path.exists():  # a glob of shards, as a folder and its files
+        place = Path(str(path).partition("*")[0] + "*").parent
+        path, pattern = place, path.relative_to(place).as_posix()
     if not path.exists():
         raise DataError(f"{path}: not found; give a number of rows, or the path of a file or folder")
     if format_ not in ("auto", *LAYOUTS):
@@ -67,7 +71,10 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     files = [path]
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [path / name for name in data_files(file.relative_to(path).as_posix() for file in inside)]
+        names = [file.relative_to(path).as_posix() for file in inside]
+        files = [path / name for name in data_files(names, pattern)]
+    if not files:
+        raise DataError(f"{path / (pattern or '')}: no file with rows")
     items = list(islice(chain.from_iterable(map(read_items, files)), LOOKED_AT))
     name = "".join(
         sign if sign.isalnum() and sign.isascii() else "_" for sign in path.name.split(".")[0].lower()
@@ -98,7 +105,10 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     click.echo()
     _echo_rows(kept[:3], tokenizer)
     click.echo("# for sources in params.yaml; write the licence")
-    click.echo(f"  {name}:\n    kind: instructions\n    uri: {path}\n    format: {layout.name}\n    licence:")
+    chosen = f"    files: '{pattern}'\n" if pattern else ""
+    click.echo(
+        f"  {name}:\n    kind: instructions\n    uri: {path}\n{chosen}    format: {layout.name}\n    licence:"
+    )
 
 
 def _echo_reasons(outcomes: list) -> None:
@@ -126,9 +136,10 @@ def _echo_rows(kept: list, tokenizer: Path) -> None:
     import tempfile
 
     import numpy
+    import pyarrow
 
-    from aurora.clean.clean import Cleaned
-    from aurora.clean.row_tables import write_tables
+    from aurora.clean.row_store import conversation_columns
+    from aurora.core.parquet import write_parquet
     from aurora.format.batch import Formatter
     from aurora.format.params import Format
     from aurora.format.prompt_formats import open_prompt_format
@@ -139,8 +150,8 @@ def _echo_rows(kept: list, tokenizer: Path) -> None:
     formatter = Formatter(open_prompt_format(tokenizer, params.prompt), params)
     nowhere = Split(*[numpy.zeros(len(kept), dtype=bool)] * 2)
     with tempfile.TemporaryDirectory() as folder:
-        write_tables(Path(folder), Cleaned([(row, row.id) for row in kept], [], [], {}))
         file = Path(folder) / "conversations.parquet"
+        write_parquet(file, pyarrow.table(conversation_columns(kept)))
         found = [formatter.batch(batch, nowhere, first, "row").train for first, batch in read_batches(file)]
     processor = vocabulary(tokenizer, params.prompt == "chat_template")
     for row in (row for table in found for row in table.to_pylist()):

@@ -65,9 +65,9 @@ def api_key(wanted: bool) -> str | None:
 def serve(models: tuple[str, ...], host: str, port: int, with_key: bool) -> None:
     """Serve MODELs under OpenAI's API, with a page at /.
 
-    A MODEL is base, tuned, adapter, checkpoint-STEP of an unfinished training, or a folder; base and tuned where none
-    is named. Each is held in memory as `quantization` of params.yaml says. Answers are greedy unless a request gives
-    a temperature.
+    A MODEL is base, tuned, adapter, step-STEP (a kept adapter), checkpoint-STEP of an unfinished training, or a
+    folder; base and tuned where none is named. Each is held in memory as `quantization` of params.yaml says. Answers
+    are greedy unless a request gives a temperature.
     """
     try:
         import uvicorn

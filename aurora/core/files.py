@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,8 +153,12 @@ def git_blob_id(path: Path) -> str:
 def dvc_hash(path: Path) -> str:
     """The hash by which dvc.lock and the DVC cache name a file or a folder: MD5, with the suffix `.dir` for a folder."""
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        return folder_hash({name: dvc_hash(file) for name, file in files.items()})
+        files = [file for file in path.rglob("*") if file.is_file()]
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+            hashes = pool.map(dvc_hash, files)
+        return folder_hash(
+            {file.relative_to(path).as_posix(): md5 for file, md5 in zip(files, hashes, strict=True)}
+        )
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

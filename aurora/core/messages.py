@@ -31,7 +31,8 @@ class Round(NamedTuple):
     train: bool = True
     """Whether the answer is to be trained; else it is context."""
     steps: str = ""
-    """JSON list of the messages between prompt and answer: tool calls and their results; empty without."""
+    """JSON list of the messages between prompt and answer: tool calls and their results; empty without. Where it ends
+    on a call, that call is the answer, and `answer` has it as text."""
 
 
 @dataclass(frozen=True, slots=True)

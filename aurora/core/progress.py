@@ -10,9 +10,19 @@ SECONDS = "10"
 class Lines(io.TextIOWrapper):
     """A text stream in which a bar that redraws itself (by a carriage return) becomes lines."""
 
+    begun = False  # whether the line has text
+
     def write(self, text: str) -> int:
         """Writes `text`; a carriage return ends a line, and a redrawn empty line is left out."""
-        super().write(text.replace("\r", "\n") if text.strip() else text.replace("\r", ""))
+        shown = text
+        if "\r" in text and not text.strip():
+            shown = "\n" * self.begun
+        elif text.startswith("\r") and not self.begun:
+            shown = text[1:]
+        shown = shown.replace("\r", "\n")
+        if shown:
+            super().write(shown)
+            self.begun = not shown.endswith("\n")
         return len(text)
 
 

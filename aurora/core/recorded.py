@@ -14,9 +14,10 @@ from aurora.core.yaml_files import read_yaml
 
 LOCK = Path("dvc.lock")
 SCRATCH = Path(".aurora")
-HASHED_ALWAYS = (
-    2**30
-)  # bytes of an input that every stage reads twice, a second or two; larger ones: aurora verify
+HASHED_ALWAYS = 2**30  # bytes of an input that every stage hashes, in a second or two
+# These read a model whole in any case, mostly from memory once it has been hashed. eval compares the hash that it takes for
+# its own records, and format reads nothing but the tokeniser of a large base.
+HASH_ALL = ("sft", "merge", "checkpoints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,15 @@ def recorded_outs() -> dict[Path, tuple[Recorded, ...]]:
 
 
 def require_recorded_inputs(stage: str) -> None:
-    """Raises DataError where an input of up to HASHED_ALWAYS bytes is not what the stage that wrote it left.
+    """Raises DataError where an input is not what the stage that wrote it left.
 
-    DVC takes a file of the same size and time for the same, so that a flipped bit would go into all that follows.
+    Stages that HASH_ALL does not name leave out inputs of more than HASHED_ALWAYS bytes. DVC takes a file of the same size
+    and time for the same, so that a flipped bit would go into all that follows.
     """
     deps = _deps(stage)
     for path, records in recorded_outs().items():
-        small = max(record.size for record in records) <= HASHED_ALWAYS
-        if small and any(_overlap(path, dep) for dep in deps) and path.exists():
+        hashed = stage in HASH_ALL or max(record.size for record in records) <= HASHED_ALWAYS
+        if hashed and any(_overlap(path, dep) for dep in deps) and path.exists():
             require_recorded(path, dvc_hash(path))
 
 

@@ -16,9 +16,8 @@ from aurora.benchmarks.read import LETTERS
 from aurora.core.errors import DataError
 from aurora.core.messages import PromptName
 from aurora.eval.benchmarks import Subject
+from aurora.eval.chat_encoder import ChatEncoder
 from aurora.eval.params import Benchmark
-from aurora.eval.prompt_set import question_encoder
-from aurora.prompt.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     import pyarrow
@@ -96,36 +95,6 @@ def item_of(document: dict, wording: Wording) -> Item:
         answer = document.get("answer", document.get("Answer"))
     lines = [f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
     return Item("".join([question, *lines, wording.answer]), answer)
-
-
-class ChatEncoder:
-    """Ids of a chat that ends on a question, in the prompt in which the model was trained; a shot is encoded once."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", form: PromptName) -> None:
-        self.tokenizer = tokenizer
-        self.question = question_encoder(tokenizer, form)
-        self.template = ChatTemplate(tokenizer, tokenizer.name_or_path) if form == "chat_template" else None
-        self.shots: dict = {}  # ids of a shot by its question, answer and place
-
-    def encode(self, turns: list[str]) -> list[int]:
-        """Ids of alternating turns, the user's first."""
-        ids: list[int] = []
-        for index in range(0, len(turns) - 1, 2):
-            ids += self._shot(turns[index], turns[index + 1], index == 0)
-        return ids + self.question(turns[-1], len(turns) == 1)
-
-    def _shot(self, question: str, answer: str, first: bool) -> list[int]:
-        key = (question, answer, first)
-        if key not in self.shots:
-            if self.template:
-                letter = [*self.template.answers([answer])[0].tolist(), self.template.end]
-            else:
-                letter = [
-                    *self.tokenizer.encode(answer, add_special_tokens=False),
-                    self.tokenizer.eos_token_id,
-                ]
-            self.shots[key] = [*self.question(question, first), *letter]
-        return self.shots[key]
 
 
 def score_paper_protocol(

@@ -1,6 +1,5 @@
 """A fixed set of prompts by kind, which every model is given, and its greedy replies round by round."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +7,8 @@ from typing import TYPE_CHECKING
 from aurora.core.errors import DataError
 from aurora.core.language import language
 from aurora.core.messages import PromptName
+from aurora.eval.chat_encoder import ChatEncoder
 from aurora.eval.replies import Prompt, end_tokens, greedy_tokens, reply_metrics
-from aurora.prompt.chat_template import ChatTemplate
-from aurora.prompt.mistral import prompt_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,7 +74,7 @@ def answer_prompt_set(
 
     history = {dialogue: [] for dialogue in dialogues}  # tokens so far, of all rounds
     replies: dict[tuple[Dialogue, int], str] = {}
-    encode = question_encoder(tokenizer, form)
+    encode = ChatEncoder(tokenizer, form).question
     encoded = {
         dialogue: [encode(text, number == 0) for number, text in enumerate(dialogue.turns)]
         for dialogue in dialogues
@@ -118,20 +116,6 @@ def answer_prompt_set(
         "kinds": {kind: _counted(members) for kind, members in kinds.items()}
     }
     return metrics, pyarrow.table(columns)
-
-
-def question_encoder(
-    tokenizer: "PreTrainedTokenizerFast", form: PromptName
-) -> Callable[[str, bool], list[int]]:
-    """Gives the ids of a question, as the first of a conversation or behind the token that ends an answer."""
-    if form == "chat_template":
-        return ChatTemplate(tokenizer, tokenizer.name_or_path).prompt
-
-    def encode(turn: str, first: bool) -> list[int]:
-        start = [tokenizer.bos_token_id] if first or form == "bos_every_turn" else []
-        return [*start, *tokenizer.encode(prompt_text(turn), add_special_tokens=False)]
-
-    return encode
 
 
 def _counted(replies: list[str]) -> dict:

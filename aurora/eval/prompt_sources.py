@@ -13,9 +13,9 @@ from aurora.core.language import language
 from aurora.core.manifests import read_manifest
 from aurora.core.messages import PromptName
 from aurora.core.parquet import write_parquet
+from aurora.eval.chat_encoder import ChatEncoder
 from aurora.eval.language_confusion import verdict
 from aurora.eval.medical import REPLY_TOKENS, exam_scores, read_answers, read_exam
-from aurora.eval.prompt_set import question_encoder
 from aurora.eval.replies import Prompt, greedy_replies, reply_metrics
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def encode_sources(
     max_length: int,
 ) -> dict[str, list[Prompt]]:
     """Prompts with their tokens, by source. Raises DataError for one that may outgrow the context with its reply."""
-    encode = question_encoder(tokenizer, form)
+    encode = ChatEncoder(tokenizer, form).question
     found = {}
     for source in sources:
         prompts = [Prompt(f"{i:06}", text, encode(text, True)) for i, text in enumerate(source.texts())]

@@ -181,13 +181,14 @@ def _remote(
         got = download(source.uri, source.address, pins_of(source), folder)
     except Unreachable as error:
         raise SourceError(f"{error}; or, if a DVC remote has it: dvc pull {out.as_posix()}") from None
-    entries = _entries({Path(name).name: digests for name, digests in got.files.items()})
+    names = {name: name if source.address.is_glob else Path(name).name for name in got.files}
+    entries = _entries({names[name]: digests for name, digests in got.files.items()})
     if source.address.member is not None:
         (path,) = got.files
         return entries[0], unpack(folder / path, source.address.member, partial), got.revision
-    partial.mkdir(parents=True)
-    for name in got.files:
-        shutil.move(folder / name, partial / Path(name).name)  # within a file system this only renames
+    for name, inside in names.items():
+        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / name, partial / inside)  # within a file system this only renames
     return None, entries, got.revision
 
 

@@ -13,7 +13,7 @@ from aurora.core.files import write_json, write_text
 from aurora.format.batch import Formatter
 from aurora.format.params import Format
 from aurora.format.prompt_formats import open_prompt_format
-from aurora.format.row_files import HELD_OUT, TRAIN, RowWriter, read_batches, read_keys
+from aurora.format.row_files import HELD_OUT, TRAIN, read_batches, read_keys, row_writer
 from aurora.format.row_statistics import Tally
 from aurora.format.split import Split, split
 
@@ -43,8 +43,8 @@ def format_rows(
     with (
         no_collections(),
         ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
-        RowWriter(out / "train.parquet", TRAIN, pool) as train,
-        RowWriter(out / "held_out.parquet", HELD_OUT, pool) as held_out,
+        row_writer(out / "train.parquet", TRAIN, pool) as train,
+        row_writer(out / "held_out.parquet", HELD_OUT, pool) as held_out,
         tqdm(desc="format", unit=" conversations", unit_scale=True, disable=None) as progress,
     ):
         for done in in_order(pool, formatter.batch, batches):

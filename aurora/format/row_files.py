@@ -1,7 +1,7 @@
 """Conversations read in checked batches, and rows written in whole row groups."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from aurora.core.errors import DataError
+from aurora.core.parquet import RowWriter
 from aurora.prompt.mistral import check_messages
 
 ROLES = pyarrow.array(["user", "assistant"])  # of the turns of a round
@@ -34,7 +35,6 @@ OPTIONAL = {  # columns that clean writes where a row fills them
     "repeat": pyarrow.int32(),
 }
 BATCH = 1024  # conversations of a batch; bounds the memory
-ROW_GROUP = 8192  # rows of a Parquet row group, as in aurora.core.files
 
 
 @contextmanager
@@ -126,54 +126,17 @@ def checked_messages(
     raise DataError(f"{place} rows {first} to {first + len(batch)}: broken messages; run dvc repro clean")
 
 
-class RowWriter:
-    """Writes rows to a Parquet file in row groups of ROW_GROUP, whatever the size of the batches.
-
-    Compression runs in `pool`, beside the caller.
-    """
-
-    def __init__(self, path: Path, schema: pyarrow.Schema, pool: ThreadPoolExecutor) -> None:
-        tokens = ("input_ids.list.element", "labels.list.element")
-        self.file = pyarrow.parquet.ParquetWriter(
-            path,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            # Token ids in a dictionary take longer to write and more room than their bytes apart.
-            use_dictionary=["source"],
-            column_encoding=dict.fromkeys(tokens, "BYTE_STREAM_SPLIT"),
-            write_statistics=["id", "source"],
-        )
-        self.pool = pool
-        self.waiting: list[pyarrow.Table] = []
-        self.writing: Future | None = None
-
-    def write(self, rows: pyarrow.Table) -> None:
-        """Takes rows and writes whole row groups."""
-        self.waiting.append(rows)
-        count = sum(map(len, self.waiting))
-        if count >= ROW_GROUP:
-            table = pyarrow.concat_tables(self.waiting)
-            end = count - count % ROW_GROUP
-            self._send(table.slice(0, end))
-            self.waiting = [table.slice(end)]
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        # Writes what is left; after an error the file is thrown away by the caller.
-        if self.waiting and kind is None:
-            self._send(pyarrow.concat_tables(self.waiting))
-        self._wait()
-        self.file.close()
-
-    def _send(self, table: pyarrow.Table) -> None:
-        self._wait()
-        self.writing = self.pool.submit(self.file.write_table, table, row_group_size=ROW_GROUP)
-
-    def _wait(self) -> None:
-        # At most one row group is on its way, which bounds the memory.
-        if self.writing:
-            self.writing.result()
-            self.writing = None
+def row_writer(path: Path, schema: pyarrow.Schema, pool: ThreadPoolExecutor) -> RowWriter:
+    """Opens a file of token rows."""
+    tokens = ("input_ids.list.element", "labels.list.element")
+    return RowWriter(
+        path,
+        schema,
+        pool,
+        joined=False,  # a copy of each row group less
+        compression_level=1,
+        # Token ids in a dictionary take longer to write and more room than their bytes apart.
+        use_dictionary=["source"],
+        column_encoding=dict.fromkeys(tokens, "BYTE_STREAM_SPLIT"),
+        write_statistics=["id", "source"],
+    )

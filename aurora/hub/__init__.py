@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -106,15 +107,15 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     if not address.pinned:
         commit = api.repo_info(**repository, revision=commit).sha
     repository["revision"] = commit or ""
+    one = bool(address.path) and not address.is_glob
     expected = {
         file.path: _joined(uri, pins, file)
         for file in (
             api.get_paths_info(paths=[address.path], **repository)
-            if address.path
-            else api.list_repo_tree(**repository)
+            if one
+            else api.list_repo_tree(recursive=address.is_glob, **repository)
         )
-        if isinstance(file, RepoFile)
-        and (file.path == address.path if address.path else MODEL_FILE.fullmatch(file.path))
+        if isinstance(file, RepoFile) and _is_named(file.path, address)
     }
     _refuse_unfit(uri, address, expected)
     for path in folder.rglob(
@@ -122,7 +123,7 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     ):  # of a process that was killed: the library never goes on with them
         remove(path)
     _refuse_if_full(uri, folder, expected)
-    if address.path:
+    if one:
         hf_hub_download(filename=address.path, local_dir=folder, token=token, **repository)
     else:
         snapshot_download(
@@ -132,6 +133,12 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     if INDEX in files:
         _refuse_incomplete(uri, folder / INDEX, files)
     return Downloaded(folder, files, commit)
+
+
+def _is_named(path: str, address: Address) -> bool:
+    if address.is_glob:
+        return fnmatchcase(path, address.path)
+    return path == address.path if address.path else bool(MODEL_FILE.fullmatch(path))
 
 
 def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:

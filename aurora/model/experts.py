@@ -7,19 +7,41 @@ in bfloat16 without a word. Here they are PackedExperts, computed with through t
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from aurora.model.machine import card_memory
 from aurora.model.nf4 import PackedExperts
 
 IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
+GROUPED = torch.bfloat16  # the only type for which torch has a fast product of many matrices, `grouped_mm`
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
 # Bytes of a dense fused tensor that exist at a time: part of a cache on a CPU, one expert of Mixtral-8x7B on a card.
 AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
-FEW = 32  # rows below which bitsandbytes' fused kernel may beat dequantising, on a card
+CARD_SHARE = 32  # as much of a card's memory may be dense at a time, where the experts can be computed together
+FEW = 32  # mean rows of an expert up to which bitsandbytes chooses between its kernel for few rows and a dense matrix
+
+
+class Group(NamedTuple):
+    """Experts that are computed together, and their rows, which lie sorted by expert."""
+
+    experts: list[int]
+    ends: list[int]  # where the rows of each end
+    offsets: torch.Tensor | None = None  # (experts,) int32, `ends` on the device
+
+
+def bytes_at_once(card: int | None, dtype: torch.dtype) -> int:
+    """Bytes of a dense fused tensor that exist at a time; `card` is the memory of a card, None on a CPU."""
+    if card is None:
+        return AT_ONCE["cpu"]
+    return max(AT_ONCE["cuda"], card // CARD_SHARE) if dtype == GROUPED else AT_ONCE["cuda"]
+
+
+def _at_once(device: torch.device, dtype: torch.dtype) -> int:
+    return bytes_at_once(card_memory(device), dtype)
 
 
 def dequantized(
@@ -27,37 +49,30 @@ def dequantized(
 ) -> torch.Tensor | None:
     """The matrices of some experts, dense, where AT_ONCE allows that."""
     matrix = packed.shape[1] * packed.shape[2] * dtype.itemsize
-    return packed.dense_of(experts, dtype) if matrix <= _at_once(device) else None
-
-
-Group = tuple[list[int], list[int]]  # experts, and where the rows of each end
-
-
-def _at_once(device: torch.device) -> int:
-    return AT_ONCE.get(device.type, AT_ONCE["cuda"])
+    return packed.dense_of(experts, dtype) if matrix <= _at_once(device, dtype) else None
 
 
 def product(
     packed: PackedExperts,
-    experts: list[int],
-    ends: list[int],
+    group: Group,
     rows: torch.Tensor,
     transposed: bool,
     dense: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `transposed`: (n, outputs).
 
-    Expert i of `experts` has the rows from ends[i - 1] to ends[i]. A matrix beyond AT_ONCE is never dense as a
+    Expert i of the group has the rows from ends[i - 1] to ends[i]. A matrix beyond AT_ONCE is never dense as a
     whole: it is dequantised and used slab by slab. `dense` is what `dequantized` gave for these experts.
     """
+    experts, ends, _ = group
     if dense is None:
         dense = dequantized(packed, experts, rows.dtype, rows.device)
     if dense is not None:
-        return _grouped(rows, dense.transpose(1, 2) if transposed else dense, ends)
+        return _grouped(rows, dense.transpose(1, 2) if transposed else dense, group)
     make = rows.new_empty if transposed else rows.new_zeros
     kind = rows.dtype if transposed else torch.float32  # a sum over slabs is rounded once
     result = make(len(rows), packed.shape[1 if transposed else 2], dtype=kind)
-    most = _at_once(rows.device) // rows.element_size()
+    most = _at_once(rows.device, rows.dtype) // rows.element_size()
     for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
         part, out = rows[start:end], result[start:end]
         for first, last, slab in packed.slabs(expert, rows.dtype, most):
@@ -70,12 +85,14 @@ def product(
     return result.to(rows.dtype)
 
 
-def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.Tensor:
+def _grouped(rows: torch.Tensor, dense: torch.Tensor, group: Group) -> torch.Tensor:
     # grouped_mm needs 16-byte rows; in float32 a loop is as fast, and adds up as a linear layer does in every mode
     # of MKL; float16 it takes on no card.
+    _, ends, offsets = group
     aligned = all(size * rows.element_size() % 16 == 0 for size in dense.shape[1:])
-    if len(ends) > 1 and rows.dtype == torch.bfloat16 and aligned:
-        offsets = torch.tensor(ends, dtype=torch.int32, device=rows.device)
+    if len(ends) > 1 and rows.dtype == GROUPED and aligned:
+        if offsets is None:
+            offsets = torch.tensor(ends, dtype=torch.int32, device=rows.device)
         return nn.functional.grouped_mm(rows, dense, offs=offsets)
     out = rows.new_empty(len(rows), dense.shape[2])
     for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
@@ -84,13 +101,21 @@ def _grouped(rows: torch.Tensor, dense: torch.Tensor, ends: list[int]) -> torch.
 
 
 def product_of_few(
-    packed: PackedExperts, experts: list[int], ends: list[int], rows: torch.Tensor, transposed: bool = True
+    packed: PackedExperts, group: Group, rows: torch.Tensor, transposed: bool = True
 ) -> torch.Tensor:
-    """As `product`, without any dense weight where the card has a kernel for so few rows."""
+    """As `product`, without any dense weight where the card has a kernel for so few rows of an expert."""
     if not transposed:
-        return product(packed, experts, ends, rows, transposed)
+        return product(packed, group, rows, transposed)
+    experts, ends, _ = group
     parts = rows.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
     return torch.cat([packed.fused_product(*pair) for pair in zip(experts, parts, strict=True)])
+
+
+def _row_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The inner product of each row of two tensors (n, m), added up in float32: (n, 1)."""
+    if left.is_cuda and left.dtype != torch.float32:  # without copies in float32, which a CPU cannot do without
+        return torch.bmm(left[:, None], right[:, :, None], out_dtype=torch.float32)[:, 0]
+    return (left.float() * right.float()).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +126,34 @@ class ExpertLora:
     b: torch.Tensor  # (experts, outputs, r)
     scale: float
 
-    def product(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+    def product(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows A' B' of each row's expert: (n, inputs) -> (n, outputs); rows as for `product`."""
-        low = self.low(experts, ends, rows)
-        return _grouped(low, self.b[experts].to(rows.dtype).transpose(1, 2), ends).mul_(self.scale)
+        low = self.low(group, rows)
+        return _grouped(low, self.b[group.experts].to(rows.dtype).transpose(1, 2), group).mul_(self.scale)
 
-    def product_back(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+    def product_back(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows B A: the gradient of the inputs (n, inputs) from that of the outputs (n, outputs)."""
-        high = self.high(experts, ends, rows)
-        return _grouped(high, self.a[experts].to(rows.dtype), ends).mul_(self.scale)
+        high = self.high(group, rows)
+        return _grouped(high, self.a[group.experts].to(rows.dtype), group).mul_(self.scale)
 
-    def low(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+    def low(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows A' (n, r)."""
-        return _grouped(rows, self.a[experts].to(rows.dtype).transpose(1, 2), ends)
+        return _grouped(rows, self.a[group.experts].to(rows.dtype).transpose(1, 2), group)
 
-    def high(self, experts: list[int], ends: list[int], rows: torch.Tensor) -> torch.Tensor:
+    def high(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows B (n, r)."""
-        return _grouped(rows, self.b[experts].to(rows.dtype), ends)
+        return _grouped(rows, self.b[group.experts].to(rows.dtype), group)
 
     def add_gradients(
         self,
         into: tuple[torch.Tensor, torch.Tensor],
-        experts: list[int],
-        ends: list[int],
+        group: Group,
         inputs: torch.Tensor,
         gradient: torch.Tensor,
     ) -> None:
         """Writes the gradients of A and B of these experts; `gradient` (n, outputs) is that of the outputs."""
-        low, high = self.low(experts, ends, inputs), self.high(experts, ends, gradient)
-        for expert, start, end in zip(experts, [0, *ends], ends, strict=False):
+        low, high = self.low(group, inputs), self.high(group, gradient)
+        for expert, start, end in zip(group.experts, [0, *group.ends], group.ends, strict=False):
             into[0][expert] = (high[start:end].t() @ inputs[start:end]).mul_(self.scale)
             into[1][expert] = (gradient[start:end].t() @ low[start:end]).mul_(self.scale)
 
@@ -140,47 +164,76 @@ def packed_of(module: nn.Module, name: str) -> tuple[PackedExperts, ExpertLora |
     return (found, None) if isinstance(found, PackedExperts) else (found.base_layer, found.expert_lora())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExpertDispatch:
-    """One pass of tokens through the experts of a layer; what it keeps is integers, a few bytes a token."""
+    """One pass of tokens through the experts of a layer; what it keeps is integers, a few bytes a token.
+
+    The tokens are sorted when first computed with: gradient checkpointing makes a second one of these, and stops
+    before it is used.
+    """
 
     module: nn.Module
     up: PackedExperts
     down: PackedExperts
     up_lora: ExpertLora | None
     down_lora: ExpertLora | None
-    expert_ids: torch.Tensor  # (n,) of each row, ascending; n = tokens * k, and no row is ever dropped
-    order: torch.Tensor  # (n,) place of each row in transformers' own order: choice * tokens + token
-    back: torch.Tensor  # (k, tokens) its inverse
-    counts: list[int]  # rows of each expert
+    choices: torch.Tensor  # (tokens, k) experts of each token
 
     @classmethod
     def of(cls, module: nn.Module, top_k_index: torch.Tensor) -> "ExpertDispatch":
-        """Sorts the choices (tokens, k) by expert.
-
-        An expert's rows have the order of transformers' eager loop, since in MKL's compatible mode a row's sum depends
-        on its place.
-        """
-        expert_ids, order = torch.sort(top_k_index.t().reshape(-1), stable=True)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        counts = torch.bincount(expert_ids, minlength=module.num_experts).tolist()
+        """For the choices (tokens, k) of a layer's router."""
         up, up_lora = packed_of(module, _up_name(module))
         down, down_lora = packed_of(module, "down_proj")
-        back = back.view(top_k_index.t().shape)
-        return cls(module, up, down, up_lora, down_lora, expert_ids, order, back, counts)
+        return cls(module, up, down, up_lora, down_lora, top_k_index)
 
-    def groups(self) -> Iterator[tuple[slice, Group]]:
-        """(rows, (experts, ends)) of experts that are computed together; those without a row are left out."""
+    @cached_property
+    def _sorted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # An expert's rows have the order of transformers' eager loop, since in MKL's compatible mode a row's sum
+        # depends on its place.
+        return torch.sort(self.choices.t().reshape(-1), stable=True)
+
+    @property
+    def expert_ids(self) -> torch.Tensor:
+        """(n,) of each row, ascending; n = tokens * k, and no row is ever dropped."""
+        return self._sorted[0]
+
+    @property
+    def order(self) -> torch.Tensor:
+        """(n,) place of each row in transformers' own order: choice * tokens + token."""
+        return self._sorted[1]
+
+    @cached_property
+    def back(self) -> torch.Tensor:
+        """(k, tokens) inverse of `order`."""
+        back = torch.empty_like(self.order)
+        back[self.order] = torch.arange(len(self.order), device=self.order.device)
+        return back.view(self.choices.t().shape)
+
+    @cached_property
+    def _ends(self) -> tuple[torch.Tensor, list[int]]:
+        # Where each expert's rows end, on the device and here: the one time that a card is waited for.
+        experts = torch.arange(self.module.num_experts, device=self.expert_ids.device)
+        ends = torch.searchsorted(self.expert_ids, experts, right=True, out_int32=True)
+        return ends, ends.tolist()
+
+    def groups(self, few: bool = False) -> Iterator[tuple[slice, Group]]:
+        """Rows and experts that are computed together; experts without a row are left out.
+
+        `few` for a product without dense matrices, of which any number go together.
+        """
+        device_ends, ends = self._ends
         matrix = self.up.shape[1] * self.up.shape[2] * self.up.dtype.itemsize
-        size = max(1, _at_once(self.order.device) // matrix)
-        routed = [expert for expert, count in enumerate(self.counts) if count]
+        size = len(ends) if few else max(1, _at_once(self.order.device, self.up.dtype) // matrix)
+        routed = [expert for expert, end in enumerate(ends) if end > (ends[expert - 1] if expert else 0)]
         start = 0
         for at in range(0, len(routed), size):
             experts = routed[at : at + size]
-            ends = list(accumulate(self.counts[expert] for expert in experts))
-            yield slice(start, start + ends[-1]), (experts, ends)
-            start += ends[-1]
+            stop = ends[experts[-1]]
+            offsets = None
+            if self.up.dtype == GROUPED and experts[-1] - experts[0] + 1 == len(experts):
+                offsets = device_ends[experts[0] : experts[-1] + 1] - start
+            yield slice(start, stop), Group(experts, [ends[expert] - start for expert in experts], offsets)
+            start = stop
 
     def gather(self, values: torch.Tensor, part: slice) -> torch.Tensor:
         """The rows of `values` (tokens, …) that the rows `part` come from, in the experts' dtype."""
@@ -199,13 +252,14 @@ class ExpertDispatch:
     def forward(self, hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden (tokens, hidden), weights (tokens, k): the weighted sum over k, summed in the dtype of `weights`."""
         transposed = not self.module.is_transposed
-        times: Callable = product_of_few if hidden.is_cuda and len(self.order) <= FEW else product
+        few = hidden.is_cuda and transposed and self.choices.numel() <= FEW * self.module.num_experts
+        times: Callable = product_of_few if few else product
         rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
-        for part, group in self.groups():
+        for part, group in self.groups(few):
             given = self.gather(hidden, part)
-            inside = adapted(times(self.up, *group, given, transposed), self.up_lora, group, given)
+            inside = adapted(times(self.up, group, given, transposed), self.up_lora, group, given)
             inside = self.gated(self.biased(inside, _up_name(self.module), part))
-            outside = adapted(times(self.down, *group, inside, transposed), self.down_lora, group, inside)
+            outside = adapted(times(self.down, group, inside, transposed), self.down_lora, group, inside)
             outside = self.biased(outside, "down_proj", part)
             if self.module.has_post_expert_norm:
                 outside = self.module.post_expert_norm(outside)
@@ -228,48 +282,51 @@ class ExpertDispatch:
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
+        late = self.up_lora is None and not module.has_post_expert_norm  # the weights can wait for narrower rows
         for part, group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
-            dense = dequantized(self.up, group[0], self.up.dtype, hidden.device)
+            dense = dequantized(self.up, group.experts, self.up.dtype, hidden.device)
             given = self.gather(hidden, part)
-            inside = adapted(product(self.up, *group, given, transposed, dense), self.up_lora, group, given)
+            inside = adapted(product(self.up, group, given, transposed, dense), self.up_lora, group, given)
             inside = self.biased(inside, _up_name(module), part).detach().requires_grad_()
             with torch.enable_grad():
                 after = self.gated(inside)
             if module.has_post_expert_norm:
-                outside = product(self.down, *group, after.detach(), transposed)
+                outside = product(self.down, group, after.detach(), transposed)
                 outside = adapted(outside, self.down_lora, group, after.detach())
                 outside = self.biased(outside, "down_proj", part).requires_grad_()
                 with torch.enable_grad():
                     normed = module.post_expert_norm(outside)
-                d_weights[part] = (above.float() * normed.detach().float()).sum(1, keepdim=True)
+                d_weights[part] = _row_products(above, normed.detach())
                 (above,) = torch.autograd.grad(normed, outside, (above * weight).to(normed.dtype))
                 below = self._down_back(above, group, transposed)
             else:
                 below = self._down_back(above, group, transposed)
-                d_weights[part] = (below.float() * after.detach().float()).sum(1, keepdim=True)
+                d_weights[part] = _row_products(below, after.detach())
                 if module.has_bias:
                     bias = module.down_proj_bias[self.expert_ids[part]]
                     d_weights[part] += (above.float() * bias.float()).sum(1, keepdim=True)
-                below = (below * weight).to(after.dtype)
+                if not late:
+                    below = (below * weight).to(after.dtype)
                 above = (above * weight).to(after.dtype) if self.down_lora else above
             if self.down_lora:
-                self.down_lora.add_gradients(down_gradients, *group, after.detach(), above)
+                self.down_lora.add_gradients(down_gradients, group, after.detach(), above)
             (below,) = torch.autograd.grad(after, inside, below)
-            d_rows[part] = product(self.up, *group, below, not transposed, dense)
+            d_rows[part] = product(self.up, group, below, not transposed, dense)
             if self.up_lora:
-                self.up_lora.add_gradients(up_gradients, *group, given, below)
-                d_rows[part] += self.up_lora.product_back(*group, below)
+                self.up_lora.add_gradients(up_gradients, group, given, below)
+                d_rows[part] += self.up_lora.product_back(group, below)
         # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
         total: Any = 0
-        for places in self.back:
-            total = total + d_rows.index_select(0, places)
+        for choice, places in enumerate(self.back):
+            rows = d_rows.index_select(0, places)
+            total = total + (rows * weights[:, choice, None] if late else rows)
         d_weights = d_weights.view(-1)[self.back].t()
         return total.to(hidden.dtype), d_weights.to(weights.dtype), *up_gradients, *down_gradients
 
     def _down_back(self, above: torch.Tensor, group: Group, transposed: bool) -> torch.Tensor:
-        below = product(self.down, *group, above, not transposed)
-        return below + self.down_lora.product_back(*group, above) if self.down_lora else below
+        below = product(self.down, group, above, not transposed)
+        return below + self.down_lora.product_back(group, above) if self.down_lora else below
 
 
 def _up_name(module: nn.Module) -> str:
@@ -277,8 +334,8 @@ def _up_name(module: nn.Module) -> str:
 
 
 def adapted(result: torch.Tensor, lora: ExpertLora | None, group: Group, rows: torch.Tensor) -> torch.Tensor:
-    """`result` plus what the LoRA makes of `rows`; `group` is (experts, ends)."""
-    return result if lora is None else result + lora.product(*group, rows)
+    """`result` plus what the LoRA makes of `rows`."""
+    return result if lora is None else result + lora.product(group, rows)
 
 
 def _zeros(lora: ExpertLora | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:

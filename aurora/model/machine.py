@@ -4,6 +4,10 @@ import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 
@@ -51,6 +55,14 @@ def default_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
+def card_memory(device: "str | torch.device") -> int | None:
+    """Bytes of the whole memory of a card, free or not; None for a CPU."""
+    import torch
+
+    device = torch.device(device)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def free_memory(device: str) -> int | None:

@@ -268,10 +268,10 @@ class ChatTemplate:
             run += fixed[start:] + own
         return numpy.concatenate([*pieces, self._encode([run])[0], self.between])
 
-    def prompt(self, text: str, opening: bool) -> list[int]:
+    def prompt(self, text: str, opening: bool, system: str = "") -> list[int]:
         """What the model reads before it answers: all of a first question, or what follows an answer's end token."""
         if opening:
-            return self.opening(text).tolist()
+            return self.opening(text, system).tolist()
         return [*self.after.tolist(), *self.questions([text])[0].tolist()]
 
     def tool_rounds(self, rounds: Sequence[tuple], system: str, tools: str) -> ToolRounds | None:
@@ -291,7 +291,10 @@ class ChatTemplate:
             openings.append(self._whole_ids(self._render([*head, question], True, functions)))
             turns.append(question)
             parts: list[tuple[str, bool]] = []
-            for turn in [*(json.loads(steps) if steps else ()), {"role": "assistant", "content": answer}]:
+            said = json.loads(steps) if steps else []
+            if not said or said[-1]["role"] != "assistant":  # else a call is the answer
+                said.append({"role": "assistant", "content": answer})
+            for turn in said:
                 if turn["role"] == "assistant":
                     before = self._render(turns, True, functions)
                     after = self._render([*turns, turn], False, functions)

@@ -102,16 +102,6 @@ def encode(
     return ids.tolist(), labels.tolist()
 
 
-def encode_prompt(
-    processor: "SentencePieceProcessor", messages: Sequence[Message], prompt: PromptName = "mistral"
-) -> list[int]:
-    """Input ids of a conversation that ends on a user turn, ready for the model to answer."""
-    *history, last = messages
-    ids = encode(processor, history, prompt)[0] if history else []
-    start = [BOS] if not history or prompt == "bos_every_turn" else []
-    return [*ids, *start, *processor.encode(prompt_text(last.content))]
-
-
 def trained_spans(
     ids: Sequence[int] | numpy.ndarray, labels: Sequence[int] | numpy.ndarray
 ) -> list[list[int]]:

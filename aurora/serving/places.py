@@ -1,4 +1,5 @@
-"""Models by name: `base` and `tuned` as dvc.yaml calls them, `adapter`, `checkpoint-STEP`, or a folder."""
+"""Models by name: `base`, `tuned` and `adapter` as dvc.yaml has them, adapters that sft kept (`step-STEP`), checkpoints
+of an unfinished training (`checkpoint-STEP`), or a folder."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from aurora.core.files import dvc_hash
 from aurora.core.yaml_files import read_yaml
 
 DVC_LOCK = Path("dvc.lock")
-CHECKPOINTS = Path(".aurora/sft")  # of a training that has not ended
+UNFINISHED = Path(".aurora/sft")
 PRODUCERS = {"base": FETCH_BASE, "tuned": "merge", "adapter": "sft"}
 
 
@@ -40,10 +41,14 @@ def stage_options(stage: str) -> dict[str, Path]:
 
 
 def project_folders() -> dict[str, Path]:
-    """The folders of base, tuned and adapter, from dvc.yaml; empty outside a project."""
+    """The folders of base, tuned, adapter and kept adapters, from dvc.yaml; empty outside a project."""
     options = stage_options("merge")
     names = {"base": "base", "tuned": "merged", "adapter": "adapter"}
-    return {name: options[option] for name, option in names.items() if option in options}
+    folders = {name: options[option] for name, option in names.items() if option in options}
+    kept = stage_options("sft").get("checkpoints", Path("models/checkpoints")) if folders else Path()
+    return folders | {
+        path.name: path for path in sorted(kept.glob("step-*"), key=lambda path: int(path.name[5:]))
+    }
 
 
 def find_model(name: str) -> ModelPlace:
@@ -51,7 +56,11 @@ def find_model(name: str) -> ModelPlace:
     folders = project_folders()
     folder = folders.get(name) or _checkpoint(name) or Path(name)
     if not folder.is_dir():
-        remedy = f"it is written by: dvc repro {PRODUCERS[name]}" if name in folders else _known(folders)
+        remedy = (
+            f"it is written by: dvc repro {PRODUCERS.get(name, 'sft')}"
+            if name in folders
+            else _known(folders)
+        )
         raise ModelError(f"{folder}: no such folder; {remedy}")
     label = name if name in folders else folder.resolve().name
     if not (folder / CONFIG).is_file():
@@ -74,12 +83,12 @@ def _checkpoint(name: str) -> Path | None:
     # Newest run first; a name that occurs in several runs means the newest.
     if not re.fullmatch(r"checkpoint-\d+", name):
         return None
-    found = sorted(CHECKPOINTS.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(UNFINISHED.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None
 
 
 def _known(folders: dict[str, Path]) -> str:
-    steps = sorted({path.name for path in CHECKPOINTS.glob("*/checkpoint-*")})
+    steps = sorted({path.name for path in UNFINISHED.glob("*/checkpoint-*")})
     return f"give {', '.join([*folders, *steps, 'or a folder'])}"
 
 

@@ -28,9 +28,13 @@ def training_memory(
     trainable: int,
     length: int,
     most_trained: int,
+    card: int | None,
 ) -> dict[str, int]:
-    """Bytes at the peak of a training step with per_device_train_batch_size rows of `length` tokens."""
-    shape = _Shape(skeleton, quantization)
+    """Bytes at the peak of a training step with per_device_train_batch_size rows of `length` tokens.
+
+    `card` is the memory of the card in bytes, None for a CPU.
+    """
+    shape = Shape(skeleton, quantization, card)
     rows = sft.per_device_train_batch_size
     tokens = rows * length
     # Logits are formed where some row of the batch has a label.
@@ -55,14 +59,15 @@ def inference_memory(
     context: int,
     replying: int,
     together: int,
+    card: int | None,
 ) -> dict[str, int]:
     """Bytes at the peak of eval, whichever of its parts reaches it.
 
     `tokens` are forwarded at once on a cache of `context` more (questions), or with a label each (held-out loss, at
     most, of which `together` are in float32 at a time); `replying` are the tokens of a batch of prompts with their
-    replies.
+    replies. `card` is as for `training_memory`.
     """
-    shape = _Shape(skeleton, quantization)
+    shape = Shape(skeleton, quantization, card)
     # What a row of a pass may see is a mask of bytes, and once more in the type of the attention.
     mask = tokens * (context + tokens) * (1 + shape.width) + 2 * tokens * tokens
     parts = (
@@ -84,17 +89,21 @@ def _first(config: object, *names: str) -> int:
     return max(value) if isinstance(value, list) else value
 
 
-class _Shape:
+class Shape:
     """Sizes of a decoder, and what one layer of it holds for a number of tokens, in bytes."""
 
-    def __init__(self, skeleton: "PreTrainedModel", quantization: Quantization) -> None:
+    def __init__(
+        self, skeleton: "PreTrainedModel", quantization: Quantization, card: int | None = None
+    ) -> None:
+        import torch
         from torch import nn
 
-        from aurora.model.experts import fused_tensors
+        from aurora.model.experts import bytes_at_once, fused_tensors
 
         config = skeleton.config.get_text_config()
         dtype = quantization.compute_dtype if quantization.bits == 4 else WIDTH[quantization.bits]
         self.width, self.packed = BYTES[dtype], quantization.bits == 4
+        self.card, self.at_once = card, bytes_at_once(card, getattr(torch, dtype))
         self.layers, self.hidden = config.num_hidden_layers, config.hidden_size
         self.vocabulary = config.vocab_size
         head = getattr(config, "head_dim", None) or self.hidden // config.num_attention_heads
@@ -142,9 +151,8 @@ class _Shape:
 
     def backward(self, tokens: int) -> int:
         """Transient: the gradients of the experts' rows, and all that one group of experts holds."""
-        upcast = (
-            4 * self.inner if self.width < 4 else 0
-        )  # two float32 copies, for the gradient of the routing
+        # Two float32 copies for the gradient of the routing, which a card does without.
+        upcast = 4 * self.inner if self.width < 4 and self.card is None else 0
         group = self.group(tokens, 6 * self.inner + 2 * self.hidden + upcast)
         return tokens * self.width * self.hidden * (self.experts_each + 2) + group
 
@@ -154,17 +162,15 @@ class _Shape:
         return tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden) + group
 
     def group(self, tokens: int, columns: int) -> int:
-        """Experts that are dense together and `columns` of each of their rows, twice as many as their share."""
-        import torch
+        """Experts that are dense together and `columns` of each of their rows.
 
-        from aurora.model.experts import AT_ONCE  # late: it brings torch
-
+        Their rows are twice their share, or half of all, which one expert may well get.
+        """
         matrix = 2 * self.inner * self.hidden * self.width
-        most = AT_ONCE["cuda" if torch.cuda.is_available() else "cpu"]
-        size = min(self.experts, max(1, most // matrix))
-        dense = 3 * min(size * matrix, most) // 2  # up and down; a larger matrix goes slab by slab
-        rows = min(self.experts_each * tokens, 2 * self.experts_each * tokens * size // self.experts)
-        return rows * columns * self.width + dense
+        size = min(self.experts, max(1, self.at_once // matrix))
+        dense = 3 * min(size * matrix, self.at_once) // 2  # up and down; a larger matrix goes slab by slab
+        share = min(1, max(0.5, 2 * size / self.experts))
+        return round(share * self.experts_each * tokens) * columns * self.width + dense
 
     def cache(self, tokens: int) -> int:
         """Keys and values of all layers, and those of one twice, which grow by a copy."""

@@ -14,7 +14,7 @@ from aurora.core.files import write_json
 from aurora.core.manifests import manifest_hash
 from aurora.lora.targets import Targets, find_targets
 from aurora.model.folder import is_recurrent, meta_model, require_packable
-from aurora.model.machine import GIB, Machine, default_device, machine
+from aurora.model.machine import GIB, Machine, card_memory, default_device, machine
 from aurora.model.packed_cache import place_of
 from aurora.model.quantization import Quantization
 from aurora.model.sizes import held_bytes, largest_arrival
@@ -54,6 +54,7 @@ class Plan:
     epoch_steps: int
     effective_batch: int
     tokens: int  # in all steps
+    batch_tokens: int  # of a micro-batch, at most
     parameters: int
     trainable: int
     loading: int  # bytes at the peak, before anything is computed
@@ -80,7 +81,8 @@ def plan(sft: Sft, quantization: Quantization, base: Path, rows: Rows) -> Plan:
     check_model(base, skeleton, sft, quantization)
     targets_of(skeleton, sft)  # a target that matches nothing comes before a shard that is missing
     arrival = largest_arrival(base, skeleton, quantization)
-    return training_plan(sft, quantization, skeleton, arrival, rows, disk_left(base, skeleton, quantization))
+    disk, card = disk_left(base, skeleton, quantization), card_memory(default_device())
+    return training_plan(sft, quantization, skeleton, arrival, rows, disk, card)
 
 
 def training_plan(
@@ -90,6 +92,7 @@ def training_plan(
     arrival: int,
     rows: Rows,
     disk: dict[str, int],
+    card: int | None,
 ) -> Plan:
     """As `plan_of`, without inference: all that the sft stage, which reads no parameter of eval, can know."""
     batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * sft.processes
@@ -107,10 +110,11 @@ def training_plan(
         epoch_steps=epoch_steps,
         effective_batch=batch,
         tokens=round(rows.tokens * steps / epoch_steps),
+        batch_tokens=sft.per_device_train_batch_size * length,
         parameters=sum(tensor.numel() for tensor in skeleton.parameters()),
         trainable=trainable,
         loading=held_bytes(skeleton, quantization) + arrival,
-        training=training_memory(skeleton, quantization, sft, trainable, length, rows.most_trained),
+        training=training_memory(skeleton, quantization, sft, trainable, length, rows.most_trained, card),
         inference={},
         disk=disk | {"adapter and checkpoints": (sft.save_total_limit + 1) * 12 * trainable + 4 * trainable},
         processes=sft.processes,

@@ -70,6 +70,13 @@ def train(
         set_seed(sft.seed + trainer.args.process_index)  # dropout differs from process to process
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            raise ModelError(
+                f"sft: {str(error).partition(' does not')[0]} has no deterministic kernel on {machine().name}, so equal runs"
+                " would give other bytes; take another base, or train it elsewhere"
+            ) from None
         finally:
             trainer.progress.close()  # so that an error gets a line of its own
     if not main:
@@ -103,12 +110,14 @@ def train(
 
 
 def be_deterministic() -> None:
-    """Makes equal runs on one machine give equal bytes, or as near to it as the card's kernels come."""
+    """Makes equal runs on one machine give equal bytes; torch raises RuntimeError where a card has no such kernel."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    # On a card some kernel without a deterministic form may be needed: torch then names it in a warning.
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # With warn_only attention on a card would keep to its backward pass in no fixed order.
+    torch.use_deterministic_algorithms(True)
+    # An aid in the search for reads of memory that was never written, which costs a write of every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def last_step(trainer, sft: Sft) -> int:
@@ -129,6 +138,7 @@ def build_trainer(
     from aurora.lora.attach import attach, load_weights
     from aurora.model.loading import load_model, load_tokenizer
     from aurora.sft.curves import Live, Progress
+    from aurora.sft.packed_attention import attend_within_documents
     from aurora.sft.trainer import LabelledPositionsTrainer
 
     data = {name: load_rows(rows / f"{name}.parquet", scratch) for name in ("train", "held_out")}
@@ -180,6 +190,8 @@ def build_trainer(
     model = attach(model, targets)
     if sft.start_from:
         load_weights(model, targets, start_folder(sft.start_from))
+    if sft.packing:
+        attend_within_documents(model)
     weights = {
         parameter: parameter.data.float() for parameter in model.parameters() if parameter.requires_grad
     }

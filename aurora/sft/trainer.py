@@ -94,10 +94,13 @@ class LabelledPositionsTrainer(SFTTrainer):
         targets = pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
         places = (targets != -100).any(dim=0).nonzero().flatten()
         outputs = model(**inputs, logits_to_keep=places)
-        targets = targets[:, places]
-        keep = targets != -100
-        total = cross_entropy(outputs.logits[keep].float(), targets[keep], reduction="sum")
-        return total, keep.sum(), outputs
+        logits, targets = outputs.logits.flatten(0, 1), targets[:, places].flatten()
+        count = (targets != -100).sum()
+        if len(inputs["input_ids"]) > 1:  # in a row alone each of these places has a label
+            kept = (targets != -100).nonzero().flatten()
+            logits, targets = logits[kept], targets[kept]
+        total = cross_entropy(logits.float(), targets, reduction="sum")
+        return total, count, outputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the step's loss; raises DataError, with the ids of its rows, if it is not finite."""

@@ -19,7 +19,7 @@ from aurora.small_base.tokenizer_folder import write_tokenizer
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights.safetensors"
-SHA256 = "7c8067a1efd2b75ffb06ce450d7fcb84546d51ffcf3137f9dfeff180afc0c637"
+SHA256 = "4bfbed07d9245a347fc118951ba6e668b72ebc9c4280d6085b6f9e15ed43587b"
 VOCABULARY = 32_000  # pieces of Mistral v1
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENS, OTHERS = "tokens", "others"  # ids that have a row of their own; head row of all other tokens

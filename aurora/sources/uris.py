@@ -81,6 +81,11 @@ class Address:
         return self.scheme in ("path", "embedded")
 
     @property
+    def is_glob(self) -> bool:
+        """Whether it names files by a pattern with `*`."""
+        return self.scheme in ("path", "file", "hf") and "*" in self.path
+
+    @property
     def pinned(self) -> bool:
         """Whether the address itself names its bytes for good: a full commit id."""
         return bool(COMMIT.fullmatch(self.revision or ""))
@@ -200,7 +205,8 @@ def _hub(uri: str, place: str, member: str | None) -> Address:
         raise ValueError(f"uri '{shown(uri)}' is malformed; write hf://[datasets/]OWNER/NAME@COMMIT[/PATH]")
     if not path and (found["dataset"] or member is not None):
         raise ValueError(
-            f"uri '{shown(uri)}' names no file; only a model is taken as a whole: add /PATH behind the commit"
+            f"uri '{shown(uri)}' names no file; only a model is taken as a whole: add /PATH behind the commit, or a glob "
+            "such as /data/*.parquet"
         )
     return Address("hf", path, member, found["repository"], bool(found["dataset"]), revision)
 

@@ -12,16 +12,13 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_ins.clean_case import BENCHMARKS, CLEAN, ROOT, put, put_benchmarks, row, turns
+from stand_ins.clean_case import BENCHMARKS, CLEAN, ROOT, cleaned, put, put_benchmarks, row, turns
 
 from aurora.clean.accounting import PAPER
 from aurora.clean.apply_rules import apply_rules, whole_rounds
-from aurora.clean.clean import clean
-from aurora.clean.clean_page import write_page
 from aurora.clean.contamination import read_questions
 from aurora.clean.params import Clean
 from aurora.clean.parse_rows import Turns
-from aurora.clean.row_tables import write_tables
 from aurora.core.errors import DataError
 from aurora.core.files import dvc_hash
 from aurora.core.messages import Message, Round
@@ -94,16 +91,16 @@ def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Pa
         row("出一道题", f"好的。{said[1].upper()}。"),
         row("出一道关于天气的题", "明天会不会下雨？"),
     ]
-    cleaned = clean({"own": put(tmp_path, "own", rows)}, benchmarks, CLEAN)
-    evidence = {outcome.position: outcome.drop for outcome in cleaned.dropped}
+    found = cleaned({"own": put(tmp_path, "own", rows)}, benchmarks, CLEAN)
+    evidence = {outcome.position: outcome.drop for outcome in found.dropped}
     assert {position: drop.reason for position, drop in evidence.items()} == dict.fromkeys(
         (0, 1), "contaminated"
     )
     assert evidence[0].evidence.startswith(f"{chinese.place} (1.00): 请选出正确答案。")
     assert evidence[1].evidence.startswith(f"{english.place} (1.00): 出一道题")
-    counts = cleaned.metrics["contamination"]
+    counts = found.metrics["contamination"]
     assert (counts["rows"], counts["ceval"], counts["mmlu"]) == (2, 1, 1)
-    assert cleaned.metrics["total"]["dropped"] == {"contaminated": 2}
+    assert found.metrics["total"]["dropped"] == {"contaminated": 2}
 
 
 def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
@@ -117,11 +114,11 @@ def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
     ]
     folder = put(tmp_path, "own", rows)
     off = CLEAN.model_copy(update={"contamination": None})
-    kept = clean({"own": folder}, [], off)
+    kept = cleaned({"own": folder}, [], off)
     assert kept.metrics["total"]["traditional"] == 2
-    dropped = clean({"own": folder}, [], off.model_copy(update={"traditional": "drop"}))
+    dropped = cleaned({"own": folder}, [], off.model_copy(update={"traditional": "drop"}))
     assert dropped.metrics["total"]["dropped"] == {"traditional": 2}
-    converted = clean({"own": folder}, [], off.model_copy(update={"traditional": "convert"}))
+    converted = cleaned({"own": folder}, [], off.model_copy(update={"traditional": "convert"}))
     assert converted.metrics["total"]["repaired"] == {"traditional_converted": 1}
     answers = {c.position: c.rounds[0].answer for c, _ in converted.kept}
     assert answers[0] == "是的，这个问题与国际贸易关系密切，关税会影响进口商品的价格。"
@@ -161,8 +158,8 @@ def sources(tmp_path: Path) -> dict[str, Path]:
 
 def test_every_row_is_accounted_for(sources: dict[str, Path]):
     off = CLEAN.model_copy(update={"contamination": None, "near_duplicates": 0.7})
-    cleaned = clean(sources, [], off)
-    one, two = cleaned.metrics["sources"]["one"], cleaned.metrics["sources"]["two"]
+    found = cleaned(sources, [], off)
+    one, two = found.metrics["sources"]["one"], found.metrics["sources"]["two"]
     assert one["read"] == 6 and one["kept"] == 2
     assert one["dropped"] == {
         "empty_answer": 1,
@@ -173,14 +170,14 @@ def test_every_row_is_accounted_for(sources: dict[str, Path]):
     assert one["repaired"] == {"invisible_removed": 1}
     assert two["dropped"] == {"exact_duplicate": 1, "not_an_object": 1}  # the first source's row stays
     assert (two["read_single_round"], two["read_multiple_rounds"]) == (1, 1)
-    assert cleaned.metrics["notes"] == [
+    assert found.metrics["notes"] == [
         "one: 7 rows are expected, 6 were read",
         "two: no row is left of 2: exact_duplicate 1, not_an_object 1; the first exact_duplicate: one 3: 你好呀朋友",
     ]
-    ids = [conversation.id for conversation, _ in cleaned.kept]
+    ids = [conversation.id for conversation, _ in found.kept]
     assert ids == sorted(ids)
-    assert {(d.source, d.position) for d in cleaned.dropped} | {
-        (c.source, c.position) for c, _ in cleaned.kept
+    assert {(d.source, d.position) for d in found.dropped} | {
+        (c.source, c.position) for c, _ in found.kept
     } == {
         *(("one", n) for n in range(6)),
         *(("two", n) for n in range(2)),
@@ -188,8 +185,8 @@ def test_every_row_is_accounted_for(sources: dict[str, Path]):
 
 
 def test_the_cluster_is_the_smallest_id_of_all_that_were_read(sources: dict[str, Path]):
-    cleaned = clean(sources, [], CLEAN.model_copy(update={"contamination": None, "near_duplicates": 0.7}))
-    for conversation, cluster in cleaned.kept:
+    found = cleaned(sources, [], CLEAN.model_copy(update={"contamination": None, "near_duplicates": 0.7}))
+    for conversation, cluster in found.kept:
         assert cluster <= conversation.id
         if conversation.rounds[0].prompt == "你好呀朋友":
             assert cluster == conversation.id
@@ -203,7 +200,7 @@ def test_the_papers_counts_are_compared_in_words(tmp_path: Path):
         "sharegpt",
         76399,
     )
-    notes = clean({"sharegpt_70k": folder}, [], CLEAN.model_copy(update={"contamination": None})).metrics[
+    notes = cleaned({"sharegpt_70k": folder}, [], CLEAN.model_copy(update={"contamination": None})).metrics[
         "notes"
     ]
     assert notes[0] == "sharegpt_70k: 76,399 rows are expected, 1 were read"
@@ -238,15 +235,15 @@ def test_kept_and_dropped_are_read_and_cleaning_again_changes_nothing(tmp_path_f
     folder = tmp_path_factory.mktemp("rows")
     items = [{"messages": [{"role": role, "content": text} for role, text in pairs]} for pairs in rows]
     off = CLEAN.model_copy(update={"contamination": None})
-    cleaned = clean({"own": put(folder, "own", items or [{}], "messages")}, [], off)
-    total = cleaned.metrics["total"]
-    assert len(cleaned.kept) + len(cleaned.dropped) == total["read"] == max(1, len(rows))
-    kept = [[{"role": m.role, "content": m.content} for m in messages_of(c.rounds)] for c, _ in cleaned.kept]
+    found = cleaned({"own": put(folder, "own", items or [{}], "messages")}, [], off)
+    total = found.metrics["total"]
+    assert len(found.kept) + len(found.dropped) == total["read"] == max(1, len(rows))
+    kept = [[{"role": m.role, "content": m.content} for m in messages_of(c.rounds)] for c, _ in found.kept]
     if kept:
-        again = clean(
+        again = cleaned(
             {"own": put(folder / "again", "own", [{"messages": m} for m in kept], "messages")}, [], off
         )
-        assert [c.rounds for c, _ in again.kept] == [c.rounds for c, _ in cleaned.kept]
+        assert [c.rounds for c, _ in again.kept] == [c.rounds for c, _ in found.kept]
         assert not again.metrics["total"]["repaired"] and not again.dropped
 
 
@@ -308,23 +305,20 @@ def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason(tmp_path: P
             lines.append(written(chance, item))
         content = b"\xef\xbb\xbf" + "".join(lines).encode("utf-8", "backslashreplace")
         folders[format_] = put(tmp_path, format_, content, format_, expected=rows)
-    cleaned = clean(folders, [tmp_path / "benchmark" / name for name in BENCHMARKS], CLEAN)
-    places = [(row.source, row.position) for row, _ in cleaned.kept]
-    places += [(outcome.source, outcome.position) for outcome in cleaned.dropped]
+    found = cleaned(folders, [tmp_path / "benchmark" / name for name in BENCHMARKS], CLEAN)
+    places = [(row.source, row.position) for row, _ in found.kept]
+    places += [(outcome.source, outcome.position) for outcome in found.dropped]
     assert sorted(places) == [(name, position) for name in ("alpaca", "sharegpt") for position in range(rows)]
-    assert cleaned.metrics["total"]["read"] == 2 * rows and not cleaned.metrics["notes"]
-    for kept, _ in cleaned.kept:
+    assert found.metrics["total"]["read"] == 2 * rows and not found.metrics["notes"]
+    for kept, _ in found.kept:
         texts = [text for each in kept.rounds for text in each[:2]]
         assert texts and all(text.strip() == text != "" and text.encode() for text in texts)
-    for outcome in cleaned.dropped:
+    for outcome in found.dropped:
         assert outcome.drop.reason and outcome.drop.evidence.encode() is not None
-    reasons = cleaned.metrics["total"]["dropped"]
-    print({"kept": len(cleaned.kept)} | reasons)
+    reasons = found.metrics["total"]["dropped"]
+    print({"kept": len(found.kept)} | reasons)
     wanted = "wrong_type not_an_object missing_key lone_surrogate mojibake repeated_key nested_too_deeply"
     assert {*wanted.split(), "exact_duplicate", "near_duplicate"} <= set(reasons)
-    (tmp_path / "out").mkdir()
-    write_tables(tmp_path / "out", cleaned)
-    write_page(tmp_path / "out/report.html", cleaned)
 
 
 def test_mutated_files_end_in_an_account_or_in_one_clear_error(tmp_path: Path):
@@ -357,7 +351,7 @@ def test_mutated_files_end_in_an_account_or_in_one_clear_error(tmp_path: Path):
             content = bytearray(b"\xef\xbb\xbf") + content
         folder = put(tmp_path / str(number), "own", bytes(content), format_.removesuffix(" in parquet"))
         try:
-            metrics = clean({"own": folder}, [], off).metrics["total"]
+            metrics = cleaned({"own": folder}, [], off).metrics["total"]
         except DataError as error:
             assert str(folder) in str(error) and "\n" not in str(error)
             outcomes["error"] += 1
@@ -458,11 +452,11 @@ def test_real_rows(real_data: Path, tmp_path: Path):
         "sharegpt",
     )
     three = put(tmp_path, "three", real_data / "instructions/sharegpt_70k/sharegpt_zh_500.jsonl", "sharegpt")
-    cleaned = clean(
+    found = cleaned(
         {"one": one, "two": two, "three": three}, [], CLEAN.model_copy(update={"contamination": None})
     )
-    kept = {(c.source, c.position): messages_of(c.rounds) for c, _ in cleaned.kept}
-    dropped = {(outcome.source, outcome.position): outcome.drop.reason for outcome in cleaned.dropped}
+    kept = {(c.source, c.position): messages_of(c.rounds) for c, _ in found.kept}
+    dropped = {(outcome.source, outcome.position): outcome.drop.reason for outcome in found.dropped}
     assert len(kept) + len(dropped) == 2517 and not kept.keys() & dropped.keys()
     assert kept["one", 1195][0].content.startswith("写一篇故事")
     assert dropped["one", 157] == "placeholder_answer"

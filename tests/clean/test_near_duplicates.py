@@ -1,11 +1,24 @@
 """Near duplicates against brute force in plain Python sets, and the promises of what stays."""
 
 import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from aurora.clean.near_duplicates import find
+from aurora.clean import near_duplicates
 from aurora.clean.shingles import characters, joined, ngrams, windows
+
+
+def find(texts: list[str], threshold: float) -> SimpleNamespace:
+    """The near duplicates, as a dict: row that goes -> (row that stays, Jaccard)."""
+    keys = near_duplicates.band_keys(texts)
+    found = near_duplicates.find(keys.T, np.array(texts, dtype=object), threshold)
+    rows = np.flatnonzero(found.kept_for >= 0).tolist()
+    kept_for = {row: (int(found.kept_for[row]), float(found.similarity[row])) for row in rows}
+    return SimpleNamespace(
+        kept_for=kept_for, cluster=found.cluster.tolist(), candidates=found.candidates, pairs=found.pairs
+    )
 
 
 def brute(left: str, right: str) -> float:
@@ -81,6 +94,22 @@ def test_a_template_of_thousands_takes_no_square_of_them():
     assert len(found.kept_for) == 2999
     assert found.candidates < 3000 * 150
     assert set(found.cluster) == {0}
+
+
+@pytest.mark.parametrize("together", [1, 37])
+def test_parts_that_are_compared_alone_give_what_the_whole_gives(
+    texts: list[str], together: int, monkeypatch: pytest.MonkeyPatch
+):
+    body = sentence(random.Random(4), 200)
+    rows = [
+        text
+        for pair in zip(texts, [f"{body}{number}" for number in range(len(texts))], strict=True)
+        for text in pair
+    ]
+    whole = find(rows, 0.8)
+    monkeypatch.setattr(near_duplicates, "TOGETHER", together)
+    assert find(rows, 0.8) == whole
+    assert len(set(whole.cluster)) < len(rows)
 
 
 def test_width_case_and_punctuation_do_not_count():

@@ -3,22 +3,23 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from stand_ins.clean_case import CLEAN, ROOT, put, row
+from stand_ins.clean_case import CLEAN, ROOT, Cleaned, put, row
+from stand_ins.clean_case import cleaned as cleaned_sources
 
 from aurora.clean.apply_rules import Applied, apply_rules
-from aurora.clean.clean import Cleaned, clean
+from aurora.clean.clean_page import WORDS
 from aurora.clean.layouts import LAYOUTS, detect, layout_of
 from aurora.clean.params import overridden
 from aurora.clean.parse_rows import parse
 from aurora.clean.read_files import data_files, read_items
 from aurora.clean.repairs import without_entities, without_html
-from aurora.clean.row_tables import write_tables
 from aurora.core.errors import DataError, ParamsError
 from aurora.sources.source import Source
 from stages.clean import main
@@ -46,7 +47,8 @@ def reason(item: object, format_: str = "messages") -> str:
 def cleaned(tmp_path: Path, rows: object, format_: str = "alpaca", **entry: object) -> Cleaned:
     source = Source(kind="instructions", uri="own.json", format=format_, licence="MIT", **entry)
     off = CLEAN.model_copy(update={"contamination": None})
-    return clean({"own": put(tmp_path, "own", rows, format_)}, [], off, {"own": source})
+    folders = {"own": put(tmp_path, "own", rows, format_)}
+    return cleaned_sources(folders, [], off, {"own": source}, tmp_path / "out")
 
 
 def messages(*turns: tuple[str, str], **more: object) -> dict:
@@ -121,9 +123,9 @@ def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
     rows = [{"conversations": PAIR}, {"conversations": PAIR, "system": "简短。"}]
     source = Source(kind="instructions", uri="o.json", format="sharegpt", licence="MIT")
     off = CLEAN.model_copy(update={"contamination": None, "near_duplicates": None})
-    found = clean({"own": put(tmp_path, "own", rows, "sharegpt")}, [], off, {"own": source})
+    folders = {"own": put(tmp_path, "own", rows, "sharegpt")}
+    found = cleaned_sources(folders, [], off, {"own": source}, tmp_path)
     assert len({conversation.id for conversation, _ in found.kept}) == 2
-    write_tables(tmp_path, found)
     table = pyarrow.parquet.read_table(tmp_path / "conversations.parquet")
     assert sorted(table["system"].to_pylist()) == ["", "简短。"]
 
@@ -169,7 +171,27 @@ def test_reasoning_and_tool_calls_are_counted_and_kept():
     steps = json.loads(found.rounds[0].steps)
     assert steps[0]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "北京"}}
     assert found.rounds[0].answer == "很冷。" and json.loads(found.tools)[0]["function"] == tools[0]
-    assert reason({"messages": turns[:2]}) == "ends_on_tool_call"
+
+
+@pytest.mark.parametrize(
+    "behind", [[], [{"role": "tool", "content": "3"}], [{"role": "user", "content": "上海呢？"}]]
+)
+def test_a_row_may_end_on_its_call(behind: list):
+    call = {"function": {"name": "weather", "arguments": '{"city": "北京"}'}}
+    turns = [
+        {"role": "user", "content": "北京冷吗？"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    found = applied({"messages": turns + behind, "tools": [{"name": "weather", "parameters": {}}]})
+    (last,) = json.loads(found.rounds[0].steps)
+    assert last["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "北京"}}
+    assert json.loads(found.rounds[0].answer) == [{"name": "weather", "arguments": {"city": "北京"}}]
+    assert ("trailing_user_trimmed" in found.repaired) is bool(behind)
+
+
+def test_a_result_without_an_answer_in_the_middle_is_a_fault():
+    turns = [{"from": role, "value": text} for role, text in (("human", "北京冷吗？"), ("function_call", '{"name": "w"}'), ("observation", "3"), ("human", "上海呢？"), ("gpt", "不冷。"))]  # fmt: skip
+    assert reason({"conversations": turns}, "sharegpt") == "result_unanswered"
 
 
 def test_sharegpt_names_calls_by_their_roles():
@@ -362,33 +384,86 @@ def test_damage_is_one_line(tmp_path: Path, content: bytes, message: str):
 # Layouts
 
 
-@pytest.mark.parametrize(
-    ("item", "format_"),
-    [
-        (row("你好", ANSWER), "alpaca"),
-        ({"conversations": PAIR}, "sharegpt"),
-        ({"conversation": [{"human": "你好", "assistant": ANSWER}]}, "sharegpt"),
-        ({"conversation": [{"input": "你好", "output": ANSWER}]}, "sharegpt"),
-        (messages(("user", "你好"), ("assistant", ANSWER)), "sharegpt"),
-        (messages(("用户", "你好"), ("助手", ANSWER)), "sharegpt"),
-        (messages(("prompter", "你好"), ("bot", ANSWER)), "sharegpt"),
-        (messages(("Human", "你好"), ("model", ANSWER)), "sharegpt"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "你好"}]}, {"role": "assistant", "content": ANSWER}]}, "sharegpt"),
-        ({"messages": json.dumps([{"role": "user", "content": "你好"}, {"role": "assistant", "content": ANSWER}])}, "sharegpt"),
-        ({"messages": {"role": ["user", "assistant"], "content": ["你好", ANSWER]}}, "sharegpt"),
-        ({"prompt": "你好", "completion": ANSWER}, "prompt_completion"),
-        ({"prompt": [{"role": "user", "content": "你好"}], "completion": [{"role": "assistant", "content": ANSWER}]}, "prompt_completion"),
-        ({"query": "你好", "response": ANSWER, "history": []}, "query_response"),
-        ({"question": "你好", "answer": ANSWER}, "question_answer"),
-        ({"input": "你好", "target": ANSWER}, "input_target"),
-        ({"input": "你好", "output": ANSWER, "system": ""}, "input_output"),
-    ],
-)  # fmt: skip
+KNOWN = [
+    (row("你好", ANSWER), "alpaca"),
+    ({"conversations": PAIR}, "sharegpt"),
+    ({"conversation": [{"human": "你好", "assistant": ANSWER}]}, "sharegpt"),
+    ({"conversation": [{"input": "你好", "output": ANSWER}]}, "sharegpt"),
+    (messages(("user", "你好"), ("assistant", ANSWER)), "sharegpt"),
+    (messages(("用户", "你好"), ("助手", ANSWER)), "sharegpt"),
+    (messages(("prompter", "你好"), ("bot", ANSWER)), "sharegpt"),
+    (messages(("Human", "你好"), ("model", ANSWER)), "sharegpt"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "你好"}]}, {"role": "assistant", "content": ANSWER}]}, "sharegpt"),
+    ({"messages": json.dumps([{"role": "user", "content": "你好"}, {"role": "assistant", "content": ANSWER}], ensure_ascii=False)}, "sharegpt"),
+    ({"messages": {"role": ["user", "assistant"], "content": ["你好", ANSWER]}}, "sharegpt"),
+    ({"prompt": "你好", "completion": ANSWER}, "prompt_completion"),
+    ({"prompt": [{"role": "user", "content": "你好"}], "completion": [{"role": "assistant", "content": ANSWER}]}, "prompt_completion"),
+    ({"query": "你好", "response": ANSWER, "history": []}, "query_response"),
+    ({"question": "你好", "answer": ANSWER}, "question_answer"),
+    ({"input": "你好", "target": ANSWER}, "input_target"),
+    ({"input": "你好", "output": ANSWER, "system": ""}, "input_output"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("item", "format_"), KNOWN)
 def test_each_known_layout_is_detected_and_read(item: dict, format_: str):
     if "messages" not in item or not isinstance(item["messages"], str | dict):
         assert detect([item] * 3) == [format_]
     assert rounds(item, format_) == [("你好", ANSWER)]
     assert rounds(item, "auto") == [("你好", ANSWER)]
+
+
+def cells(item: dict) -> dict:
+    """A row as a table has it: lists as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in item.items()}
+
+
+def written(folder: Path, kind: str, rows: list[dict]) -> None:
+    """Rows as files of a kind."""
+    text = "\n".join(json.dumps(item, ensure_ascii=False) for item in rows).encode()
+    folder.mkdir()
+    if kind in ("csv", "tsv"):
+        with (folder / f"rows.{kind}").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(map(cells, rows))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000.parquet")
+    elif kind == "save_to_disk":
+        from datasets import Dataset
+
+        Dataset.from_list(rows).save_to_disk(str(folder), num_shards=2)
+    elif kind == "shards":
+        for number, item in enumerate(rows):
+            (folder / f"train-{number}.jsonl").write_text(json.dumps(item))
+        (folder / "test-0.jsonl").write_text("{}")
+    else:
+        form = {"json": json.dumps(rows), "data": json.dumps({"data": rows}), "pretty": "".join(json.dumps(item, indent=1) for item in rows)}  # fmt: skip
+        packed = {"gz": gzip.compress(text, mtime=0), "zst": compressed("zstd", text)}
+        (folder / f"rows.{kind}").write_bytes(packed.get(kind) or form.get(kind, text.decode()).encode())
+
+
+KINDS = ["json", "data", "jsonl", "pretty", "gz", "zst", "csv", "tsv", "parquet", "save_to_disk", "shards"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("item", "format_"), KNOWN)
+def test_each_layout_in_each_kind_of_file(tmp_path: Path, item: dict, format_: str, kind: str):
+    if kind in ("csv", "tsv") and (
+        isinstance(item.get("prompt"), list) or isinstance(item.get("messages"), dict)
+    ):
+        pytest.skip("Arrow's and TRL's forms of turns have none in a table")
+    if kind in ("parquet", "save_to_disk") and '"type"' in json.dumps(item):
+        pytest.skip("Arrow has one type for every content")
+    rows = [item, json.loads(json.dumps(item, ensure_ascii=False).replace("你好", "您好"))]
+    written(tmp_path / "own", kind, rows)
+    files = sorted(path.relative_to(tmp_path / "own").as_posix() for path in (tmp_path / "own").rglob("*"))
+    pattern = "train-*" if kind == "shards" else None
+    found = [one for file in data_files(files, pattern) for one in read_items(tmp_path / "own" / file)]
+    layout = layout_of("own", "auto", found)
+    read = [apply_rules(parse(one, layout), CLEAN).rounds for one in found]
+    assert layout.name == format_
+    assert [[each[:2] for each in of_row] for of_row in read] == [[("你好", ANSWER)], [("您好", ANSWER)]]
 
 
 def test_history_stands_in_front():
@@ -428,6 +503,7 @@ def test_take_is_a_choice_by_id_and_counted(tmp_path: Path):
     assert len(ids[0]) == 5 and len(ids[1]) == 9 and ids[0] < ids[1]
     own = few.metrics["sources"]["own"]
     assert own["dropped"]["not_taken"] + 5 + own["dropped"].get("near_duplicate", 0) == 40
+    assert few.metrics["notes"] == [f"own: 5 of {5 + own['dropped']['not_taken']} rows are taken"]
     share = cleaned(tmp_path / "c", rows, take=0.5)
     assert 0 < len(share.kept) < 40
 
@@ -435,8 +511,8 @@ def test_take_is_a_choice_by_id_and_counted(tmp_path: Path):
 def test_repeat_is_a_column_and_counted(tmp_path: Path):
     found = cleaned(tmp_path, [row("你好", ANSWER)], repeat=3)
     assert found.metrics["sources"]["own"]["repeat"] == 3
-    write_tables(tmp_path, found, {"own": 3})
-    assert pyarrow.parquet.read_table(tmp_path / "conversations.parquet")["repeat"].to_pylist() == [3]
+    assert found.metrics["notes"] == ["own: each of 1 rows is trained 3 times an epoch"]
+    assert pyarrow.parquet.read_table(tmp_path / "out/conversations.parquet")["repeat"].to_pylist() == [3]
 
 
 def test_rules_of_one_source(tmp_path: Path):
@@ -477,3 +553,11 @@ def test_every_known_format_is_a_layout():
     from aurora.sources.source import INSTRUCTION_FORMATS
 
     assert set(INSTRUCTION_FORMATS) == {"auto", *LAYOUTS}
+
+
+def test_the_page_has_words_for_every_reason():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "aurora/clean").glob("*.py"))
+    named = set(re.findall(r"(?:Drop|Unreadable|Fault)\(\s*(?:[\w +]+, )?\"(\w+)\"", code))
+    named |= set(re.findall(r"store\.drop\(.*\"(\w+)\"\)", code))
+    assert {"missing_key", "truncated_answer", "not_taken", "wrong_type"} <= named
+    assert named <= WORDS.keys()

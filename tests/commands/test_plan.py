@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from stand_ins.live_bytes import LiveBytes
 from stand_ins.tiny_mixtral import VOCABULARY
 from stand_ins.training_case import BASE, ROWS, run, write_case, write_params
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from aurora.commands.cli import main
 from aurora.commands.plan import arrival_of, protocol_costs, rows_of, stage_paths
@@ -83,6 +83,41 @@ SHAPES = {
 }
 
 
+SMALL = {"vocab_size": 32000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+OTHERS = {
+    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 64, "vocab_size": 32000},  # no intermediate_size
+    "gemma3": {  # a nested text_config
+        "text_config": SMALL | {"head_dim": 16},
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "target"), [("bloom", "query_key_value"), ("gemma3", "q_proj")])
+def test_a_config_without_intermediate_size_or_with_a_nested_one_is_planned(
+    case: Path, kind: str, target: str
+):
+    shutil.rmtree(BASE)
+    config = CONFIG_MAPPING[kind](**OTHERS[kind])
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(BASE)
+    params = load_params(Path("params.yaml"))
+    sft = params.sft.model_copy(
+        update={"lora": params.sft.lora.model_copy(update={"target_modules": (target,)})}
+    )
+    found = plan(
+        sft, params.quantization.model_copy(update={"bits": 32}), BASE, measure_rows(ROWS / "train.parquet")
+    )
+    held = {tensor.data_ptr(): 4 * tensor.numel() for tensor in model.parameters()}  # tied ones once
+    assert found.training["model"] == pytest.approx(sum(held.values()), rel=0.01)
+    assert found.training["one layer or the logits"] > 4 * 32000
+
+
 @pytest.mark.minutes
 @pytest.mark.parametrize("shape", SHAPES)
 def test_predicted_memory_is_what_live_tensors_reach(tmp_path: Path, monkeypatch, shape: str):
@@ -132,7 +167,7 @@ def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
         (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, frozenset([2])),
     }
     for (tokens, context, replying), part in parts.items():
-        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE)
+        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None)
         live = LiveBytes()
         live.count([*model.parameters(), *model.buffers()])
         with live:
@@ -175,7 +210,7 @@ def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: False)
     rows = rows_of(params, ROWS)
     assert rows.rows == ceil((51461 + 48818 + 76399) * 0.995)
-    found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {})
+    found = plan_of(params, skeleton, arrival_of(params, skeleton, BASE), rows, {}, 80 * 2**30)
     assert found.parameters == 46_702_792_704 and found.trainable == 32 * 8 * (4096 + 4096 + 4096 + 1024)
     assert (found.steps, found.effective_batch) == (3000, 8)
     # The packed model by the paper's own arithmetic, 4.127 bits a weight; the paper measured 45 GiB in training.

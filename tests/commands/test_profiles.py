@@ -25,7 +25,7 @@ def test_a_profile_fits_the_card_that_it_names_and_not_a_small_one(root, name, t
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: False)
     skeleton, _ = shape_of(params, tmp_path)
     rows = rows_of(params, tmp_path)
-    found = plan_of(params, skeleton, arrival_of(params, skeleton, tmp_path), rows, {})
+    found = plan_of(params, skeleton, arrival_of(params, skeleton, tmp_path), rows, {}, int(card * 1e9))
     assert found.parameters == parameters and found.trainable == trained
     assert f"one card with {card} GB" in (root / f"profiles/{name}.yaml").read_text().splitlines()[0]
     check(found, int(card * 1e9))

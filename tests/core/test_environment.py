@@ -132,3 +132,36 @@ def test_what_scikit_learn_gives_its_children_is_removed_without_a_word(capsys: 
     environ["KMP_DUPLICATE_LIB_OK"] = "FALSE"  # somebody's choice
     start_from_known(environ)
     assert "ignores KMP_DUPLICATE_LIB_OK" in capsys.readouterr().err
+
+
+SMALL_PRODUCTS = """
+import sys, time
+if sys.argv[1] == "known": import stages
+import torch
+torch.set_num_threads(2)
+a = torch.randn(128, 512)
+for _ in range(200): a @ a.T  # starts the threads
+started = time.process_time()
+for _ in range(3000): a @ a.T
+print(time.process_time() - started)
+"""
+
+
+def processor_seconds(environment: str) -> float:
+    """Of many small products on two threads, in the `known` environment of a stage or in `another`."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-c", SMALL_PRODUCTS, environment]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@pytest.mark.slow
+def test_threads_that_wait_beside_busy_processes_take_no_processor():
+    alone = processor_seconds("known")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        assert processor_seconds("known") < 1.5 * alone
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()

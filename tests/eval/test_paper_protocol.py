@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from aurora.core.errors import DataError
 from aurora.eval.benchmarks import read_benchmark
-from aurora.eval.paper_protocol import ChatEncoder, score_paper_protocol, subject_prompts
+from aurora.eval.chat_encoder import ChatEncoder
+from aurora.eval.paper_protocol import score_paper_protocol, subject_prompts
 from aurora.eval.params import Eval
 from aurora.eval.prefix import PrefixLM
 from aurora.eval.tasks import FAMILIES, subject_title

@@ -10,9 +10,9 @@ from stand_ins.tiny_mixtral import load_tokenizer, tiny_model
 
 from aurora.core.errors import DataError
 from aurora.core.files import write_json
+from aurora.eval.chat_encoder import ChatEncoder
 from aurora.eval.medical import exam_scores
 from aurora.eval.params import Replies
-from aurora.eval.prompt_set import question_encoder
 from aurora.eval.prompt_sources import answer_sources, encode_sources, read_prompt_sources
 from aurora.eval.replies import Prompt, greedy_replies
 
@@ -72,7 +72,7 @@ def test_prompts_are_read_answered_and_written(root: Path, tmp_path: Path) -> No
     results = answer_sources(model, tokenizer, sources, encoded, PARAMS, out, "abc")
 
     lines = [json.loads(line) for line in (out / "alignbench.jsonl").read_text(encoding="utf-8").splitlines()]
-    ids = question_encoder(tokenizer, "mistral")(LINES[1]["question"], True)
+    ids = ChatEncoder(tokenizer, "mistral").question(LINES[1]["question"], True)
     (reply,) = greedy_replies(model, tokenizer, [Prompt("", "", ids)], 6, 1)
     assert lines[1] == {**LINES[1], "model_id": "abc", "answer_id": "7_abc", "answer": reply}
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from aurora.commands.cli import main
 from aurora.core.files import dvc_hash
-from aurora.export.contents import end_tokens, training_template
+from aurora.export.contents import end_tokens, portable_config, training_template
 from aurora.serving.encoding import message_encoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -74,6 +74,51 @@ def test_stock_transformers_reads_the_merged_model(exported, project: Path):
             for folder in (exported["merged"], project / "models/merged")
         )
     assert torch.equal(found, wanted)
+
+
+READ = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, chat = sys.argv[1], json.loads(sys.argv[2])
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="float32"), AutoTokenizer.from_pretrained(folder)
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+with torch.inference_mode():
+    logits = model(ids).logits[0, -1].tolist()
+tokens = model.generate(ids, max_new_tokens=20, do_sample=False)[0].tolist()
+print(json.dumps({"version": transformers.__version__, "logits": logits, "tokens": tokens}))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_4_gives_the_logits_and_tokens_of_transformers_5(exported, tmp_path: Path):
+    old = ["transformers==4.57.3", "huggingface-hub==0.36.2", "tokenizers==0.22.1"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "old"),
+    ]
+    if subprocess.run([*install, *old], capture_output=True).returncode:
+        pytest.skip("transformers 4.57 cannot be installed here")
+    folder = Path(shutil.copytree(exported["merged"], tmp_path / "merged"))
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5000.0  # unlike the default of both
+    (folder / "config.json").write_text(json.dumps(portable_config(config, [2])))
+    found = []
+    for path in ("", str(tmp_path / "old")):
+        command = [sys.executable, "-c", READ, str(folder), json.dumps(CHAT)]
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    new, old = found
+    assert new["version"].startswith("5.") and old["version"] == "4.57.3"
+    assert old["tokens"] == new["tokens"]
+    torch.testing.assert_close(torch.tensor(old["logits"]), torch.tensor(new["logits"]))
 
 
 def test_peft_reads_the_adapter_on_its_base(exported, project: Path):

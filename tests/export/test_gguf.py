@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from stand_ins.tiny_llama import CHATML, vocabulary
 from stand_ins.tiny_mixtral import DENSE
+from transformers import PreTrainedTokenizerFast
 
 from aurora.commands.cli import main
 from aurora.export.modelfile import modelfile
@@ -147,6 +149,22 @@ def test_the_modelfile_s_template_gives_the_training_s_tokens(
     text = rendered(template, CHAT)
     found = llama.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
     assert found == message_encoder(tokenizer, form)(CHAT)
+
+
+@pytest.mark.skipif(not shutil.which("go"), reason="Go, whose templates Ollama uses, is not installed")
+@pytest.mark.parametrize("messages", [CHAT, [{"role": "system", "content": "请用中文回答。"}, *CHAT]])
+def test_the_modelfile_writes_a_chat_template_with_its_system_message(tmp_path, monkeypatch, messages):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary(),
+        chat_template=CHATML,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
+    template = modelfile("x.gguf", tokenizer, "chat_template").split('"""')[1]
+    monkeypatch.chdir(tmp_path)
+    wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert rendered(template, messages) == wanted
 
 
 def test_8_bits_run_too(project: Path, tmp_path: Path):

@@ -253,6 +253,22 @@ def test_a_web_file_is_pinned_by_sha256_or_git_blob(hub: LocalHub):
     assert Path("out/rows.json").read_bytes() == b"hello\n"  # a failure leaves an earlier fetch alone
 
 
+def test_shards_of_the_hub_come_by_a_glob(hub: LocalHub):
+    files = {
+        "data/train-0.json": ROWS,
+        "data/train-1.json": CHANGED,
+        "data/test-0.json": b"-",
+        "train-2.json": b"-",
+    }
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, files)
+    uri = f"hf://datasets/o/n@{COMMIT}/data/train-*.json"
+    manifest = fetch("own", source(uri), Path("out"), "downloads")
+    assert [file["path"] for file in manifest["files"]] == ["data/train-0.json", "data/train-1.json"]
+    assert Path("out/data/train-1.json").read_bytes() == CHANGED
+    with pytest.raises(SourceError, match="no such file at this commit; check path"):
+        fetch("own", source(uri.replace("train", "none")), Path("none"), "downloads")
+
+
 def test_a_hub_file_and_a_snapshot_are_written_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
     shard = os.urandom(100_000)
     hub.repositories["models", "o/n"] = Repository(COMMIT, {"config.json": b"{}", "model.safetensors": shard})

@@ -186,6 +186,28 @@ def test_calls_are_trained_and_results_are_not(tmp_path: Path):
     assert metrics["sources"]["own"]["trained_tokens"] == sum(expected["assistant_masks"])
 
 
+def test_a_call_at_the_end_is_trained(tmp_path: Path):
+    folder = base(tmp_path / "base", TOOLS)
+    rows = [("own", talk("你好", "您好。", "北京冷吗？", "[the call as text]")), *filler()]
+    called = [["", json.dumps(CALLED[:1], ensure_ascii=False)]]
+    more = columns(
+        rows, steps=(STEPS, [""], called), tools=(TEXT, "", [json.dumps(FUNCTIONS, ensure_ascii=False)])
+    )
+    found, _ = formatted(tmp_path, rows, more, folder, prompt="chat_template", max_length=512)
+    row = found[identity(rows[0][1])]
+    turns = [
+        {"role": ("user", "assistant")[n % 2], "content": text}
+        for n, text in enumerate(("你好", "您好。", "北京冷吗？"))
+    ]
+    expected = PreTrainedTokenizerFast.from_pretrained(folder).apply_chat_template(
+        [*turns, CALLED[0]], tools=FUNCTIONS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert row["input_ids"] == expected["input_ids"]
+    assert [label != IGNORED for label in row["labels"]] == [
+        bool(mask) for mask in expected["assistant_masks"]
+    ]
+
+
 @pytest.mark.parametrize("prompt", ["mistral", "chat_template"])
 def test_without_tools_in_the_template_the_rounds_before_the_first_call_are_kept(tmp_path: Path, prompt: str):
     folder = MODEL_FILE if prompt == "mistral" else base(tmp_path / "base", CHATML)

@@ -180,6 +180,16 @@ def test_a_raw_folder_is_shown_as_it_will_be_trained(tmp_path: Path, monkeypatch
     assert folder.is_dir()
 
 
+def test_a_glob_of_shards_is_shown_as_a_folder_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = raw(tmp_path, monkeypatch)
+    (folder / "other.jsonl").write_text('{"question": "问", "answer": "答"}')
+    shown = CliRunner().invoke(preview, ["own/r*.jsonl"])
+    assert shown.exit_code == 0 and "of the first 2 rows" in shown.output
+    entry = YAML(typ="safe").load(shown.output[shown.output.index("  own:\n") :])["own"]
+    assert (entry["uri"], entry["files"]) == ("own", "r*.jsonl")
+    assert "own/x*: no file with rows" in CliRunner().invoke(preview, ["own/x*"]).output
+
+
 def test_raw_data_that_gives_no_row_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = raw(tmp_path, monkeypatch)
     (folder / "rows.jsonl").write_text('{"q": "问", "a": "答"}')

@@ -6,10 +6,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-from stand_ins.clean_case import CLEAN, put, row
+from stand_ins.clean_case import CLEAN, cleaned, put, row
 
-from aurora.clean.clean import clean
-from aurora.clean.row_tables import write_tables
 from aurora.format.format import format_rows
 from aurora.format.params import Format
 from aurora.format.split import is_held_out, split
@@ -44,14 +42,14 @@ def formatted(folder: Path, answers: dict[str, list[str]]) -> tuple[dict[str, st
         name: put(folder / "raw", name, [row(f"请回答问题{name}", answer) for answer in texts])
         for name, texts in answers.items()
     }
-    cleaned = clean(folders, [], CLEAN.model_copy(update={"contamination": None, "truncated_answers": False}))
-    write_tables(folder, cleaned)
+    off = CLEAN.model_copy(update={"contamination": None, "truncated_answers": False})
+    found = cleaned(folders, [], off, out=folder)
     metrics = format_rows(folder / "conversations.parquet", MODEL_FILE, folder / "out", RULES)
     sides = {}
     for side in ("train", "held_out"):
         table = pyarrow.parquet.read_table(folder / "out" / f"{side}.parquet")
         sides |= dict.fromkeys(table["id"].to_pylist(), side)
-    texts = {conversation.id: conversation.rounds[0].answer for conversation, _ in cleaned.kept}
+    texts = {conversation.id: conversation.rounds[0].answer for conversation, _ in found.kept}
     return sides, texts, metrics
 
 

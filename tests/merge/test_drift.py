@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from stand_ins.tiny_mixtral import DENSE, NF4, SHAPE
 from stand_ins.zoo import write_base
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import aurora.merge.streaming
 import aurora.model.loading
@@ -26,6 +26,7 @@ from aurora.merge.drift import compare, drift, logits, read_samples, require_roo
 from aurora.merge.merge import merge
 from aurora.merge.params import Drift
 from aurora.merge.streaming import streamed_logits
+from aurora.model.loading import load_model
 from aurora.model.quantization import Quantization
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,6 +115,29 @@ def test_drift_is_what_peft_and_stock_transformers_find(folders):
         assert found[name]["max_abs"] == pytest.approx(expected.max().item(), rel=tolerance)
         assert found[name]["mean"] == pytest.approx(expected.mean().item(), rel=tolerance)
     assert found["merged_16_bits"]["kl_divergence"] < 0.1 * found["adapter_effect"]["kl_divergence"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_other_bases_are_measured_in_4_bits_too(folders, tmp_path: Path, kind: str):
+    """The default merged_bits, 16 and 4, on a dense base and on another mixture of experts."""
+    places = {name: tmp_path / name for name in ("base", "adapter", "merged")}
+    places["held_out.parquet"] = folders["held_out.parquet"]
+    model = AutoModelForCausalLM.from_pretrained(write_base(places["base"], kind))
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
+    tuned = get_peft_model(model, lora).eval()
+    tuned.save_pretrained(places["adapter"])
+    merge(places["base"], places["adapter"], places["merged"])
+    found = measure(places, SETTINGS, DENSE)
+    merged = load_model(places["merged"], NF4, device="cpu")
+    with torch.no_grad():
+        values = [
+            (tuned(input_ids=torch.tensor([ids])).logits - merged(torch.tensor([ids])).logits)[0, at].abs()
+            for ids, at in read_samples(places["held_out.parquet"], SETTINGS)
+        ]
+    assert found["merged_4_bits"]["max_abs"] == pytest.approx(torch.cat(values).max().item(), rel=1e-3)
+    assert found["merged_16_bits"]["max_abs"] < 0.5 * found["merged_4_bits"]["max_abs"]
 
 
 def test_an_adapter_that_changes_nothing_does_not_drift_in_the_same_bits(folders, tmp_path: Path):

@@ -15,7 +15,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from aurora.model import experts as module
 from aurora.model import nf4
-from aurora.model.experts import IMPLEMENTATION, pack, packed_experts_forward, product, product_of_few
+from aurora.model.experts import IMPLEMENTATION, Group, pack, packed_experts_forward, product, product_of_few
 from aurora.model.nf4 import PackedExperts
 
 EXPERTS, HIDDEN, INNER, TOP = 8, 64, 96, 2
@@ -198,10 +198,11 @@ def test_groups_slabs_and_fused_kernels_do_not_change_a_product(transposed, dtyp
         ]
     )
     close = 1e-6 if dtype == torch.float32 else 2**-8
-    found = [product_of_few(packed, experts, ends, rows, transposed)]
+    group = Group(experts, ends)
+    found = [product_of_few(packed, group, rows, transposed)]
     for most in (2**20, 2048, 1):
         monkeypatch.setitem(module.AT_ONCE, "cpu", most)
-        found.append(product(packed, experts, ends, rows, transposed))
+        found.append(product(packed, group, rows, transposed))
     for result in found:
         assert result.dtype == dtype
         assert (result.float() - expected).norm(dim=1).le(close * expected.norm(dim=1)).all()

@@ -242,20 +242,46 @@ def plant(project: Path, code: str, port: int, monkeypatch: pytest.MonkeyPatch) 
     return left
 
 
+KINDS = (sandbox.NAMESPACES, sandbox.LANDLOCK, sandbox.NONE)
+
+
+def promised(root: Path) -> dict[str, dict[str, bool]]:
+    """Whether each planted input is caught, by the kind of sandbox, as docs/promises.md has it."""
+    text = (root / "docs/promises.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| caught |" in line
+    ]
+    return {
+        name: {kind: cell == "caught" for kind, cell in zip(KINDS, cells, strict=True)}
+        for name, *cells in rows
+    }
+
+
+def test_the_table_of_the_docs_has_every_planted_input(root: Path):
+    table = promised(root)
+    assert list(table) == list(PLANTED)
+    assert all(row[sandbox.NAMESPACES] for row in table.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("code", PLANTED.values(), ids=PLANTED)
-def test_a_planted_input_is_caught(project: Path, monkeypatch, answering: int, code: str):
-    if sandbox.offered() != sandbox.NAMESPACES:
-        pytest.skip("this kernel lets this user have no namespaces")
-    left = plant(project, code, answering, monkeypatch)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_input_is_caught(
+    project: Path, root: Path, monkeypatch: pytest.MonkeyPatch, answering: int, name: str, kind: str
+):
+    if KINDS.index(kind) < KINDS.index(sandbox.offered()):
+        pytest.skip(f"this kernel lets this user have no {kind}")
+    left = plant(project, PLANTED[name], answering, monkeypatch)
     try:
         with Repo() as repo:
-            assert trace(repo, ["second"]).faults
+            caught = bool(trace(repo, ["second"], kind).faults)
     except DataError as error:
         assert "second fails where it has only what dvc.yaml declares" in str(error)
+        caught = True
     finally:
         for path in left:
             path.unlink(missing_ok=True)
+    assert caught is promised(root)[name][kind]
 
 
 def test_what_is_named_is_traced_alone_with_inputs_from_the_cache(project: Path):

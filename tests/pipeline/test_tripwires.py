@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ from aurora.core.parquet import write_parquet
 from aurora.eval.answers import CLOSED, normalised
 from aurora.report.comparison import compare_questions, read_questions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TRAINED = ("sft", "merge", "eval@tuned")
 BOS, EOS = 1, 2
 INST = [733, 16289, 28793]  # "[INST]" in Mistral's v1 pieces
@@ -27,14 +27,23 @@ OTHER_TEMPLATE = [774, 10649, 28747]  # "### Human:"
 LEVEL = 0.01
 
 
+def slow(test: Callable) -> Callable:
+    """Marks a test that runs stages."""
+    return pytest.mark.slow(pytest.mark.timeout(3600)(test))
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small profile, run without a fault as far as eval@tuned."""
+    """The small profile, run without a fault as far as eval@tuned, but for what no tripwire reads."""
     folder = tmp_path_factory.mktemp("honest")
     params = read_yaml(ROOT / "params.yaml")
+    params["merge"]["drift"] = params["eval"]["router_tokens"] = None
+    params["sft"]["eval_steps"] = 1000
     shutil.copytree(ROOT / "samples", folder / "samples")
+    (folder / "samples/prompts.yaml").write_text("first_words: [你好]\n", encoding="utf-8")
     write_params(folder, params)
-    fetch(folder, params, *params["sources"])
+    fetch(folder, params, *(name for name in params["sources"] if name != "language_confusion"))
+    (folder / "data/raw/prompts").mkdir()
     stages(folder, "clean", "format", *TRAINED)
     return folder
 
@@ -168,44 +177,15 @@ def rotate_letters(folder: Path) -> None:
             )
 
 
-# Fault, what plants it, the stages that run then, and measures of which one at least must tell it.
-MEASURED = [
-    ("labels shifted by one", with_rows(shift_labels), TRAINED, {"exact_match", "loss"}),
-    ("prompt tokens trained", with_rows(train_prompts), TRAINED, {"exact_match", "loss"}),
-    ("end token untrained", with_rows(leave_the_end_untrained), TRAINED, {"mean_length", "exact_match"}),
-    ("wrong template", with_rows(change_the_template), TRAINED, {"exact_match", "loss"}),
-    ("double BOS", with_rows(double_bos), TRAINED, {"exact_match", "loss"}),
-    ("adapter of another scale", scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
-    ("a router permuted", permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
-    ("shots of another subject", swap_shots, ("eval@tuned",), {"mmlu"}),
-    ("answer letters rotated", rotate_letters, ("eval@tuned",), {"cmmlu"}),
-    ("held-out rows in training", hold_nothing_out, TRAINED, {"loss", "exact_match"}),
-]
+def other_seed(folder: Path) -> None:
+    path = folder / "params.yaml"
+    params = read_yaml(path)
+    params["sft"]["seed"] += 1
+    path.unlink()
+    write_params(folder, params)
 
 
-@pytest.mark.parametrize(
-    ("plant", "ran", "expected"), [case[1:] for case in MEASURED], ids=[case[0] for case in MEASURED]
-)
-def test_a_fault_is_told_beyond_chance(
-    honest: Path, tmp_path: Path, plant, ran, expected, record_property
-) -> None:
-    faulty = copied(honest, tmp_path / "faulty")
-    plant(faulty)
-    stages(faulty, *ran)
-    found = told(honest, faulty)
-    record_property("told_by", sorted(found))
-    print(f"told by: {', '.join(sorted(found)) or 'nothing'}")
-    assert found & expected
-
-
-def test_an_honest_run_is_told_by_nothing(honest: Path, tmp_path: Path) -> None:
-    again = copied(honest, tmp_path / "again")
-    stages(again, "eval@tuned")
-    assert told(honest, again) == set()
-
-
-def test_nf4_blocks_transposed_are_told(honest: Path, tmp_path: Path) -> None:
-    faulty = copied(honest, tmp_path / "faulty")
+def run_with_transposed_blocks(folder: Path) -> None:
     program = """
 import stages, aurora.model.nf4 as nf4
 honest = nf4.dequantise
@@ -218,12 +198,61 @@ main()
 """
     command = read_yaml(ROOT / "dvc.yaml")["stages"]["eval"]["do"]["cmd"]
     command = command.replace("${key}", "tuned").replace("${item.model}", "models/merged")
-    run(faulty, "-c", program, *command.split()[3:])
+    run(folder, "-c", program, *command.split()[3:])
+
+
+# Fault: what plants it, the stages that run then, and the measures that have to tell it.
+MEASURED = {
+    "labels shifted by one": (with_rows(shift_labels), TRAINED, {"exact_match", "loss"}),
+    "prompt tokens trained": (with_rows(train_prompts), TRAINED, {"loss"}),
+    "end token untrained": (with_rows(leave_the_end_untrained), TRAINED, {"exact_match", "mean_length"}),
+    "wrong template": (with_rows(change_the_template), TRAINED, {"exact_match", "loss"}),
+    "double BOS": (with_rows(double_bos), TRAINED, {"loss"}),
+    "adapter of another scale": (scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
+    "NF4 blocks transposed": (run_with_transposed_blocks, (), {"exact_match", "loss"}),
+    "a router permuted": (permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
+    "shots of another subject": (swap_shots, ("eval@tuned",), {"mmlu"}),
+    "answer letters rotated": (rotate_letters, ("eval@tuned",), {"cmmlu"}),
+    "held-out rows in training": (hold_nothing_out, TRAINED, {"loss"}),
+}
+STOPPED = {
+    "adapter merged twice": "merge stops: the base is not the one of the adapter",
+    "contaminated rows": "clean drops and counts them",
+}
+
+
+def test_the_table_in_docs_is_this_suite() -> None:
+    text = (ROOT / "docs/miniature.md").read_text(encoding="utf-8").partition("## Tripwires")[2]
+    table = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)[1:])
+    told_by = {name: ", ".join(f"`{item}`" for item in sorted(case[2])) for name, case in MEASURED.items()}
+    assert table == told_by | STOPPED
+    assert len(table) >= 12
+
+
+@slow
+@pytest.mark.parametrize("fault", MEASURED)
+def test_a_fault_is_told_beyond_chance(honest: Path, tmp_path: Path, fault: str) -> None:
+    plant, ran, expected = MEASURED[fault]
+    faulty = copied(honest, tmp_path / "faulty")
+    plant(faulty)
+    stages(faulty, *ran)
     found = told(honest, faulty)
-    print(f"told by: {', '.join(sorted(found))}")
-    assert {"exact_match", "loss"} <= found
+    print(f"told by: {', '.join(sorted(found)) or 'nothing'}")
+    assert expected <= found
 
 
+@slow
+@pytest.mark.parametrize(
+    ("plant", "ran"), [(lambda _: None, ("eval@tuned",)), (other_seed, TRAINED)], ids=["again", "other seed"]
+)
+def test_a_run_without_a_fault_is_told_by_nothing(honest: Path, tmp_path: Path, plant, ran) -> None:
+    again = copied(honest, tmp_path / "again")
+    plant(again)
+    stages(again, *ran)
+    assert told(honest, again) == set()
+
+
+@slow
 def test_an_adapter_is_not_merged_twice(honest: Path, tmp_path: Path) -> None:
     faulty = copied(honest, tmp_path / "faulty")
     merge_again(faulty)
@@ -231,6 +260,7 @@ def test_an_adapter_is_not_merged_twice(honest: Path, tmp_path: Path) -> None:
         stages(faulty, "merge")
 
 
+@slow
 def test_contaminated_rows_do_not_reach_training(honest: Path, tmp_path: Path) -> None:
     faulty = copied(honest, tmp_path / "faulty")
     path = faulty / "data/raw/instructions/alpaca_data_zh_51k/alpaca_data_zh_51k.json"

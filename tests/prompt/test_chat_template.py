@@ -12,7 +12,7 @@ from stand_ins.tiny_llama import CHATML, vocabulary
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from aurora.core.errors import ModelError, ParamsError
-from aurora.eval.prompt_set import question_encoder
+from aurora.eval.chat_encoder import ChatEncoder
 from aurora.format.byte_pieces import ByteCost, BytePieces
 from aurora.format.format import format_rows
 from aurora.format.preview import terminal_row, tokens
@@ -108,7 +108,7 @@ def test_ids_and_spans_are_those_of_transformers(name: str):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_conversation_goes_on_behind_an_answer_as_it_was_trained(name: str):
     tokenizer = tokenizer_of(TEMPLATES[name])
-    template, encode = ChatTemplate(tokenizer, "here"), question_encoder(tokenizer, "chat_template")
+    template, encode = ChatTemplate(tokenizer, "here"), ChatEncoder(tokenizer, "chat_template").question
     contents = ["问一", "answer one", "and 2?", "好"]
     ids, _ = row(template, contents)
     spoken = [*encode(contents[0], True), *template.answers(["answer one"])[0].tolist(), template.end]

@@ -17,7 +17,6 @@ from aurora.prompt.mistral import (
     IGNORED,
     check_row,
     encode,
-    encode_prompt,
     encode_texts,
     join_rows,
     prompt_text,
@@ -198,19 +197,6 @@ def test_several_rows_are_joined_as_each_alone():
                 PROCESSOR, as_messages(rounds), prompt
             )
         assert offsets[-1] == len(ids) == len(labels)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(conversations, content)
-def test_a_prompt_to_answer_equals_mistral(rounds, last):
-    turns = [
-        turn
-        for user, answer in rounds
-        for turn in (UserMessage(content=user), AssistantMessage(content=answer))
-    ]
-    request = ChatCompletionRequest(messages=[*turns, UserMessage(content=last)])
-    expected = REFERENCE.encode_chat_completion(request).tokens
-    assert encode_prompt(PROCESSOR, [*as_messages(rounds), Message("user", last)]) == expected
 
 
 def test_two_threads_give_the_same_ids():

@@ -1,6 +1,8 @@
 """Answers of a loaded model: transformers' own greedy tokens, mistral_common's prompt, whole characters, stop texts."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from stand_ins.tiny_llama import CHATML, vocabulary
 from stand_ins.tiny_mixtral import DENSE, NF4, VOCABULARY, write_model
 from transformers import PreTrainedTokenizerFast
 
-from aurora.core.errors import DataError
+from aurora.core.errors import DataError, ModelError
 from aurora.serving.chat_model import Answer, ChatModel, ContextError, Sampling
 from aurora.serving.encoding import message_encoder
 from aurora.serving.places import find_model
@@ -36,17 +38,22 @@ def said(served: ChatModel, messages: list[dict], **sampling: object) -> Answer:
     return answer
 
 
+SYSTEM = [{"role": "system", "content": "请用中文回答。"}]
+
+
+@pytest.mark.parametrize("system", [[], SYSTEM], ids=["", "system"])
 @pytest.mark.parametrize("messages", [HELLO, ROUNDS], ids=["one round", "two rounds"])
-def test_the_prompt_is_mistral_s_own(served: ChatModel, messages: list[dict]):
+def test_the_prompt_is_mistral_s_own(served: ChatModel, messages: list[dict], system: list[dict]):
     from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
     from mistral_common.protocol.instruct.request import InstructRequest
     from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV1
     from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
     kinds = {"user": UserMessage, "assistant": AssistantMessage}
-    request = InstructRequest(messages=[kinds[each["role"]](content=each["content"]) for each in messages])
+    said = [kinds[each["role"]](content=each["content"]) for each in messages]
+    request = InstructRequest(messages=said, system_prompt=system[0]["content"] if system else None)
     wanted = InstructTokenizerV1(SentencePieceTokenizer(str(VOCABULARY))).encode_instruct(request).tokens
-    assert served.prompt(messages) == wanted
+    assert served.prompt([*system, *messages]) == wanted
 
 
 @pytest.mark.parametrize("messages", [HELLO, ROUNDS], ids=["one round", "two rounds"])
@@ -114,7 +121,8 @@ def test_a_special_token_in_a_message_is_text(served: ChatModel):
         (ROUNDS[:2], "the last message is the assistant's"),
         ([{"role": "user", "content": ""}], r"messages\[0\]: the user message is empty"),
         ([{"role": "user", "content": "好\ud83d"}], "half a character"),
-        ([{"role": "system", "content": "x"}, *HELLO], "has no system message"),
+        ([{"role": "system", "content": "x\ud83d"}, *HELLO], r"messages\[0\]: half a character"),
+        (SYSTEM, "no user message"),
     ],
 )
 def test_messages_without_a_place_in_the_prompt_are_refused(served: ChatModel, messages, said_of_it: str):
@@ -151,7 +159,7 @@ def test_a_chat_template_with_a_system_message_gives_the_ids_of_the_whole():
     assert "x<|im_end|>contentmark0end" in tokenizer.decode(forged)
 
 
-def test_a_template_that_refuses_a_system_message_says_why():
+def test_a_template_without_a_system_turn_has_it_in_front_of_the_question_as_in_training():
     refusing = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
         + CHATML
@@ -162,8 +170,9 @@ def test_a_template_that_refuses_a_system_message_says_why():
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
     )
-    with pytest.raises(DataError, match=r"refuses them \(no system role here"):
-        message_encoder(tokenizer, "chat_template")([{"role": "system", "content": "x"}, *HELLO])
+    joined = [{"role": "user", "content": f"{SYSTEM[0]['content']}\n\n{HELLO[0]['content']}"}]
+    wanted = tokenizer.apply_chat_template(joined, add_generation_prompt=True, return_dict=False)
+    assert message_encoder(tokenizer, "chat_template")([*SYSTEM, *HELLO]) == wanted
 
 
 def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -179,7 +188,11 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path / "adapter")
     command = "python -m stages.merge --base data/raw/model/base --adapter adapter --merged models/merged"
-    (tmp_path / "dvc.yaml").write_text(f"stages: {{merge: {{cmd: {command}}}}}")
+    stages = {
+        "merge": {"cmd": command},
+        "sft": {"cmd": "python -m stages.sft --checkpoints models/checkpoints"},
+    }
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     monkeypatch.chdir(tmp_path)
     served = ChatModel.load(find_model("adapter"), NF4, "mistral")
     answer = said(served, HELLO)
@@ -189,3 +202,10 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
     )
     assert answer.tokens == [token for token in wanted[0, ids.shape[1] :].tolist() if token != 2]
     assert answer.tokens != said(ChatModel.load(find_model("base"), NF4, "mistral"), HELLO).tokens
+    for name, folder in (("step-40", "models/checkpoints"), ("checkpoint-60", ".aurora/sft/run")):
+        shutil.copytree(tmp_path / "adapter", tmp_path / folder / name)
+        place = find_model(name)
+        assert place.name == name and place.base == Path("data/raw/model/base")
+        assert said(ChatModel.load(place, NF4, "mistral"), HELLO).tokens == answer.tokens
+    with pytest.raises(ModelError, match="give base, tuned, adapter, step-40, checkpoint-60, or a folder"):
+        find_model("step-80")

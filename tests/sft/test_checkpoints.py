@@ -26,8 +26,10 @@ from stand_ins.training_case import (
     write_params,
 )
 
+from aurora.core.files import sha256_file
 from aurora.core.parquet import write_parquet
-from aurora.sft.checkpoints import Checkpoints, fingerprint
+from aurora.pipeline.params import load_params
+from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
 from aurora.sft.train import train
 from aurora.sft.trainer import LabelledPositionsTrainer
 
@@ -66,10 +68,7 @@ def drop(folder: Path) -> None:
 
 def train_here(folder: Path) -> str:
     """The stage without a process of its own."""
-    from aurora.pipeline.params import load_params
-
     params = load_params(folder / "params.yaml")
-    assert params.sft.lora.lora_dropout == 0.1
     try:
         return train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
     finally:
@@ -116,6 +115,46 @@ def test_a_broken_run_goes_on_to_the_same_bytes(case: Path, whole, monkeypatch, 
     assert "going on from" in capsys.readouterr().err
     assert outcome(case) == whole
     assert not checkpoints(case)
+
+
+@pytest.mark.parametrize("way", ["broken", pytest.param("killed", marks=pytest.mark.slow)])
+def test_a_training_of_experts_from_an_adapter_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch, way: str
+):
+    """LoRA on experts and attention, which goes on from another training's adapter."""
+    lora = {
+        "r": 2,
+        "target_modules": ["q_proj", "o_proj"],
+        "target_parameters": ["gate_up_proj", "down_proj"],
+    }
+    settings = SFT | {"num_train_epochs": 1}
+    settings["lora"] = load_params(ROOT / "params.yaml").sft.lora.model_dump() | lora
+
+    def finish(name: str, whole: bool = True) -> None:
+        monkeypatch.chdir(tmp_path / name)
+        if way == "killed":
+            status, log = run(tmp_path / name, python=() if whole else ("-c", KILL.format(AMID_A_CHECKPOINT)))
+            assert status == (0 if whole else -signal.SIGKILL), log
+        elif whole:
+            train_here(tmp_path / name)
+        else:
+            with monkeypatch.context() as patched, pytest.raises(Broken):
+                break_at(patched, 3)
+                train_here(tmp_path / name)
+
+    monkeypatch.chdir(write_case(tmp_path / "first", **settings, stop_after_steps=2))
+    train_here(tmp_path / "first")
+    first = tmp_path / "first/models/adapter"
+    start_from = {"adapter": "start", "rev": None, "sha256": sha256_file(first / WEIGHTS)}
+    for name in ("whole", way):
+        shutil.copytree(first, write_case(tmp_path / name, **settings, start_from=start_from) / "start")
+    finish("whole")
+    finish(way, whole=False)
+    assert [path.name for path in checkpoints(tmp_path / way)] == ["checkpoint-2"]
+    finish(way)
+    found = outcome(tmp_path / way)
+    assert found == outcome(tmp_path / "whole")
+    assert found[f"models/adapter/{WEIGHTS}"] != (first / WEIGHTS).read_bytes()
 
 
 @pytest.mark.minutes

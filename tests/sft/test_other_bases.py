@@ -1,6 +1,7 @@
 """What sft refuses of other bases before it loads them, and what it goes on from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,15 @@ from safetensors.torch import load_file
 from stand_ins.tiny_mixtral import NF4
 from stand_ins.training_case import rows, write_case, write_params
 from stand_ins.zoo import write_base
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aurora.adapter.record import hub_address, read_record
 from aurora.core.errors import ModelError, ParamsError
 from aurora.core.files import sha256_file, write_json
 from aurora.core.parquet import write_parquet
 from aurora.sft.checkpoints import Checkpoints
-from aurora.sft.params import Sft
+from aurora.sft.params import Sft, StartFrom
+from aurora.sft.start import start_folder
 from aurora.sft.train import build_trainer, check_before, train
 
 
@@ -131,6 +133,8 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_it(tmp_path, monk
     monkeypatch.chdir(write_case(tmp_path))
     lora = {"target_parameters": ["gate_up_proj", "down_proj"], "target_modules": ["q_proj"], "r": 2}
     params = write_params(tmp_path, stop_after_steps=2, eval_steps=2)
+    address = {"uri": f"hf://owner/tiny@{'a' * 40}", "revision": "a" * 40}
+    write_json(Path("base/manifest.json"), {"source": "base"} | address)
     first = changed(
         params.sft,
         {**lora, "target_parameters": tuple(lora["target_parameters"]), "target_modules": ("q_proj",)},
@@ -151,13 +155,53 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_it(tmp_path, monk
     record = read_record(Path("second"))
     assert record["start_from"]["sha256"] == digest
     assert record["start_from"]["record"]["sft"]["learning_rate"] == first.learning_rate
-    assert json.loads(Path("second/adapter_config.json").read_text())["target_parameters"] == [
-        "down_proj",
-        "gate_up_proj",
-    ]
+    config = json.loads(Path("second/adapter_config.json").read_text())
+    assert config["target_parameters"] == ["down_proj", "gate_up_proj"]
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/tiny", "a" * 40)
+    assert AutoTokenizer.from_pretrained("second").eos_token == "</s>"
     wrong = changed(second, None, start_from={"adapter": "first", "rev": None, "sha256": "0" * 64})
     with pytest.raises(ParamsError, match=r"sft.start_from.sha256: .* write this one"):
         check_before(Path("base"), Path("rows"), wrong, params.quantization)
     other = changed(second, {"r": 4})
     with pytest.raises(ParamsError, match=r"sft.lora.r is 4, but first has 2"):
         check_before(Path("base"), Path("rows"), other, params.quantization)
+
+
+def test_an_adapter_of_another_commit_comes_out_of_dvc(tmp_path, monkeypatch):
+    from dvc.repo import Repo
+    from dvc.scm import Git
+
+    monkeypatch.chdir(tmp_path)
+    git = Git.init(str(tmp_path))
+    digests = []
+    with Repo.init(str(tmp_path)) as repo:
+        for content in (b"first", b"second"):
+            Path("models/adapter").mkdir(parents=True, exist_ok=True)
+            Path("models/adapter/adapter_model.safetensors").write_bytes(content)
+            Path("models/adapter/adapter_config.json").write_bytes(b"{}" + content)
+            digests.append(sha256_file(Path("models/adapter/adapter_model.safetensors")))
+            repo.add("models/adapter")
+            git.add([".dvc", ".dvcignore", "models/adapter.dvc", "models/.gitignore"])
+            git.commit(content.decode())
+    revisions = [commit.hexsha for commit in map(git.resolve_commit, ("HEAD~1", "HEAD"))]
+    for content, revision, digest in zip((b"first", b"second"), revisions, digests, strict=True):
+        folder = start_folder(StartFrom(adapter="models/adapter", rev=revision, sha256=digest))
+        assert (
+            folder != Path("models/adapter")
+            and (folder / "adapter_config.json").read_bytes() == b"{}" + content
+        )
+    asked = StartFrom(adapter="models/adapter", rev=revisions[0], sha256=digests[1])
+    shutil.rmtree(".aurora")
+    with pytest.raises(ParamsError, match=f"sft.start_from.sha256: .* has {digests[0]}; write this one"):
+        start_folder(asked)
+    shutil.rmtree(".aurora")
+    shutil.rmtree(".dvc/cache")
+    for asked in (
+        StartFrom(adapter="models/adapter", rev=revisions[0], sha256=digests[0]),
+        StartFrom(adapter="models/adapter", rev="no-such-commit", sha256=digests[0]),
+        StartFrom(adapter="models/none", rev=revisions[0], sha256=digests[0]),
+    ):
+        with pytest.raises(ModelError, match=r"sft.start_from: .* cannot be read \(.*run dvc pull") as caught:
+            start_folder(asked)
+        assert "\n" not in str(caught.value)
+        assert not list(Path(".aurora").rglob("*.safetensors"))

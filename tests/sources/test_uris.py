@@ -356,3 +356,21 @@ def test_a_non_commercial_licence_is_known_by_identifier_and_words(licence: str)
 @pytest.mark.parametrize("licence", PERMISSIVE)
 def test_a_licence_that_allows_commerce_is_not_marked(licence: str):
     assert not non_commercial(licence)
+
+
+def test_a_glob_of_the_hub_is_an_address_and_one_of_a_path_is_told_as_a_folder_and_its_files():
+    given = {"kind": "instructions", "format": "alpaca", "licence": "MIT"}
+    hub = SECTIONS["downloads"](uri=f"hf://datasets/o/n@{COMMIT}/data/*.parquet", **given)
+    assert hub.address.is_glob and not parse("own/rows.json").is_glob
+    for uri, folder, files in (
+        ("own/shards/*.jsonl", "own/shards", "*.jsonl"),
+        ("own/*/train-*.jsonl", "own", "*/train-*.jsonl"),
+        ("*.jsonl", ".", "*.jsonl"),
+    ):
+        with pytest.raises(ValueError, match="is a glob, and DVC watches a file or a folder") as caught:
+            SECTIONS["sources"](uri=uri, **given)
+        assert f"write uri: {folder} and files: '{files}'" in str(caught.value)
+    with pytest.raises(ValueError, match="are of one file, and uri names several"):
+        SECTIONS["downloads"](uri=hub.uri, sha256="0" * 64, **given)
+    with pytest.raises(ValueError, match="takes a part out of several archives"):
+        SECTIONS["downloads"](uri=f"hf://datasets/o/n@{COMMIT}/*.zip!/a", **given)

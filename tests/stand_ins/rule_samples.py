@@ -103,11 +103,11 @@ def truncated(samples: dict) -> Iterator[Judged]:
         for _ in range(60):
             whole = made(chance.randrange(6, 10))
             yield _cut(kind, False, whole, short)
-            place = chance.randrange(CLEAN.truncated_from + 40, len(whole) - 3)
-            while whole[place - 1] in "。！？；：，、.)\n `" or whole[place] in "。！？；\n`":
-                place -= 1
-            if place > CLEAN.truncated_from:
-                yield _cut(kind, True, whole[:place], short)
+            yield from (_cut(kind, True, text, short) for text in _broken_off(whole, 1, chance))
+    for kind in ("medical", "law"):
+        for whole in samples[f"{kind}_answers"]:
+            yield _cut(kind, False, whole, paragraphs[:40])
+            yield from (_cut(kind, True, text, paragraphs[:40]) for text in _broken_off(whole, 5, chance))
     people = samples["people_answers"]
     for first, second in product(people, people):
         text = first if first == second else f"{first}，另外{second}"
@@ -117,6 +117,16 @@ def truncated(samples: dict) -> Iterator[Judged]:
             yield _cut("enumeration", False, text + end, paragraphs[:40])
     for text, wish in product(paragraphs[:12], samples["wishes"]):
         yield _cut("closing wish", False, f"{text}\n\n{paragraphs[20]}\n\n{wish}", paragraphs[:40])
+
+
+def _broken_off(whole: str, times: int, chance: random.Random) -> Iterator[str]:
+    """The beginning of a text up to a place within a sentence, so many times."""
+    for _ in range(times):
+        place = chance.randrange(CLEAN.truncated_from + 20, len(whole) - 3)
+        while whole[place - 1] in "。！？；：，、.)\n `*-" or whole[place] in "。！？；\n`":
+            place -= 1
+        if place > CLEAN.truncated_from:
+            yield whole[:place]
 
 
 def _cut(kind: str, label: bool, text: str, of_source: list[str]) -> Judged:

@@ -1,0 +1,88 @@
+"""What Mixtral-8x7B's true shape asks of a card, counted without one: kernels, synchronisations, bytes, roofline.
+
+    python benchmarks/card_counts.py                   # of this code
+    python benchmarks/card_counts.py --before COMMIT   # of the code of a commit, to stand beside it
+
+Each case runs the project's own code on fake tensors (tests/stand_ins/fake_cuda) with two and with three layers. The
+roofline is that of an H100: a limit by counting, and no measurement. Writes the record card_counts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from records import RESULTS, write_record
+
+ROOT = Path(__file__).parent.parent
+CASES = {
+    "train 2 x 1,024": {"what": "train", "rows": 2},
+    "train 8 x 1,024": {"what": "train", "rows": 8},
+    "train packed 8,192": {"what": "train", "rows": 1, "sft": {"packing": True, "packing_length": 8192}},
+    "train packed 16,384": {"what": "train", "rows": 1, "sft": {"packing": True, "packing_length": 16384}},
+    "train 2 x 1,024, fp16": {"what": "train", "rows": 2, "compute_dtype": "float16"},
+    "decode 1": {"what": "replies", "rows": 1, "length": 512},
+    "decode 16": {"what": "replies", "rows": 16, "length": 512},
+    "decode 17": {"what": "replies", "rows": 17, "length": 512},
+    "questions, 16,384 on 3,000": {"what": "questions", "length": 16384},
+}
+LAYERS = 32
+SEEN = (2, 3)  # layers that are run; every layer is alike, so that what one more adds gives the whole
+KEPT = (
+    "kernels", "synchronisations", "tera_operations", "gigabytes", "dequantized_gigabytes", "filled_gigabytes",
+    "roofline_ms", "peak_gib", "planned_gib",
+)  # fmt: skip
+
+
+def count(case: str, code: Path) -> dict[str, float]:
+    """The counts of a case at LAYERS layers with the package of the folder `code`."""
+    asked = [json.dumps(CASES[case] | {"layers": layers}) for layers in SEEN]
+    paths = os.pathsep.join([str(code), str(ROOT / "tests")])
+    command = [sys.executable, "-W", "ignore", "-m", "stand_ins.fake_cuda.cases", *asked]
+    done = subprocess.run(
+        command, cwd=code, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    few, more = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    return whole(few, more)
+
+
+def whole(few: dict, more: dict) -> dict[str, float]:
+    """The counts of all layers from those of two small models."""
+    found = {"tokens": few["tokens"]}
+    for name in KEPT:
+        each = (more[name] - few[name]) / (SEEN[1] - SEEN[0])
+        found[name] = round(few[name] + (LAYERS - SEEN[0]) * each, 2)
+    return found | {"tokens_per_second": round(found["tokens"] / found["roofline_ms"] * 1e3)}
+
+
+@click.command(help=__doc__)
+@click.option("--before", metavar="COMMIT", help="Count the code of this commit, as the figures before.")
+@click.option("--only", default="", help="Cases that begin so; no record.")
+def main(before: str | None, only: str) -> None:
+    place = RESULTS / "card_counts.json"
+    values = json.loads(place.read_text())["values"] if place.is_file() else {}
+    cases = [case for case in CASES if case.startswith(only)]
+    with tempfile.TemporaryDirectory() as name:
+        code = Path(name) / "code" if before else ROOT
+        git = ["git", "-C", str(ROOT), "worktree"]
+        if before:
+            subprocess.run([*git, "add", "--quiet", "--detach", str(code), before], check=True)
+        try:
+            found = {}
+            for case in cases:
+                found[case] = count(case, code)
+                print(f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True)
+        finally:
+            if before:
+                subprocess.run([*git, "remove", "--force", str(code)], check=True)
+    if not only:
+        write_record("card_counts", values | {"before" if before else "after": found}, load=0.0)
+
+
+if __name__ == "__main__":
+    main()
