@@ -5,6 +5,8 @@ from importlib import import_module
 
 import click
 
+from aurora.core.progress import calm_bars
+
 # Each command is a function of its own name in the module of that name, with the line that the help shows.
 COMMANDS = {
     "chat": "Talk with a model.",
@@ -56,6 +58,7 @@ def main() -> None:
 
     For completion in bash, put into ~/.bashrc: eval "$(_AURORA_COMPLETE=bash_source aurora)"
     """
+    calm_bars()
 
 
 if __name__ == "__main__":

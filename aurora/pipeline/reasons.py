@@ -49,7 +49,7 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
 
 
 NOTHING_HERE = "no output is here yet; dvc pull brings them from a remote, dvc repro makes them"
-MISSING = (" is gone", " runs before")  # how a line ends that says no more than that
+MISSING = (" is gone", " is not in the cache", " runs before")  # how a line ends that says no more than that
 
 
 def beyond_missing(repo: "Repo", found: dict[str, list[str]]) -> dict[str, list[str]] | None:

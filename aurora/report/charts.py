@@ -15,7 +15,7 @@ text{font:12px system-ui,"Noto Sans CJK SC",sans-serif;fill:#1f2328}.title{font-
 .paper{fill:#fff}.grid{stroke:#e2e5e9}.mark{stroke:#59636e;stroke-dasharray:4 3}.fill0{fill:#8a94a0}.fill1{fill:#c4522d}
 .fill2{fill:#4a7ab5}.line0{stroke:#8a94a0}.line1{stroke:#c4522d}.line2{stroke:#4a7ab5}.line0,.line1,.line2{fill:none;stroke-width:1.8}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.paper{fill:#0d1117}.grid{stroke:#30363d}.mark{stroke:#9198a1}
-.fill0{fill:#9aa4b0}.fill1{fill:#e8764f}.fill2{fill:#6ea3e0}.line0{stroke:#9aa4b0}.line1{stroke:#e8764f}.line2{stroke:#6ea3e0}}
+.fill0{fill:#9aa4b0}.fill1{fill:#e8764f}.fill2{fill:#6ea3e0}.line0{stroke:#9aa4b0}.line1{stroke:#e8764f}.line2{stroke:#6ea3e0}}.inside{fill:#0d1117}
 </style>"""
 Point = tuple[float, float]
 
@@ -89,7 +89,7 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[
                 f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>"
             )
             if wide > 40:
-                parts.append(_text(x + wide / 2, y + 15, f"{100 * values[series]:.0f} %", "middle"))
+                parts.append(_text(x + wide / 2, y + 15, f"{100 * values[series]:.0f} %", "middle", "inside"))
             x += wide
     return _picture(title, top + step * len(rows) + 8, parts)
 

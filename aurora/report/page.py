@@ -105,9 +105,9 @@ def _answers(found: ReportInputs) -> list[Block]:
         Heading("Sense of the replies"),
         Table(("held-out prompts", "base → tuned"), rows),
         Paragraph(
-            "A closed question has a Chinese human answer of at most 40 characters; a right reply is that answer, but for "
-            "punctuation, spaces, width and case. Words have two or more characters; letters of other languages "
-            "stand in none."
+            "A closed question has a Chinese human answer of at most 40 characters; a right reply is that answer, apart "
+            "from punctuation, spaces, width and case. Words have two or more characters; letters of other languages "
+            "belong to none."
         ),
     ]
 

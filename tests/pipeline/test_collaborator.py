@@ -99,7 +99,7 @@ def test_a_collaborators_day_of_the_docs(root: Path, first: Path, tmp_path: Path
     repeated = re.findall(r"(?ms)^\$ dvc repro\n(.*?)(?=^\$ |\Z)", printed)
     assert [ran(text) for text in repeated] == [[], ["eval@tuned", "merge", "report", "sft"]]
     assert "sft.learning_rate" in steps["aurora why sft"]
-    assert "metrics/sft.json" in steps["dvc metrics diff main"]
+    assert "metrics/tuned.json" in steps["dvc metrics diff main"]
     assert "95 % interval" in steps["aurora compare main slower"]
     assert "params.yaml" in steps["git diff main --stat"]
     assert (second / "dvc_plots/index.html").is_file()

@@ -268,6 +268,7 @@ def test_a_sweep_leaves_the_tree_clean_shows_what_differs_and_travels(root: Path
     assert bytes_of(first, *ALL, "params.yaml", "dvc.lock", "metrics") == before
     assert run(first, "git", "status", "--porcelain", "--untracked-files=no") == ""
     header, _, *rows = run(first, "bash", "-c", show).strip().splitlines()
+    print("HEADER", header, *rows, sep="\n")
     columns = [cell.strip() for cell in header.strip("|").split("|")]
     values = [metric for metric in columns if metric.endswith("value")]  # what the small commands measure
     assert columns == ["Experiment", *values, "sft.learning_rate"]
@@ -275,7 +276,7 @@ def test_a_sweep_leaves_the_tree_clean_shows_what_differs_and_travels(root: Path
     assert [row.strip("|").rsplit("|", 1)[1].strip() for row in rows] == ["0.005", "0.01", "0.002"]
     printed = run(first, "bash", "-c", differ)
     assert re.search(r"params.yaml +sft.learning_rate +0.005 +0.0\d+", printed)
-    assert "metrics/sft.json" in printed
+    assert "metrics/tuned.json" in printed
     dvc(first, "exp", "push", "origin", "rate-1")
     dvc(second, "pull")
     dvc(second, "exp", "pull", "origin", "rate-1")
