@@ -47,7 +47,7 @@ class ChatEncoder:
         if self.template:
             said = [*self.template.answers([answer])[0].tolist(), self.template.end]
         else:
-            said = [*self._ids(answer), self.tokenizer.eos_token_id]
+            said = self._ids(answer) + [self.tokenizer.eos_token_id]
         return [*self.question(question, first, system), *said]
 
     def _ids(self, text: str) -> list[int]:
