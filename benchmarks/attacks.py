@@ -113,6 +113,7 @@ CASES = (
         "pipeline/test_rooms",
         "every_form_of_an_import",
     ),
+    Case("aurora why of a frozen stage", "says that it never runs", "pipeline/test_reasons", "frozen"),
     Case("a remote object damaged or missing", "aurora verify --remote", "pipeline/test_integrity", "remote"),
     Case(
         "eval's memory: a bit, a page, a file",
