@@ -68,7 +68,11 @@ def train(
         checkpoints.layouts = layouts_behind(last, sft)
         if last and main:
             changed = len(checkpoints.layouts) > len(read_layouts(last))
-            told = f", in {sft.processes} processes instead of {checkpoints.layouts[-2]['processes']}" if changed else ""
+            told = (
+                f", in {sft.processes} processes instead of {checkpoints.layouts[-2]['processes']}"
+                if changed
+                else ""
+            )
             print(f"sft: going on from {last}{told}", file=sys.stderr)
         trainer.args.eval_on_start = last is None
         set_seed(sft.seed + trainer.args.process_index)  # dropout differs from process to process
