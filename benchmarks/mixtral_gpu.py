@@ -8,7 +8,7 @@ adamw_torch_fused stands in, for 3.4 million LoRA weights. No model weights are 
 packed on the card, one expert at a time, and run through the stage's own path (aurora.sft.train, be_deterministic and
 build_trainer) in the settings of profiles/paper.yaml and profiles/paper-fast.yaml.
 
-Printed as it goes, and kept in --out after each step, so that a cut-off run still tells what it has measured; after LAST
+Printed as it goes, and with --record kept after each step, so that a cut-off run still tells what it has measured; after LAST
 seconds it cuts itself off:
   the card      bfloat16 product and copy speed, measured here
   NF4           whether the card packs and unpacks to the bits of a CPU
@@ -31,6 +31,7 @@ from unittest import mock
 
 import click
 import torch
+from records import RESULTS, write_record
 
 GIB = 2**30
 BUDGET = 390  # seconds after which no further measurement begins
@@ -49,7 +50,7 @@ TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hi
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 
 
-PREDICTIONS = Path(__file__).parent / "results" / "card_predictions.json"
+PREDICTIONS = RESULTS / "card_predictions.json"
 
 
 def say(text: str) -> None:
@@ -80,6 +81,7 @@ def random_model(config, quantization, device: str):
 
     from aurora.model.experts import fused_tensors, replace
     from aurora.model.nf4 import PackedExperts
+    from aurora.model.norms import fuse_norms
     from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -127,6 +129,8 @@ def random_model(config, quantization, device: str):
     model.config.quantization_config = settings
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": device}
+    if device != "cpu":
+        fuse_norms(model)
     return model.eval()
 
 
@@ -338,8 +342,8 @@ def beside(found: dict, predicted: dict | None) -> str:
 
 @click.command(help=__doc__)
 @click.option("--tiny", is_flag=True, help="A small shape and few tokens; runs on a CPU.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for a JSON record, kept as it goes.")
-def main(tiny: bool, out: Path | None) -> None:
+@click.option("--record", is_flag=True, help="Write the record card, anew after each step.")
+def main(tiny: bool, record: bool) -> None:
     from transformers import MixtralConfig
 
     from aurora.pipeline.params import load_params
@@ -360,8 +364,8 @@ def main(tiny: bool, out: Path | None) -> None:
     def keep(case: str, found: dict) -> None:
         values["measured"][case] = found | {"predicted": predicted.get(case)}
         say(f"{case}: {beside(found, predicted.get(case))}, {time.perf_counter() - begun:.0f} s")
-        if out:
-            out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if record:
+            write_record("card", values, load=0.0)
 
     values["operations_per_second"], values["bytes_per_second"] = measure_card(device, tiny)
     say(

@@ -13,6 +13,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.model.experts import fused_tensors, replace
 from aurora.model.nf4 import PackedExperts
+from aurora.model.norms import fuse_norms
 from aurora.model.packing import PackingConfig, PackingQuantizer, register
 from aurora.model.quantization import Quantization
 
@@ -49,6 +50,7 @@ def mixtral(layers: int, quantization: Quantization) -> MixtralForCausalLM:
     model.config.quantization_config = settings
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": DEVICE}
+    fuse_norms(model)
     return model.eval()
 
 
