@@ -62,11 +62,11 @@ def whole(few: dict, more: dict) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--before", metavar="COMMIT", help="Count the code of this commit, as the figures before.")
-@click.option("--only", default="", help="Cases that begin so; no record.")
+@click.option("--only", default="", help="Cases that begin so.")
 def main(before: str | None, only: str) -> None:
     place = RESULTS / "card_counts.json"
     values = json.loads(place.read_text())["values"] if place.is_file() else {}
-    cases = [case for case in CASES if case.startswith(only)]
+    cases = [case for case in CASES if case == only or (only not in CASES and case.startswith(only))]
     with tempfile.TemporaryDirectory() as name:
         code = Path(name) / "code" if before else ROOT
         git = ["git", "-C", str(ROOT), "worktree"]
@@ -76,12 +76,14 @@ def main(before: str | None, only: str) -> None:
             found = {}
             for case in cases:
                 found[case] = count(case, code)
-                print(f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True)
+                print(
+                    f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True
+                )
         finally:
             if before:
                 subprocess.run([*git, "remove", "--force", str(code)], check=True)
-    if not only:
-        write_record("card_counts", values | {"before" if before else "after": found}, load=0.0)
+    column = "before" if before else "after"
+    write_record("card_counts", values | {column: values.get(column, {}) | found}, load=0.0)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ def bands(counts: dict[str, float], card: dict[str, float]) -> dict[str, list[fl
     """Lowest and highest tokens/s and GiB of one case."""
     # The counted roofline is an H100's; on another card operations and bytes scale apart.
     work = counts["tera_operations"] / (card["bfloat16"] * REACHED[0])
-    moved = max(0.0, counts["roofline_ms"] / 1e3 - counts["tera_operations"] / (CARDS["H100 SXM"]["bfloat16"] * REACHED[0]))
+    moved = max(
+        0.0,
+        counts["roofline_ms"] / 1e3
+        - counts["tera_operations"] / (CARDS["H100 SXM"]["bfloat16"] * REACHED[0]),
+    )
     roofline = work + moved * CARDS["H100 SXM"]["bandwidth"] / card["bandwidth"]
     host = counts["kernels"] * KERNEL + counts["synchronisations"] * WAIT
     expected, worst = max(roofline / SHARE, host), max(roofline / WORST, 2 * host)

@@ -158,7 +158,10 @@ def nf4_as_on_a_cpu(device: str) -> bool:
 
     weight = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     here, there = (PackedExperts.of(weight.to(place), True) for place in ("cpu", device))
-    same = [torch.equal(one, other.cpu()) for one, other in zip(here.parameters(), there.parameters(), strict=True)]
+    same = [
+        torch.equal(one, other.cpu())
+        for one, other in zip(here.parameters(), there.parameters(), strict=True)
+    ]
     return all(same) and torch.equal(here.dense(0), there.dense(0).cpu())
 
 
@@ -219,9 +222,11 @@ def write_rows(folder: Path, rows: int, length: int, config, packed: bool) -> No
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(rows * length)
     size = min(DOCUMENT, length) if packed else length
-    count = rows * (STEPS + 2) * (length // size)
-    for name, count in (("train", count), ("held_out", 1)):
-        ids = torch.randint(3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32).tolist()
+    filling = rows * (STEPS + 2) * (length // size)
+    for name, count in (("train", filling), ("held_out", 1)):
+        ids = torch.randint(
+            3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32
+        ).tolist()
         kind = pyarrow.list_(pyarrow.int32())
         columns = {"id": [str(number) for number in range(count)]}
         columns |= {"input_ids": pyarrow.array(ids, kind), "labels": pyarrow.array(ids, kind)}
@@ -261,7 +266,12 @@ def train(model, run: tuple, params, device: str) -> dict:
             marks.append(time.perf_counter())
 
     changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    changes |= {"effective_batch_size": rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6}
+    changes |= {
+        "effective_batch_size": rows,
+        "stop_after_steps": None,
+        "eval_steps": 10**6,
+        "save_steps": 10**6,
+    }
     changes |= {"packing": packed, "packing_length": length, "keep_checkpoints": ()}
     changes |= {"precision": {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]}
     if find_spec("torchao") is None or device == "cpu":
@@ -279,7 +289,9 @@ def train(model, run: tuple, params, device: str) -> dict:
         training.be_deterministic()
         checkpoints = Checkpoints(folder / "scratch" / "checkpoints", 2)
         quantization = params.quantization.model_copy(update={"compute_dtype": dtype})
-        trainer = training.build_trainer(folder, folder, settings, quantization, folder / "scratch", checkpoints)
+        trainer = training.build_trainer(
+            folder, folder, settings, quantization, folder / "scratch", checkpoints
+        )
         trainer.remove_callback(Live)  # curves for eyes, by dvclive
         trainer.add_callback(Clock())
         trainer.evaluate = lambda *args, **options: {}
@@ -302,7 +314,9 @@ def train(model, run: tuple, params, device: str) -> dict:
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else None,
         "tokens_per_second": rows * length / seconds,
         "share_dequantising": spent / (len(marks) - 1) / seconds,
-        "adapter_sha256": hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest(),
+        "adapter_sha256": hashlib.sha256(
+            b"".join(weight.numpy().tobytes() for weight in weights)
+        ).hexdigest(),
     }
 
 
@@ -335,7 +349,11 @@ def beside(found: dict, predicted: dict | None) -> str:
     for name in ("peak_gib", "tokens_per_second"):
         if found[name] is not None:
             low, high = (predicted or {}).get(name, (None, None))
-            band = "" if low is None else f" (predicted {low:,.1f} to {high:,.1f}{'' if low <= found[name] <= high else ': MISSED'})"
+            band = (
+                ""
+                if low is None
+                else f" (predicted {low:,.1f} to {high:,.1f}{'' if low <= found[name] <= high else ': MISSED'})"
+            )
             parts.append(f"{found[name]:,.1f} {name}{band}")
     return ", ".join(parts)
 

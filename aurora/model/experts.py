@@ -21,7 +21,9 @@ GROUPED = torch.bfloat16  # the only type for which torch has a fast product of 
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
 # Bytes of a dense fused tensor that exist at a time: part of a cache on a CPU, one expert of Mixtral-8x7B on a card.
 AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
-CARD_SHARE = 32  # as much of a card's memory may be dense at a time, where the experts can be computed together
+CARD_SHARE = (
+    32  # as much of a card's memory may be dense at a time, where the experts can be computed together
+)
 FEW = 32  # mean rows of an expert up to which bitsandbytes chooses between its kernel for few rows and a dense matrix
 
 
@@ -113,7 +115,9 @@ def product_of_few(
 
 def _row_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The inner product of each row of two tensors (n, m), added up in float32: (n, 1)."""
-    if left.is_cuda and left.dtype != torch.float32:  # without copies in float32, which a CPU cannot do without
+    if (
+        left.is_cuda and left.dtype != torch.float32
+    ):  # without copies in float32, which a CPU cannot do without
         return torch.bmm(left[:, None], right[:, :, None], out_dtype=torch.float32)[:, 0]
     return (left.float() * right.float()).sum(1, keepdim=True)
 
@@ -298,7 +302,9 @@ class ExpertDispatch:
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
-        late = self.up_lora is None and not module.has_post_expert_norm  # the weights can wait for narrower rows
+        late = (
+            self.up_lora is None and not module.has_post_expert_norm
+        )  # the weights can wait for narrower rows
         for part, group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
             dense = dequantized(self.up, group.experts, self.up.dtype, hidden.device)

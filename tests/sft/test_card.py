@@ -12,7 +12,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.minutes,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="the stub that lends torch a card is compiled by g++"),
+    pytest.mark.skipif(
+        shutil.which("g++") is None, reason="the stub that lends torch a card is compiled by g++"
+    ),
 ]
 ROOT = Path(__file__).parent.parent.parent
 PACKED = {"what": "train", "rows": 1, "sft": {"packing": True, "packing_length": 8192}}
@@ -91,11 +93,12 @@ def test_drift_and_chat_run_on_a_card():
 
 @pytest.mark.slow
 def test_the_roofline_of_the_plan_is_that_of_the_counts(monkeypatch):
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
     from aurora.commands.roofline import CARDS, tokens_per_second
     from aurora.pipeline.params import load_params
     from aurora.sft.footprint import Shape
-    from transformers import MixtralConfig, MixtralForCausalLM
-    import torch
 
     params = load_params(ROOT / "profiles" / "paper-fast.yaml")
     with torch.device("meta"):

@@ -16,7 +16,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-H100 = (750e12, 0.9 * 3.35e12, 45e12)  # 16-bit operations/s, bytes/s, float32 operations/s, as they are reached
+H100 = (
+    750e12,
+    0.9 * 3.35e12,
+    45e12,
+)  # 16-bit operations/s, bytes/s, float32 operations/s, as they are reached
 ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 VIEWS = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "expand", "lift_fresh", "narrow",
@@ -158,7 +162,8 @@ class Meter(LiveBytes):
 
     def _measure(self, func, name, args, kwargs, given, tensors, result) -> None:
         fill = (
-            torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+            torch.are_deterministic_algorithms_enabled()
+            and torch.utils.deterministic.fill_uninitialized_memory
         )
         written = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if name in ALLOCATIONS or func.namespace == "bitsandbytes":
@@ -244,9 +249,7 @@ def _where() -> str:
 
 def balanced(rows: int, experts: int) -> list[int]:
     """Each expert's rows where all get the same."""
-    found = [rows // experts] * experts
-    found[0] += rows - sum(found)
-    return found
+    return [rows // experts + (expert < rows % experts) for expert in range(experts)]
 
 
 def skewed(rows: int, experts: int) -> list[int]:
