@@ -31,7 +31,7 @@ from unittest import mock
 
 import click
 import torch
-from records import RECORDS, write_record
+from records import RECORDS, ROOT, write_record
 
 MEASURES = ("aurora/model", "aurora/sft")
 
