@@ -48,7 +48,8 @@ def code_digest(path: Path) -> str:
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 first = node.body[0]
-                lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+                for number in range(first.lineno, (first.end_lineno or first.lineno) + 1):
+                    lines[number - 1] = ""
         lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 

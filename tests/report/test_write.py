@@ -153,7 +153,7 @@ def gather(outputs: Outputs) -> dict:
 def cells(text: str) -> list[list[str]]:
     """Rows of all tables of a Markdown page."""
     return [
-        [cell.strip().replace("\\", "") for cell in line.strip("|").split(" | ")]
+        [cell.strip().replace("\\", "").replace("\u00a0", " ") for cell in line.strip("|").split(" | ")]
         for line in text.splitlines()
         if line.startswith("|")
     ]
