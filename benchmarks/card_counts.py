@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 import click
-from records import RESULTS, write_record
+from records import RECORDS, ROOT, write_record
 
-ROOT = Path(__file__).parent.parent
+MEASURES = ("aurora/model", "aurora/sft", "aurora/eval")
+
 CASES = {
     "train 2 x 1,024": {"what": "train", "rows": 2},
     "train 8 x 1,024": {"what": "train", "rows": 8},
@@ -62,11 +63,11 @@ def whole(few: dict, more: dict) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--before", metavar="COMMIT", help="Count the code of this commit, as the figures before.")
-@click.option("--only", default="", help="Cases that begin so; no record.")
+@click.option("--only", default="", help="Cases that begin so.")
 def main(before: str | None, only: str) -> None:
-    place = RESULTS / "card_counts.json"
+    place = ROOT / RECORDS / "card_counts.json"
     values = json.loads(place.read_text())["values"] if place.is_file() else {}
-    cases = [case for case in CASES if case.startswith(only)]
+    cases = [case for case in CASES if case == only or (only not in CASES and case.startswith(only))]
     with tempfile.TemporaryDirectory() as name:
         code = Path(name) / "code" if before else ROOT
         git = ["git", "-C", str(ROOT), "worktree"]
@@ -76,12 +77,15 @@ def main(before: str | None, only: str) -> None:
             found = {}
             for case in cases:
                 found[case] = count(case, code)
-                print(f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True)
+                print(
+                    f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True
+                )
         finally:
             if before:
                 subprocess.run([*git, "remove", "--force", str(code)], check=True)
-    if not only:
-        write_record("card_counts", values | {"before" if before else "after": found}, load=0.0)
+    column = "before" if before else "after"
+    values |= {column: values.get(column, {}) | found}
+    write_record("card_counts", Path(__file__), "python benchmarks/card_counts.py", values)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ adamw_torch_fused stands in, for 3.4 million LoRA weights. No model weights are 
 packed on the card, one expert at a time, and run through the stage's own path (aurora.sft.train, be_deterministic and
 build_trainer) in the settings of profiles/paper.yaml and profiles/paper-fast.yaml.
 
-Printed as it goes, and kept in --out after each step, so that a cut-off run still tells what it has measured; after LAST
+Printed as it goes, and with --record kept after each step, so that a cut-off run still tells what it has measured; after LAST
 seconds it cuts itself off:
   the card      bfloat16 product and copy speed, measured here
   NF4           whether the card packs and unpacks to the bits of a CPU
@@ -31,6 +31,7 @@ from unittest import mock
 
 import click
 import torch
+from records import RECORDS, ROOT, write_record
 
 MEASURES = ("aurora/model", "aurora/sft")
 
@@ -51,7 +52,7 @@ TINY = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hi
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 
 
-PREDICTIONS = Path(__file__).parent / "results" / "card_predictions.json"
+PREDICTIONS = ROOT / RECORDS / "card_predictions.json"
 
 
 def say(text: str) -> None:
@@ -82,6 +83,7 @@ def random_model(config, quantization, device: str):
 
     from aurora.model.experts import fused_tensors, replace
     from aurora.model.nf4 import PackedExperts
+    from aurora.model.norms import fuse_norms
     from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -129,6 +131,8 @@ def random_model(config, quantization, device: str):
     model.config.quantization_config = settings
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": device}
+    if device != "cpu":
+        fuse_norms(model)
     return model.eval()
 
 
@@ -156,7 +160,10 @@ def nf4_as_on_a_cpu(device: str) -> bool:
 
     weight = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     here, there = (PackedExperts.of(weight.to(place), True) for place in ("cpu", device))
-    same = [torch.equal(one, other.cpu()) for one, other in zip(here.parameters(), there.parameters(), strict=True)]
+    same = [
+        torch.equal(one, other.cpu())
+        for one, other in zip(here.parameters(), there.parameters(), strict=True)
+    ]
     return all(same) and torch.equal(here.dense(0), there.dense(0).cpu())
 
 
@@ -217,9 +224,11 @@ def write_rows(folder: Path, rows: int, length: int, config, packed: bool) -> No
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(rows * length)
     size = min(DOCUMENT, length) if packed else length
-    count = rows * (STEPS + 2) * (length // size)
-    for name, count in (("train", count), ("held_out", 1)):
-        ids = torch.randint(3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32).tolist()
+    filling = rows * (STEPS + 2) * (length // size)
+    for name, count in (("train", filling), ("held_out", 1)):
+        ids = torch.randint(
+            3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32
+        ).tolist()
         kind = pyarrow.list_(pyarrow.int32())
         columns = {"id": [str(number) for number in range(count)]}
         columns |= {"input_ids": pyarrow.array(ids, kind), "labels": pyarrow.array(ids, kind)}
@@ -259,7 +268,12 @@ def train(model, run: tuple, params, device: str) -> dict:
             marks.append(time.perf_counter())
 
     changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    changes |= {"effective_batch_size": rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6}
+    changes |= {
+        "effective_batch_size": rows,
+        "stop_after_steps": None,
+        "eval_steps": 10**6,
+        "save_steps": 10**6,
+    }
     changes |= {"packing": packed, "packing_length": length, "keep_checkpoints": ()}
     changes |= {"precision": {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]}
     if find_spec("torchao") is None or device == "cpu":
@@ -277,7 +291,9 @@ def train(model, run: tuple, params, device: str) -> dict:
         training.be_deterministic()
         checkpoints = Checkpoints(folder / "scratch" / "checkpoints", 2)
         quantization = params.quantization.model_copy(update={"compute_dtype": dtype})
-        trainer = training.build_trainer(folder, folder, settings, quantization, folder / "scratch", checkpoints)
+        trainer = training.build_trainer(
+            folder, folder, settings, quantization, folder / "scratch", checkpoints
+        )
         trainer.remove_callback(Live)  # curves for eyes, by dvclive
         trainer.add_callback(Clock())
         trainer.evaluate = lambda *args, **options: {}
@@ -300,7 +316,9 @@ def train(model, run: tuple, params, device: str) -> dict:
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else None,
         "tokens_per_second": rows * length / seconds,
         "share_dequantising": spent / (len(marks) - 1) / seconds,
-        "adapter_sha256": hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest(),
+        "adapter_sha256": hashlib.sha256(
+            b"".join(weight.numpy().tobytes() for weight in weights)
+        ).hexdigest(),
     }
 
 
@@ -333,15 +351,19 @@ def beside(found: dict, predicted: dict | None) -> str:
     for name in ("peak_gib", "tokens_per_second"):
         if found[name] is not None:
             low, high = (predicted or {}).get(name, (None, None))
-            band = "" if low is None else f" (predicted {low:,.1f} to {high:,.1f}{'' if low <= found[name] <= high else ': MISSED'})"
+            band = (
+                ""
+                if low is None
+                else f" (predicted {low:,.1f} to {high:,.1f}{'' if low <= found[name] <= high else ': MISSED'})"
+            )
             parts.append(f"{found[name]:,.1f} {name}{band}")
     return ", ".join(parts)
 
 
 @click.command(help=__doc__)
 @click.option("--tiny", is_flag=True, help="A small shape and few tokens; runs on a CPU.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for a JSON record, kept as it goes.")
-def main(tiny: bool, out: Path | None) -> None:
+@click.option("--record", is_flag=True, help="Write the record card, anew after each step.")
+def main(tiny: bool, record: bool) -> None:
     from transformers import MixtralConfig
 
     from aurora.pipeline.params import load_params
@@ -362,8 +384,8 @@ def main(tiny: bool, out: Path | None) -> None:
     def keep(case: str, found: dict) -> None:
         values["measured"][case] = found | {"predicted": predicted.get(case)}
         say(f"{case}: {beside(found, predicted.get(case))}, {time.perf_counter() - begun:.0f} s")
-        if out:
-            out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if record:
+            write_record("card", Path(__file__), "bash benchmarks/card.sh", values)
 
     values["operations_per_second"], values["bytes_per_second"] = measure_card(device, tiny)
     say(

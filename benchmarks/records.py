@@ -17,10 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
-import psutil
 
 from aurora.pipeline.records import RECORDS, code_digest
 
@@ -57,8 +57,30 @@ def typed(name: str | None, script: Path, options: Sequence[str]) -> str:
 
 def busy() -> tuple[float, float, float]:
     """Clock, seconds in which the cores were busy, and those of this process's ended children."""
+    import psutil  # absent where a card is lent
+
     times, own = psutil.cpu_times(), resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.monotonic(), times.user + times.nice + times.system, own.ru_utime + own.ru_stime
+
+
+def write_record(
+    name: str, script: Path, command: str, values: dict[str, object], printed: Sequence[str] = (), load: float = 0.0
+) -> None:
+    """Writes benchmarks/results/NAME.json of what a script measured in this checkout."""
+    record = {
+        "command": command,
+        "commit": subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", "HEAD"], text=True).strip(),
+        "load": load,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {"python": platform.python_version()}
+        | {item: version(item) for item in LIBRARIES if find_spec(item)},
+        "values": values,
+        "printed": list(printed),
+        "files": measured_files(script),
+    }
+    target = ROOT / RECORDS / f"{name}.json"
+    target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{target.relative_to(ROOT)}: written", file=sys.stderr)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -68,13 +90,11 @@ def busy() -> tuple[float, float, float]:
 def main(name: str | None, script: str, options: tuple[str, ...]) -> None:
     """Run benchmarks/SCRIPT.py and write its record."""
     path = ROOT / "benchmarks" / f"{script}.py"
-    files = measured_files(path)
-    git = ["git", "-C", str(ROOT)]
-    if subprocess.check_output([*git, "status", "--porcelain", *EDITED], text=True):
+    measured_files(path)
+    if subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain", *EDITED], text=True):
         raise click.ClickException(
             "uncommitted changes of code; commit them, so that the record can name its commit"
         )
-    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     start = busy()
     command = [sys.executable, str(path), *options]
     run = subprocess.Popen(
@@ -88,19 +108,10 @@ def main(name: str | None, script: str, options: tuple[str, ...]) -> None:
         sys.exit(f"{path.name} ended with status {run.returncode}; no record is written")
     wall, all_cores, own = (after - before for before, after in zip(start, busy(), strict=True))
     values = [line for line in lines if line.startswith("{")]
-    record = {
-        "command": typed(name, path, options),
-        "commit": commit,
-        "load": round(max(0.0, all_cores - own) / wall, 1),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {item: version(item) for item in LIBRARIES},
-        "values": {key: value for line in values for key, value in json.loads(line).items()},
-        "printed": [line for line in lines if line not in values],
-        "files": files,
-    }
-    target = ROOT / RECORDS / f"{name or script}.json"
-    target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{target.relative_to(ROOT)}: written", file=sys.stderr)
+    merged = {key: value for line in values for key, value in json.loads(line).items()}
+    printed = [line for line in lines if line not in values]
+    load = round(max(0.0, all_cores - own) / wall, 1)
+    write_record(name or script, path, typed(name, path, options), merged, printed, load)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import yaml
 from clean import PAPER, write_benchmarks, write_sources
 from pipeline import tree_bytes
 from psutil import Process
-from records import write_record
+
+MEASURES = ("aurora/clean", "aurora/format")
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = {"alpaca_data_zh_51k": "alpaca", "alpaca_gpt4_data_zh": "alpaca", "sharegpt_70k": "sharegpt"}
@@ -47,7 +48,6 @@ STAGES = {
 @click.option("--times", default=(1, 3, 10), multiple=True, show_default=True, help="Multiples of the rows.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work, 20 GB at 10 times the rows.")
 def main(rows: int, times: tuple[int, ...], folder: Path | None) -> None:
-    load = os.getloadavg()[0]
     found: dict[str, list[dict]] = {stage: [] for stage in STAGES}
     for each in times:
         with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -70,7 +70,7 @@ def main(rows: int, times: tuple[int, ...], folder: Path | None) -> None:
         stage: [{key: round(value, 3) for key, value in each.items()} for each in measured]
         for stage, measured in found.items()
     }
-    write_record("scale", rounded, load)
+    print(json.dumps(rounded))
 
 
 def prepare(folder: Path, rows: int) -> int:

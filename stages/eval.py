@@ -1,15 +1,19 @@
 """eval: benchmarks, held-out loss and replies of one model."""
 
+import os
+import sys
 from pathlib import Path
 
 import click
 
 from aurora.core.errors import exit_with_message
 from aurora.core.files import replacing
+from aurora.core.lifetime import end_with_parent
 from aurora.core.messages import PromptName
 from aurora.core.params import read_section
 from aurora.eval.evaluate import evaluate
 from aurora.eval.params import Eval
+from aurora.launch import behind_the_first, check_workers, is_worker, launch
 from aurora.model.quantization import Quantization
 
 
@@ -35,8 +39,15 @@ def main(
     params = read_section("eval", Eval)
     quantization = read_section("quantization", Quantization)
     form = read_section("format.prompt", PromptName)
-    with replacing(out) as partial:
-        partial.mkdir()
+    if is_worker():
+        end_with_parent()
+        check_workers("eval", params)
+    elif params.processes > 1:
+        launch("eval", params, sys.argv[1:])
+        return
+    first = int(os.environ.get("RANK", 0)) == 0
+    with replacing(out) if first else behind_the_first() as partial:
+        partial.mkdir(exist_ok=True)
         results = evaluate(
             model,
             benchmarks,
@@ -49,6 +60,8 @@ def main(
             own_tasks=own_tasks,
             prompt_sources=prompt_sources,
         )
+    if not first:
+        return
     scores = ", ".join(f"{name} {results[name]['acc']:.3f}" for name in params.tasks)
     judged = results["replies"] - results["no_language"]
     print(

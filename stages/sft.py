@@ -9,8 +9,8 @@ from aurora.core.errors import exit_with_message
 from aurora.core.lifetime import end_with_parent
 from aurora.core.locks import locked
 from aurora.core.params import read_section
+from aurora.launch import check_workers, is_first_worker, is_worker, launch
 from aurora.model.quantization import Quantization
-from aurora.sft.launch import check_workers, is_first_worker, is_worker, launch
 from aurora.sft.params import Sft
 from aurora.sft.train import SCRATCH, check_before, train
 
@@ -30,7 +30,7 @@ def main(base: Path, rows: Path, adapter: Path, checkpoints: Path, out: Path) ->
     try:
         if is_worker():
             end_with_parent()
-            check_workers(params)
+            check_workers("sft", params)
             if is_first_worker():
                 check_before(base, rows, params, quantization)
             line = train(base, rows, adapter, out, params, quantization, checkpoints)
@@ -43,7 +43,7 @@ def main(base: Path, rows: Path, adapter: Path, checkpoints: Path, out: Path) ->
                 base, rows, params, quantization, memory=not many
             )  # else the first worker looks at its card
             if many:
-                launch(params, sys.argv[1:])
+                launch("sft", params, sys.argv[1:])
             else:
                 print(train(base, rows, adapter, out, params, quantization, checkpoints))
     except KeyboardInterrupt:

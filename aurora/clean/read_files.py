@@ -268,13 +268,14 @@ def _values(text: JsonText) -> Iterator[object]:
 
 def _unwrapped(item: object) -> Iterator[object]:
     """The rows of a file that is one object: those of its only list of objects, as in {"data": […]}, or itself."""
+    row = item if isinstance(item, dict) else {}
     values = [
         value
-        for value in (item.values() if isinstance(item, dict) else ())
+        for value in row.values()
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
     ]
-    turns = any(row.keys() & {"role", "from", "human"} for row in values[0]) if values else False
-    if len(values) == 1 and not turns and item.keys().isdisjoint((*TURN_LISTS, "prompt")):
+    turns = any(turn.keys() & {"role", "from", "human"} for turn in values[0]) if values else False
+    if len(values) == 1 and not turns and row.keys().isdisjoint((*TURN_LISTS, "prompt")):
         yield from values[0]
     else:
         yield item

@@ -254,7 +254,13 @@ def plan_of(
     tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
     reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
     inference = inference_memory(
-        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE, card
+        skeleton,
+        params.quantization,
+        tokens,
+        settings.max_length,
+        settings.replies.batch_size * reply,
+        SLICE,
+        card,
     )
     return dataclasses.replace(found, inference=inference)
 

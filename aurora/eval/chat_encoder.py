@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aurora.core.messages import PromptName
 from aurora.prompt.chat_template import ChatTemplate
@@ -45,10 +45,10 @@ class ChatEncoder:
 
     def _encode_round(self, question: str, answer: str, first: bool, system: str) -> list[int]:
         if self.template:
-            said = [*self.template.answers([answer])[0].tolist(), self.template.end]
+            said, end = self.template.answers([answer])[0].tolist(), self.template.end
         else:
-            said = [*self._ids(answer), self.tokenizer.eos_token_id]
-        return [*self.question(question, first, system), *said]
+            said, end = self._ids(answer), self.tokenizer.eos_token_id
+        return [*self.question(question, first, system), *said, cast(int, end)]
 
     def _ids(self, text: str) -> list[int]:
         return self.plain.encode(text, add_special_tokens=False).ids

@@ -36,32 +36,31 @@ def held_out_loss(
     from tqdm import tqdm
 
     from aurora.eval.prefix import PassRunner
-    from aurora.eval.resume_cache import key_of
+    from aurora.eval.resume_cache import computed, key_of
     from aurora.model.folder import has_plain_attention
 
     rows = read_parquet(path, "format", ["input_ids", "labels"]).slice(0, limit).to_pylist()
     check_tokens(rows, model, path)
     runner = PassRunner(model)
     packed = has_plain_attention(model.config)
-    total, count = 0.0, 0
-    for batch in tqdm(list(batches(rows, batch_tokens)), unit="batch", desc="held-out loss"):
-        step, targets, places = pack(batch)
-        if not len(places):
-            continue
-        key = key_of("loss", step.tokens, step.ends, targets)
-        value = memory.get(key) if memory is not None else None
-        if value is None:
+    parts = [(batch, *pack(batch)) for batch in batches(rows, batch_tokens)]
+    parts = [part for part in parts if len(part[3])]
+
+    def losses(numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+        for number in tqdm(numbers, unit="batch", desc="held-out loss"):
+            batch, step, targets, places = parts[number]
             logits = runner.run(step, places) if packed else one_by_one(model, batch)  # (N, vocabulary)
             wanted = torch.from_numpy(targets).to(logits.device)
             part = sum(
                 torch.nn.functional.cross_entropy(some.float(), tokens, reduction="sum").item()
                 for some, tokens in zip(logits.split(SLICE), wanted.split(SLICE), strict=True)
             )
-            value = numpy.float64(part).tobytes()
-            if memory is not None:
-                memory.put(key, value)
-        total += float(numpy.frombuffer(value, dtype=numpy.float64)[0])
-        count += len(targets)
+            yield number, numpy.float64(part).tobytes()
+
+    keys = [key_of("loss", step.tokens, step.ends, targets) for _, step, targets, _ in parts]
+    values = computed(memory, keys, [len(step.tokens) for _, step, _, _ in parts], losses)
+    total = sum(float(numpy.frombuffer(value, dtype=numpy.float64)[0]) for value in values)
+    count = sum(len(targets) for _, _, targets, _ in parts)
     if not count:
         raise DataError(f"{path}: no row has a trained token, so there is no loss; raise format.held_out")
     return total / count

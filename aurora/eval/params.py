@@ -73,7 +73,12 @@ class Eval(Section):
     loss_rows: Count | None
     """Held-out rows on which the loss is measured; null takes all."""
     threads: Count
-    """CPU threads of torch."""
+    """CPU threads of torch in each process."""
+    processes: Count = Field(1)
+    """Processes, one a card, under `accelerate launch` where more than one; each holds the whole model, and they share
+    out questions, held-out rows and replies."""
+    accelerate_config: str | None = Field(None)
+    """File of `accelerate config` that names several machines, of which each has its own; null is this machine."""
     replies: Replies
 
     @model_validator(mode="after")

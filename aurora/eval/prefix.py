@@ -4,7 +4,7 @@ Import this module and lm-eval knows it as `hf-prefix`; all arguments of its `hf
 `lm_eval.simple_evaluate(model="hf-prefix", model_args={"pretrained": …, "batch_tokens": 8192}, tasks=…)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from aurora.core.errors import ModelError
-from aurora.eval.resume_cache import ResumeCache, key_of
+from aurora.eval.resume_cache import ResumeCache, computed, key_of
 from aurora.eval.token_tree import Pass, plan_passes
 from aurora.model.folder import has_plain_attention
 
@@ -137,33 +137,29 @@ class PrefixLM(HFLM):
     ) -> list[dict[int, tuple[float, bool]]]:
         """For each distinct row of tokens and each wanted next token: log-probability, and whether it is the argmax."""
         passes = plan_passes(rows, self.batch_tokens)
-        keys, remembered = self._recall(passes, wanted)
-        needed = self._needed(passes, remembered)
-        runner = PassRunner(self.model, self.mixed_precision_dtype)
+        keys = self._keys(passes, wanted) if self.memory is not None else []
+
+        def scores(numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+            runner, asked = PassRunner(self.model, self.mixed_precision_dtype), set(numbers)
+            needed = self._needed(passes, asked)
+            total = sum(len(passes[number].tokens) for number in needed)
+            with tqdm(total=total, disable=disable_tqdm, unit="token", desc="questions") as bar:
+                for number in needed:
+                    step = passes[number]
+                    logits = runner.run(step)
+                    self.tokens_forwarded += len(step.tokens)
+                    if number in asked:
+                        yield number, self._read(logits, step, wanted).tobytes()
+                    bar.update(len(step.tokens))
+
         answers: list[dict[int, tuple[float, bool]]] = [{} for _ in rows]
-        bar = tqdm(
-            total=sum(len(step.tokens) for step in passes),
-            disable=disable_tqdm,
-            unit="token",
-            desc="questions",
-        )
-        for index, step in enumerate(passes):
-            if needed[index]:
-                logits = runner.run(step)
-                self.tokens_forwarded += len(step.tokens)
-                if index not in remembered:
-                    remembered[index] = self._read(logits, step, wanted)
-                    if self.memory is not None:
-                        self.memory.put(keys[index], remembered[index].tobytes())
-            start = 0
+        values = computed(self.memory, keys, [len(step.tokens) for step in passes], scores)
+        for step, value in zip(passes, values, strict=True):
+            pairs = iter(numpy.frombuffer(value, dtype=numpy.float64).reshape(-1, 2).tolist())
             for row in step.rows:
-                for token, (value, greedy) in zip(
-                    wanted[row].tolist(), remembered[index][start:].tolist(), strict=False
-                ):
-                    answers[row][token] = (value, bool(greedy))
-                start += len(wanted[row])
-            bar.update(len(step.tokens))
-        bar.close()
+                for token in wanted[row].tolist():
+                    logprob, greedy = next(pairs)
+                    answers[row][token] = (logprob, bool(greedy))
         return answers
 
     def _read(self, logits: torch.Tensor, step: Pass, wanted: list[numpy.ndarray]) -> numpy.ndarray:
@@ -177,33 +173,27 @@ class PrefixLM(HFLM):
             found.append(pair)
         return torch.cat(found).cpu().numpy() if found else numpy.empty((0, 2))
 
-    def _recall(
-        self, passes: list[Pass], wanted: list[numpy.ndarray]
-    ) -> tuple[list[bytes], dict[int, numpy.ndarray]]:
+    @staticmethod
+    def _keys(passes: list[Pass], wanted: list[numpy.ndarray]) -> list[bytes]:
         # The key of a pass holds its parent's, and so every token that it builds upon, and the cut into passes.
         keys: list[bytes] = []
-        found = {}
-        if self.memory is None:
-            return keys, found
-        for index, step in enumerate(passes):
+        for step in passes:
             above = keys[step.parent] if step.parent is not None else b""
             asked = [wanted[row].tolist() for row in step.rows]
             keys.append(
                 key_of(above, step.depth, step.cache_length, step.tokens, step.ends, step.places, asked)
             )
-            if (value := self.memory.get(keys[-1])) is not None:
-                found[index] = numpy.frombuffer(value, dtype=numpy.float64).reshape(-1, 2)
-        return keys, found
+        return keys
 
     @staticmethod
-    def _needed(passes: list[Pass], remembered: dict[int, numpy.ndarray]) -> list[bool]:
-        # A remembered pass runs again, whole, if a later one builds upon its cache: so the bytes stay the same.
-        needed = [index not in remembered for index in range(len(passes))]
+    def _needed(passes: list[Pass], asked: set[int]) -> list[int]:
+        # A pass that is not asked for runs too, whole, if one of these builds upon its cache: so the bytes stay the same.
+        needed = set(asked)
         for index in reversed(range(len(passes))):
             parent = passes[index].parent
-            if needed[index] and parent is not None:
-                needed[parent] = True
-        return needed
+            if index in needed and parent is not None:
+                needed.add(parent)
+        return sorted(needed)
 
 
 class PassRunner:

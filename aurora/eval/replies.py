@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,24 +124,24 @@ def greedy_tokens(
     """Tokens of each reply, in the order of the prompts and without its end; prompts of like length run together."""
     from tqdm import tqdm
 
-    from aurora.eval.resume_cache import key_of
+    from aurora.eval.resume_cache import computed, key_of
 
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].tokens), prompts[index].id))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    tokens = [[prompts[index].tokens for index in batch] for batch in batches]
+
+    def answers(numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+        with tqdm(total=sum(len(batches[number]) for number in numbers), unit="reply", desc="replies") as bar:
+            for number in numbers:
+                yield number, json.dumps(generate(model, tokens[number], max_new_tokens, ends)).encode()
+                bar.update(len(batches[number]))
+
+    keys = [key_of("replies", max_new_tokens, sorted(ends), asked) for asked in tokens]
+    costs = [sum(map(len, asked)) + max_new_tokens * len(asked) for asked in tokens]
     replies: list[list[int]] = [[] for _ in prompts]
-    bar = tqdm(total=len(prompts), unit="reply", desc="replies")
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        tokens = [prompts[index].tokens for index in batch]
-        key = key_of("replies", max_new_tokens, sorted(ends), tokens)
-        value = memory.get(key) if memory is not None else None
-        if value is None:
-            value = json.dumps(generate(model, tokens, max_new_tokens, ends)).encode()
-            if memory is not None:
-                memory.put(key, value)
+    for batch, value in zip(batches, computed(memory, keys, costs, answers), strict=True):
         for index, ids in zip(batch, json.loads(value), strict=True):
             replies[index] = ids
-        bar.update(len(batch))
-    bar.close()
     return replies
 
 

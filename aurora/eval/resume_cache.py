@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from aurora.core.errors import ResourceError
 from aurora.core.files import file_digests, folder_hash, remove
 from aurora.core.manifests import MANIFEST
 from aurora.core.recorded import keep_until_recorded, require_recorded
+from aurora.eval.group import Group
 
 SCRATCH = Path(".aurora/eval")  # ignored by git and DVC
 # SQLite's words where the file is whole, but cannot be written or read now.
@@ -34,8 +36,8 @@ class ResumeCache:
     ResourceError where the disk takes no more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, group: Group | None = None) -> None:
+        self.path, self.group = path, group or Group()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._open()
@@ -82,6 +84,15 @@ class ResumeCache:
             self._begin_anew(error)
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", row)
 
+    def take(self, path: Path) -> None:
+        """Takes over what another process, now gone, has remembered, and removes its file."""
+        other = ResumeCache(path)
+        for key, value, digest in other._database.execute("SELECT key, value, digest FROM answers"):
+            if digest == _digest(key, value):
+                self.put(key, value)
+        other.close()
+        other._remove()
+
     def __len__(self) -> int:
         return self._database.execute("SELECT count(*) FROM answers").fetchone()[0]
 
@@ -90,9 +101,12 @@ class ResumeCache:
         self._database.close()
 
     def forget(self) -> None:
-        """Keeps the file until dvc.lock names the outputs that hold its answers, and no longer."""
+        """Keeps the first process's file until dvc.lock names the outputs that hold its answers, and no longer."""
         self.close()
-        keep_until_recorded(self.path)
+        if self.group.rank:
+            self._remove()
+        else:
+            keep_until_recorded(self.path)
 
     def _remove(self) -> None:
         for suffix in ("", "-wal", "-shm"):
@@ -107,8 +121,45 @@ def _digest(key: bytes, value: object) -> bytes:
 
 
 def open_resume_cache(digest: str, settings: dict, folder: Path = SCRATCH) -> ResumeCache:
-    """The memory of the model with these bytes (`digest_of`), these settings, package versions and device."""
-    return ResumeCache(folder / f"{fingerprint(digest, settings)}.sqlite")
+    """The memory of the model with these bytes (`digest_of`), these settings, package versions and device.
+
+    Each process has a file; the first takes over those that an earlier run of more processes left.
+    """
+    name, group = fingerprint(digest, settings), Group()
+    if group.rank:
+        group.gather({})
+        return ResumeCache(folder / f"{name}.{group.rank}.sqlite", group)
+    memory = ResumeCache(folder / f"{name}.sqlite", group)
+    for path in sorted(folder.glob(f"{name}.*.sqlite")):
+        memory.take(path)
+    group.gather({})
+    return memory
+
+
+def computed(
+    memory: ResumeCache | None,
+    keys: Sequence[bytes],
+    costs: Sequence[int],
+    compute: Callable[[list[int]], Iterable[tuple[int, bytes]]],
+) -> list[bytes]:
+    """The value of each key: remembered, or computed by one of the processes and remembered at once.
+
+    `compute` gives the values of the numbers that it is given, one by one; `costs` shares the numbers out.
+    """
+    if memory is None:
+        return [value for _, value in sorted(compute(list(range(len(costs)))))]
+    found = {number: value for number, key in enumerate(keys) if (value := memory.get(key)) is not None}
+    found = memory.group.gather(found)
+    missing = {number: cost for number, cost in enumerate(costs) if number not in found}
+    own = {}
+    for number, value in compute(memory.group.share(missing)):
+        memory.put(keys[number], value)
+        own[number] = value
+    others = memory.group.gather(own)
+    if not memory.group.rank:
+        for number in others.keys() - own.keys():
+            memory.put(keys[number], others[number])
+    return [(found | others)[number] for number in range(len(keys))]
 
 
 def digest_of(model: Path) -> str:

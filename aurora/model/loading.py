@@ -94,6 +94,10 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
         prove_packed(model, folder)
     elif any(fused_tensors(model)):
         model.set_experts_implementation("grouped_mm")
+    if device != "cpu":
+        from aurora.model.norms import fuse_norms
+
+        fuse_norms(model)
     release_heap()
     return model.eval()
 

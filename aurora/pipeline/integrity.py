@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from aurora.core.errors import AuroraError, DataError
 from aurora.core.files import dvc_hash
@@ -153,7 +153,7 @@ def _hash_all(wanted: Mapping[str, str], found: Integrity) -> dict[str, str]:
 def _hash_file(path: str) -> str:
     try:
         with open(path, "rb", buffering=0) as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            return _hash_stream(file)
     except OSError as error:
         return f"unreadable: {error.strerror or error}"
 
@@ -199,7 +199,8 @@ def _of_remote(repo: "Repo", name: str | None, outputs: list[Output], found: Int
     def damage(md5: str) -> str | None:
         path = odb.oid_to_path(md5)
         try:
-            got = _hash_stream(odb.fs, path)
+            with odb.fs.open(path, "rb") as file:
+                got = _hash_stream(file)
         except FileNotFoundError:
             return "missing"
         return None if got == md5.removesuffix(".dir") else "damaged"
@@ -226,9 +227,9 @@ def _of_remote(repo: "Repo", name: str | None, outputs: list[Output], found: Int
             yield f"remote: the copy of {file} is {result}; {delete}from a clone that has it: dvc push {output.stage}"
 
 
-def _hash_stream(fs, path: str) -> str:
+def _hash_stream(file: BinaryIO) -> str:
+    """MD5 in hex, by blocks that are large enough for threads to seldom wait for the interpreter's lock."""
     digest = hashlib.md5(usedforsecurity=False)
-    with fs.open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
+    while block := file.read(BLOCK):
+        digest.update(block)
     return digest.hexdigest()

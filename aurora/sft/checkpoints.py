@@ -18,6 +18,8 @@ from aurora.sft.params import Sft
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 SUMS = "sha256.json"  # within a checkpoint: file -> SHA-256
+LAYOUTS = "layouts.json"  # within a checkpoint: how the rows of a step were laid out, from which step on
+LAYOUT = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")  # the same rows per step
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torchao")
 
 
@@ -31,6 +33,9 @@ class Checkpoints:
     def __init__(self, folder: Path, limit: int, keep: Collection[int] = ()) -> None:
         self.folder, self.limit, self.keep = folder, limit, frozenset(keep)
         self.staging, self.kept = folder / "staging", folder.parent / "kept"
+        self.layouts: list[
+            dict[str, int]
+        ] = []  # of the run so far; more than one where it went on in another
 
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""
@@ -63,6 +68,7 @@ class Checkpoints:
     def publish(self, step: int) -> None:
         """Moves what `staging` holds for this step to its place, and prunes the oldest beyond the limit."""
         partial = self.staging / f"checkpoint-{step}"
+        (partial / LAYOUTS).write_text(json.dumps(self.layouts), encoding="utf-8")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
         (partial / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
@@ -84,6 +90,20 @@ class Checkpoints:
             remove(self.path(old))
 
 
+def read_layouts(checkpoint: Path) -> list[dict[str, int]]:
+    """How the rows of a step were laid out up to a whole checkpoint: `from_step` and the values of LAYOUT."""
+    return json.loads((checkpoint / LAYOUTS).read_text(encoding="utf-8"))
+
+
+def layouts_behind(last: Path | None, sft: Sft) -> list[dict[str, int]]:
+    """The layouts up to the checkpoint `last`, and the one in which `sft` goes on, where it is another."""
+    found = read_layouts(last) if last else []
+    layout = {name: getattr(sft, name) for name in LAYOUT}
+    if found and layout.items() <= found[-1].items():
+        return found
+    return [*found, {"from_step": int(last.name.partition("-")[2]) if last else 0} | layout]
+
+
 def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with a published checkpoint, or None."""
     try:
@@ -102,14 +122,15 @@ def fingerprint(base: Path, rows: Path, sft: Sft, quantization: Quantization, de
     """First 16 hex digits of a hash of all that a training depends on.
 
     That is the base (by its manifest and file sizes), the rows, the parameters, this project's code behind the
-    stage, the versions of the packages that compute, and the device.
+    stage, the versions of the packages that compute, and the device. Not how the rows of a step are laid out over
+    processes and passes, which moves a loss by rounding alone.
     """
     files = (path for path in base.rglob("*") if path.is_file())
     sizes = sorted((path.relative_to(base).as_posix(), path.stat().st_size) for path in files)
     parts = {
         "base": [manifest_hash(base), sizes],
         "rows": [sha256_file(rows / f"{name}.parquet") for name in ("train", "held_out")],
-        "sft": sft.model_dump_json(),
+        "sft": sft.model_dump_json(exclude={*LAYOUT, "accelerate_config"}),
         "quantization": quantization.model_dump_json(),
         "code": code_hash(*code_of("sft")),
         "versions": [_version(name) for name in PACKAGES],

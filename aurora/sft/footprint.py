@@ -153,24 +153,30 @@ class Shape:
         """Transient: the gradients of the experts' rows, and all that one group of experts holds."""
         # Two float32 copies for the gradient of the routing, which a card does without.
         upcast = 4 * self.inner if self.width < 4 and self.card is None else 0
-        group = self.group(tokens, 6 * self.inner + 2 * self.hidden + upcast)
+        rows, dense = self.group(tokens)
+        group = (
+            rows * self.width * (6 * self.inner + 2 * self.hidden + upcast) + 3 * dense // 2
+        )  # up and down
         return tokens * self.width * self.hidden * (self.experts_each + 2) + group
 
     def forward(self, tokens: int) -> int:
-        """Transient without gradients."""
-        group = self.group(tokens, 3 * self.inner + 2 * self.hidden)
-        return tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden) + group
+        """Transient without gradients: the product with up, or the gate, which takes no dense matrix."""
+        rows, dense = self.group(tokens)
+        product = rows * self.width * (2 * self.inner + 2 * self.hidden) + dense
+        gate = rows * self.width * (4 * self.inner + 2 * self.hidden)
+        kept = tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden)
+        return kept + max(product, gate)
 
-    def group(self, tokens: int, columns: int) -> int:
-        """Experts that are dense together and `columns` of each of their rows.
+    def group(self, tokens: int) -> tuple[int, int]:
+        """Rows of the experts that are dense together, and the bytes of their matrices, of gate and up.
 
-        Their rows are twice their share, or half of all, which one expert may well get.
+        The rows are twice their share, or half of all, which one expert may well get.
         """
         matrix = 2 * self.inner * self.hidden * self.width
         size = min(self.experts, max(1, self.at_once // matrix))
-        dense = 3 * min(size * matrix, self.at_once) // 2  # up and down; a larger matrix goes slab by slab
         share = min(1, max(0.5, 2 * size / self.experts))
-        return round(share * self.experts_each * tokens) * columns * self.width + dense
+        # A larger matrix goes slab by slab.
+        return round(share * self.experts_each * tokens), min(size * matrix, self.at_once)
 
     def cache(self, tokens: int) -> int:
         """Keys and values of all layers, and those of one twice, which grow by a copy."""

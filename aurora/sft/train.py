@@ -15,7 +15,7 @@ from aurora.model.allocator import keep_heap
 from aurora.model.folder import TOKENIZER_FILES, meta_model, read_config, verify
 from aurora.model.machine import kernels, machine
 from aurora.model.quantization import Quantization
-from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
+from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint, layouts_behind, read_layouts
 from aurora.sft.params import Sft
 from aurora.sft.plan import check, measure_rows, plan, targets_of, write_speed
 from aurora.sft.record import training_record
@@ -62,10 +62,18 @@ def train(
     trainer.accelerator.wait_for_everyone()
     last = checkpoints.last()
     if last and checkpoints.steps()[-1] >= last_step(trainer, sft):
+        checkpoints.layouts = read_layouts(last)
         trainer.restore(last)
     else:
+        checkpoints.layouts = layouts_behind(last, sft)
         if last and main:
-            print(f"sft: going on from {last}", file=sys.stderr)
+            changed = len(checkpoints.layouts) > len(read_layouts(last))
+            told = (
+                f", in {sft.processes} processes instead of {checkpoints.layouts[-2]['processes']}"
+                if changed
+                else ""
+            )
+            print(f"sft: going on from {last}{told}", file=sys.stderr)
         trainer.args.eval_on_start = last is None
         set_seed(sft.seed + trainer.args.process_index)  # dropout differs from process to process
         try:
@@ -85,6 +93,8 @@ def train(
 
     metrics = summary(trainer)
     record = training_record(base, rows, sft, quantization)
+    if len(checkpoints.layouts) > 1:
+        record["layouts"] = checkpoints.layouts
     save_adapter(trainer, adapter, base, record)
     if kept is not None:
         save_kept(trainer, checkpoints.kept, kept, sft.keep_checkpoints, base, record)

@@ -167,7 +167,9 @@ def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
         (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, frozenset([2])),
     }
     for (tokens, context, replying), part in parts.items():
-        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None)
+        found = inference_memory(
+            meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None
+        )
         live = LiveBytes()
         live.count([*model.parameters(), *model.buffers()])
         with live:

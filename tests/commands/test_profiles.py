@@ -31,3 +31,19 @@ def test_a_profile_fits_the_card_that_it_names_and_not_a_small_one(root, name, t
     check(found, int(card * 1e9))
     with pytest.raises(ResourceError, match="training takes about"):
         check(found, small * 2**30)
+
+
+def test_the_fast_profile_has_the_paper_s_rows_a_step_in_one_pass(root, tmp_path, monkeypatch):
+    paper, fast = (load_params(root / f"profiles/{name}.yaml") for name in ("paper", "paper-fast"))
+    monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: False)
+    skeleton, _ = shape_of(fast, tmp_path)
+    rows = rows_of(fast, tmp_path)
+    found = plan_of(fast, skeleton, arrival_of(fast, skeleton, tmp_path), rows, {}, int(80e9))
+    check(found, int(80e9))
+    tokens = paper.sft.effective_batch_size * rows.tokens / rows.rows  # of a step, on average
+    assert found.batch_tokens == pytest.approx(tokens, rel=0.02)
+    changed = {"per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size", "optim"}
+    changed |= {"precision", "packing", "packing_length"}
+    ours, theirs = fast.model_dump(), paper.model_dump()
+    assert {name for name in ours["sft"] if ours["sft"][name] != theirs["sft"][name]} == changed
+    assert {name for name in ours if ours[name] != theirs[name]} == {"sft", "quantization"}

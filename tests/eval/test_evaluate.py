@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy
+import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -456,20 +458,7 @@ def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatc
 def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     place: Path, tmp_path: Path, root: Path
 ) -> None:
-    params = (root / "params.yaml").read_text(encoding="utf-8").replace("limit: null", "limit: 4")
-    params = params.replace("batch_tokens: 1024", "batch_tokens: 128").replace("bits: 4", "bits: 32")
-    command = [sys.executable, "-m", "stages.eval", "--out", "out"]
-    for option, name in (
-        ("model", "model"),
-        ("benchmarks", "benchmarks"),
-        ("rows", "held_out.parquet"),
-        ("prompts", "prompts.yaml"),
-    ):
-        command += [f"--{option}", str(place / name)]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "params.yaml").write_text(params, encoding="utf-8")
+    command, environment = stage_command(place, root, tmp_path, ("whole", "killed"))
     quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command, cwd=tmp_path / "whole", check=True, **quiet)
 
@@ -482,8 +471,73 @@ def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     assert before >= 20 and not (tmp_path / "killed/out").exists()
     done = subprocess.run(command, cwd=tmp_path / "killed", check=True, **quiet)
     assert done.returncode == 0 and remembered(tmp_path / "killed") == 0
-    files = {path.name: path.read_bytes() for path in (tmp_path / "whole/out").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "killed/out").iterdir()} == files
+    assert written(tmp_path / "killed/out") == written(tmp_path / "whole/out")
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_of_one_and_keep_what_was_done_when_one_is_killed(
+    place: Path, tmp_path: Path, root: Path
+) -> None:
+    command, environment = stage_command(place, root, tmp_path, ("one", "two", "killed"))
+    for name in ("two", "killed"):
+        add_processes(tmp_path / name, 2)
+    told = {"env": environment, "capture_output": True, "text": True}
+    for name in ("one", "two"):
+        done = subprocess.run(command, cwd=tmp_path / name, check=True, **told)
+        assert len(done.stdout.splitlines()) == 1 and remembered(tmp_path / name) == 0
+    assert written(tmp_path / "two/out") == written(tmp_path / "one/out")
+
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path / "killed", env=environment, stdout=log, stderr=log)
+    while process.poll() is None and remembered(tmp_path / "killed") < 20:
+        time.sleep(0.02)
+    (second,) = (
+        each
+        for each in psutil.Process(process.pid).children(recursive=True)
+        if each.environ().get("RANK") == "1"
+    )
+    second.kill()
+    assert process.wait() == 1
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: eval: a process ended with status -9")
+    before = remembered(tmp_path / "killed")
+    assert before >= 20 and not (tmp_path / "killed/out").exists()
+    add_processes(tmp_path / "killed", 1)  # another number takes what is there
+    subprocess.run(command, cwd=tmp_path / "killed", check=True, **told)
+    assert written(tmp_path / "killed/out") == written(tmp_path / "one/out")
+    assert not list((tmp_path / "killed/.aurora/eval").glob("*.1.sqlite"))
+
+
+def stage_command(
+    place: Path, root: Path, folder: Path, names: tuple[str, ...]
+) -> tuple[list[str], dict[str, str]]:
+    """The stage's command and environment; each of the folders `names` gets the params."""
+    params = (root / "params.yaml").read_text(encoding="utf-8").replace("limit: null", "limit: 4")
+    params = params.replace("batch_tokens: 1024", "batch_tokens: 128").replace("bits: 4", "bits: 32")
+    command = [sys.executable, "-m", "stages.eval", "--out", "out"]
+    for option, name in (
+        ("model", "model"),
+        ("benchmarks", "benchmarks"),
+        ("rows", "held_out.parquet"),
+        ("prompts", "prompts.yaml"),
+    ):
+        command += [f"--{option}", str(place / name)]
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / "params.yaml").write_text(params, encoding="utf-8")
+    return command, os.environ | {"PYTHONPATH": str(root)}
+
+
+def add_processes(folder: Path, count: int) -> None:
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    start, end = text.index("\neval:"), text.index("\ncheckpoints:")
+    section = re.sub(r"  processes: \d+\n", "", text[start:end])
+    section = section.replace("\neval:\n", f"\neval:\n  processes: {count}\n")
+    (folder / "params.yaml").write_text(text[:start] + section + text[end:], encoding="utf-8")
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def remembered(folder: Path) -> int:

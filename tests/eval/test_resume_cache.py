@@ -2,12 +2,16 @@
 
 import resource
 import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from aurora.core.errors import ResourceError
-from aurora.eval.resume_cache import ResumeCache
+from aurora.eval.group import Group
+from aurora.eval.resume_cache import ResumeCache, computed, fingerprint, open_resume_cache
 
 PAGE = 4096
 
@@ -90,3 +94,58 @@ def test_what_was_written_survives_a_power_cut(tmp_path: Path):
     cache = ResumeCache(tmp_path / "answers.sqlite")
     (mode,) = cache._database.execute("PRAGMA synchronous").fetchone()
     assert mode == 1  # NORMAL: in WAL mode a cut costs the last answers, and damages nothing
+
+
+class Threads:
+    """Threads in the place of processes."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[dict]) -> None:
+        self.rank, self.size, self.barrier, self.board = rank, size, barrier, board
+
+    def gather(self, values: dict[int, bytes]) -> dict[int, bytes]:
+        self.board[self.rank] = values
+        self.barrier.wait()
+        found = {key: value for part in self.board for key, value in part.items()}
+        self.barrier.wait()
+        return found
+
+    share = Group.share
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_value_is_computed_by_one_process_and_all_have_it(tmp_path: Path, size: int):
+    keys, costs = [bytes([number]) for number in range(40)], [1 + number % 7 for number in range(40)]
+    barrier, board = threading.Barrier(size), [{}] * size
+    done: list[list[int]] = [[] for _ in range(size)]
+
+    def work(rank: int) -> list[bytes]:
+        memory = ResumeCache(tmp_path / f"{rank}.sqlite", Threads(rank, size, barrier, board))
+        for number in range(rank, 40, 5):  # each remembers some of an earlier run
+            memory.put(keys[number], b"known")
+
+        def compute(numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+            for number in numbers:
+                done[rank].append(number)
+                yield number, b"%d" % number
+
+        return computed(memory, keys, costs, compute)
+
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(work, range(size)))
+    known = {number for rank in range(size) for number in range(rank, 40, 5)}
+    assert found == [[b"known" if number in known else b"%d" % number for number in range(40)]] * size
+    assert sorted(number for part in done for number in part) == sorted(set(range(40)) - known)
+    loads = [sum(costs[number] for number in part) for part in done]
+    assert max(loads) - min(loads) <= 2 * max(costs)
+    first = ResumeCache(tmp_path / "0.sqlite")
+    assert all(first.get(key) is not None for number, key in enumerate(keys) if number not in known)
+
+
+def test_the_first_takes_over_what_others_left(tmp_path: Path):
+    name = fingerprint("model", {})
+    other = ResumeCache(tmp_path / f"{name}.1.sqlite")
+    other.put(b"key", b"value")
+    other.close()
+    memory = open_resume_cache("model", {}, tmp_path)
+    assert memory.get(b"key") == b"value"
+    assert [path.name for path in tmp_path.glob("*.sqlite")] == [f"{name}.sqlite"]

@@ -233,6 +233,16 @@ def test_one_token_dequantises_only_its_experts(monkeypatch):
     assert seen == [[1, 6], [1, 6]]
 
 
+def test_one_token_by_its_own_way_is_as_by_the_way_of_many():
+    _, packed = dense_and_packed()
+    hidden, weights = torch.randn(1, HIDDEN), torch.tensor([[0.7, 0.3]])
+    dispatch = module.ExpertDispatch.of(packed, torch.tensor([[6, 1]]))
+    assert dispatch.is_plain
+    torch.testing.assert_close(
+        dispatch.forward_one(hidden, weights), dispatch.forward(hidden, weights), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("mode", ["plain", "reentrant", "not reentrant"])
 def test_no_dense_weight_is_saved_for_backward(mode):
     dense, packed = dense_and_packed()

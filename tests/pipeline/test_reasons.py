@@ -233,3 +233,16 @@ def test_a_cache_that_cannot_be_read_is_one_line(project: Path, monkeypatch: pyt
     assert done.exit_code == 1
     assert done.stderr.startswith("error: DVC: ") and "is the disk of the cache mounted" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_frozen_stage_is_said_to_be_so(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project)
+    graph, given = project / "dvc.yaml", project / "given/a.txt"
+    graph.write_text(DVC_YAML.replace("  first:\n", "  first:\n    frozen: true\n"))
+    given.write_text("other")
+    try:
+        done = CliRunner().invoke(main, ["why"])
+    finally:
+        graph.write_text(DVC_YAML)
+        given.write_text("a")
+    assert "first is frozen" in done.output and "dvc unfreeze first" in done.output

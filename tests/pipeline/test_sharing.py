@@ -5,9 +5,12 @@ ones run in test_collaborator.py.
 """
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,9 @@ from stand_ins.remote_servers import S3, SECRET, OpenSsh, Server, Sftp
 
 ALL = ("data", "models")
 VERIFY = {"verify": "true"}
+# A user who may read, but not write, where only root may: the interpreter may lie in root's home.
+READ_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+SHARED = "/mnt/shared/aurora"  # of docs/sharing.md
 pytestmark = pytest.mark.slow  # DVC over its remotes takes minutes
 EVALUATED = ["checkpoints", "eval@base", "eval@tuned", "report"]
 OBJECT = re.compile(r"files/md5/(../.{30}(?:\.dir)?)$")
@@ -238,6 +244,45 @@ def test_gc_keeps_what_every_branch_names_and_frees_the_rest(
     run(third, "git", "switch", "--quiet", "slower")
     dvc(third, "pull")
     assert ran(dvc(third, "repro")) == []
+
+
+def test_several_users_of_one_folder(root: Path):
+    """Two users of one group push to it and pull from it, as docs/sharing.md says; without that the second is refused."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("only root can be two users")
+    opened, mask = commands_under(root, "## Several users of one folder")
+    with tempfile.TemporaryDirectory() as name:  # the folder of the test is closed to others
+        place = Path(name)
+        place.chmod(0o755)
+
+        def typed(user: int, script: str, returncode: int | None = 0) -> str:
+            """By a user of the group 4800, in the user's own project."""
+            home = place / str(user)
+            who = ["setpriv", f"--reuid={user}", "--regid=4800", "--clear-groups", *READ_ALL]
+            settings = {"HOME": str(home), "LOGNAME": str(user), "DVC_SITE_CACHE_DIR": str(home / "site")}
+            return run(home, *who, "bash", "-c", script, returncode=returncode, **settings)
+
+        for user in (4801, 4802):
+            for number in range(300):  # in most of the 256 folders of a remote
+                file = place / f"{user}/data/{number}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(f"{user} {number}")
+            run(place, "chown", "-R", f"{user}:4800", str(user))
+            typed(user, f"{DVC} init --no-scm --quiet && {DVC} add --quiet data")
+        for told in (False, True):
+            shared = place / f"shared-{told}"
+            shared.mkdir()
+            os.chown(shared, 4801, 4800)
+            shared.chmod(0o2775)
+            if told:
+                typed(4801, opened.replace(SHARED, str(shared)).replace("team", "4800"))
+            push = f"{mask if told else 'umask 022'}; {DVC} remote add -f -d shared {shared} && {DVC} push"
+            typed(4801, push)
+            printed = typed(4802, push, 0 if told else None)
+            assert told or "Permission denied" in printed
+        shutil.copyfile(place / "4802/data.dvc", place / "4801/data.dvc")
+        typed(4801, f"{DVC} pull --force")
+        assert (place / "4801/data/7").read_text() == "4802 7"
 
 
 def test_a_damaged_object_is_never_pulled(first: Path, second: Path, remote: Path):

@@ -1,5 +1,6 @@
 """A run that is broken off goes on to the same bytes; a checkpoint is whole or does not count."""
 
+import json
 import os
 import re
 import resource
@@ -275,6 +276,8 @@ def test_the_fingerprint_covers_every_input(case: Path):
 
     first = now()
     assert first == now()
+    # The same rows per step in another layout go on from the same checkpoints.
+    assert first == now(processes=2, gradient_accumulation_steps=1, accelerate_config="machines.yaml")
     other = [now(seed=1), fingerprint(BASE, ROWS, params.sft, params.quantization, "card")]
     turned = params.quantization.model_copy(update={"double_quant": False})
     other.append(fingerprint(BASE, ROWS, params.sft, turned, "cpu"))
@@ -409,6 +412,35 @@ def children(process: int) -> list[int]:
     """Processes below this one."""
     listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [found for child in map(int, listed) for found in [child, *children(child)]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_and_the_record_tells(case: Path, first: int, then: int):
+    sft = SFT | {"num_train_epochs": 6}
+    write_params(case, processes=first, gradient_accumulation_steps=2 // first, **sft)
+    process = start(case)
+    while process.poll() is None and not checkpoints(case):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    write_params(case, processes=then, gradient_accumulation_steps=2 // then, **sft)
+    status, log = run(case)
+    assert status == 0 and re.search(rf"going on from .*, in {then} processes instead of {first}", log), log
+    layouts = json.loads((case / "models/adapter/training.json").read_text())["layouts"]
+    assert [each["processes"] for each in layouts] == [first, then]
+    assert layouts[0]["from_step"] == 0 < layouts[1]["from_step"]
+    mixed = (case / "out/curve.csv").read_text()
+    shutil.rmtree(case / "out")
+    params = write_params(case, **sft)
+    train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
+    torch.use_deterministic_algorithms(False)
+    assert "layouts" not in json.loads((case / "models/adapter/training.json").read_text())
+    cells = [
+        [float(cell or -1) for line in text.splitlines()[1:] for cell in line.split(",")]
+        for text in (mixed, (case / "out/curve.csv").read_text())
+    ]
+    assert cells[0] == pytest.approx(cells[1], abs=1e-4)
 
 
 @pytest.mark.minutes

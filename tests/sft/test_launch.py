@@ -10,7 +10,7 @@ import pytest
 from stand_ins.training_case import OPTIONS, ROOT, run, start, write_case, write_params
 
 from aurora.core.errors import ParamsError
-from aurora.sft.launch import check_workers, is_worker, launch
+from aurora.launch import check_workers, is_worker, launch
 
 MACHINE = """
 compute_environment: LOCAL_MACHINE
@@ -36,10 +36,10 @@ def test_another_number_of_processes_than_stated_is_refused(tmp_path: Path, monk
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert is_worker()
-    check_workers(sft)
+    check_workers("sft", sft)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ParamsError, match=r"sft\.processes is 2, but 4 were started"):
-        check_workers(sft)
+        check_workers("sft", sft)
 
 
 def test_a_missing_file_of_machines_is_one_line(tmp_path: Path, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_missing_file_of_machines_is_one_line(tmp_path: Path, monkeypatch):
     with pytest.raises(
         ParamsError, match=r"no\.yaml not found; write it by: accelerate config --config_file no\.yaml"
     ):
-        launch(sft, [])
+        launch("sft", sft, [])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_damaged_file_of_machines_is_one_line(tmp_path: Path, monkeypatch, tex
     sft = write_params(tmp_path, processes=2, gradient_accumulation_steps=1, accelerate_config="two.yaml").sft
     Path("two.yaml").write_text(text)
     with pytest.raises(ParamsError, match=message):
-        launch(sft, [])
+        launch("sft", sft, [])
 
 
 @pytest.mark.slow
