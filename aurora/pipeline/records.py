@@ -17,7 +17,7 @@ MAY_DIFFER = 0.5  # of the measured files
 # A number with a unit in which something is measured, an error or a power of ten; in Chinese too.
 FIGURE = re.compile(
     r"\d[\d.,]*(?: ?(?:ms|s|min|seconds?|minutes?|hours?|[KMG]i?B|[kKMG]?B/s|GiB/s|tokens/s|nats?|percent|points)(?!\w)"
-    r"| ?(?:%|秒|分钟|小时)|e-\d| ?±| times (?:as|the))"
+    r"| ?(?:%|秒|分钟|小时)|e-\d| ?±| times as)"
 )
 NOT_MEASURED = re.compile(r"<!-- not measured -->|\{# not measured #\}")
 
