@@ -52,6 +52,8 @@ def main() -> None:
         values[name] = {case: bands(counts, CARDS[name]) for case, counts in counted.items()}
         tokens = PAPER_STEPS * PAPER_ROWS * PAPER_TOKENS
         for profile, case in (("paper", "train 2 x 1,024, fp16"), ("paper-fast", "train packed 8,192")):
+            if case not in counted:
+                continue
             speeds = values[name][case]["tokens_per_second"]
             values[name][f"hours of profiles/{profile}.yaml"] = [
                 round(tokens / speed / 3600, 2) for speed in reversed(speeds)
