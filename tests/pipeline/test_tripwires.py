@@ -15,6 +15,7 @@ import safetensors.torch
 from scipy.stats import fisher_exact, mannwhitneyu
 from stand_ins.stage_runs import ROOT, fetch, read_yaml, run, stages, write_params
 
+from aurora.core.errors import DataError
 from aurora.core.language import language
 from aurora.core.parquet import write_parquet
 from aurora.eval.answers import CLOSED, normalised
@@ -219,17 +220,25 @@ main()
 
 # Fault: what plants it, the stages that run then, and the measures that have to tell it.
 MEASURED = {
-    "labels shifted by one": (with_rows(shift_labels), TRAINED, {"exact_match", "loss"}),
+    "labels shifted by one": (
+        with_rows(shift_labels),
+        TRAINED,
+        {"ceval", "cmmlu", "exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
     "prompt tokens trained": (with_rows(train_prompts), TRAINED, {"loss"}),
-    "wrong template": (with_rows(change_the_template), TRAINED, {"exact_match", "loss"}),
+    "wrong template": (
+        with_rows(change_the_template),
+        TRAINED,
+        {"exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
     "adapter of another scale": (scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
     "NF4 blocks transposed": (run_with_transposed_blocks, (), {"exact_match", "loss"}),
     "a router permuted": (permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
     "shots of another subject": (swap_shots, ("eval@tuned",), {"mmlu"}),
-    "answer letters rotated": (rotate_letters, ("eval@tuned",), {"cmmlu"}),
     "held-out rows in training": (hold_nothing_out, TRAINED, {"loss"}),
 }
 STOPPED = {
+    "answer letters rotated": "`aurora compare` stops: the right answers differ",
     "end token untrained": "sft stops: the tune would not learn where to stop",
     "double BOS": "sft stops: a row begins with two begin tokens",
     "adapter merged twice": "merge stops: the base is not the one of the adapter",
@@ -281,6 +290,15 @@ def test_rows_with_wrong_marks_are_not_trained_on(honest: Path, tmp_path: Path, 
     with_rows(change)(faulty)
     with pytest.raises(AssertionError, match=message):
         stages(faulty, "sft")
+
+
+@slow
+def test_rotated_letters_are_not_compared(honest: Path, tmp_path: Path) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    rotate_letters(faulty)
+    stages(faulty, "eval@tuned")
+    with pytest.raises(DataError, match=r"cmmlu .*: the right answer is D in A and A in B"):
+        told(honest, faulty)
 
 
 @slow
