@@ -264,6 +264,24 @@ def test_an_empty_training_set_is_one_line(case: Path, tmp_path: Path):
         check_before(tmp_path / "nowhere", ROWS, params.sft, params.quantization)
 
 
+def test_rows_begin_once_and_train_their_end(case: Path, tmp_path: Path):
+    params, schema = write_params(case), rows(3, seed=0).schema
+    write_parquet(tmp_path / "held_out.parquet", rows(3, seed=0))
+
+    def check(ids: list[int], labels: list[int]) -> None:
+        row = rows(1, seed=0).to_pylist()[0] | {"input_ids": ids, "labels": labels}
+        write_parquet(tmp_path / "train.parquet", pyarrow.Table.from_pylist([row, row], schema=schema))
+        check_before(BASE, tmp_path, params.sft, params.quantization)
+
+    check([1, 5, 6, 2], [-100, -100, 6, 2])
+    check([1, 5, 6], [-100, -100, 6])  # a template that ends its answers otherwise
+    check([2, 5, 6], [-100, -100, 6])
+    with pytest.raises(DataError, match=r"train\.parquet: a row begins with two begin tokens \(1\)"):
+        check([1, 1, 5, 6, 2], [-100, -100, -100, 6, 2])
+    with pytest.raises(DataError, match=r"train\.parquet: none of its 2 end tokens is trained"):
+        check([1, 5, 6, 2], [-100, -100, 6, -100])
+
+
 def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
     params = write_params(case)
     config = json.loads((BASE / "config.json").read_text())
