@@ -61,6 +61,27 @@ def whole(few: dict, more: dict) -> dict[str, float]:
     return found | {"tokens_per_second": round(found["tokens"] / found["roofline_ms"] * 1e3)}
 
 
+def table(values: dict[str, dict]) -> list[str]:
+    """Before and after, side by side."""
+    columns = (
+        "kernels",
+        "synchronisations",
+        "dequantized_gigabytes",
+        "filled_gigabytes",
+        "tokens_per_second",
+        "peak_gib",
+    )
+    lines = ["tokens/s: an H100's roofline".ljust(36) + "".join(f"{name[:20]:>22}" for name in columns)]
+    for case in CASES:
+        for column in ("before", "after"):
+            if counts := values.get(column, {}).get(case):
+                cells = "".join(
+                    f"{counts[name]:>22,.{1 if 'giga' in name or 'gib' in name else 0}f}" for name in columns
+                )
+                lines.append(f"{case + ', ' + column:<36}{cells}")
+    return lines
+
+
 @click.command(help=__doc__)
 @click.option("--before", metavar="COMMIT", help="Count the code of this commit, as the figures before.")
 @click.option("--only", default="", help="Cases that begin so.")
@@ -85,7 +106,7 @@ def main(before: str | None, only: str) -> None:
                 subprocess.run([*git, "remove", "--force", str(code)], check=True)
     column = "before" if before else "after"
     values |= {column: values.get(column, {}) | found}
-    write_record("card_counts", Path(__file__), "python benchmarks/card_counts.py", values)
+    write_record("card_counts", Path(__file__), "python benchmarks/card_counts.py", values, table(values))
 
 
 if __name__ == "__main__":

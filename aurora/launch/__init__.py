@@ -20,9 +20,14 @@ TURN = 3  # seconds in which the launcher ends all processes once one has failed
 class Processes(Protocol):
     """A section of params.yaml whose stage can run in several processes."""
 
-    processes: int
-    accelerate_config: str | None
-    threads: int
+    @property
+    def processes(self) -> int: ...
+
+    @property
+    def accelerate_config(self) -> str | None: ...
+
+    @property
+    def threads(self) -> int: ...
 
 
 def is_worker() -> bool:
