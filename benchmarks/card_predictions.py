@@ -1,16 +1,15 @@
 """What benchmarks/card.sh should find on a card, in bands, from what was counted without one.
 
-    python benchmarks/card_predictions.py
+    python benchmarks/records.py card_predictions
 
-Reads the record card_counts and writes the record card_predictions, to be committed before the run. The best that a run
+Reads the record card_counts; its own is to be committed before the run. The best that a run
 can do is the roofline; expected is the roofline at SHARE of it, or the time in which the host starts all kernels and
 waits for the card, whichever is longer. Memory lies between what live tensors reach and that with the allocator's gaps.
 """
 
 import json
-from pathlib import Path
 
-from records import RECORDS, ROOT, write_record
+from records import RECORDS, ROOT
 
 from aurora.commands.roofline import CARDS, REACHED
 
@@ -45,7 +44,7 @@ def bands(counts: dict[str, float], card: dict[str, float]) -> dict[str, list[fl
 
 
 def main() -> None:
-    """Print and record the bands of each case on each card that may be lent."""
+    """Print the bands of each case on each card that may be lent."""
     counted = json.loads((ROOT / RECORDS / "card_counts.json").read_text(encoding="utf-8"))["values"]["after"]
     values = {}
     for name in LENT:
@@ -58,8 +57,7 @@ def main() -> None:
             values[name][f"hours of profiles/{profile}.yaml"] = [
                 round(tokens / speed / 3600, 2) for speed in reversed(speeds)
             ]
-    print(json.dumps(values, indent=2))
-    write_record("card_predictions", Path(__file__), "python benchmarks/card_predictions.py", values)
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":
