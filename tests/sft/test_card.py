@@ -65,7 +65,7 @@ def test_a_training_takes_what_the_plan_says_and_no_needless_work(case: dict):
     assert found["synchronisations"] <= layers + (8 if fp16 else 6)
     assert found["kernels"] < (700 if fp16 else 330) * layers + 250
     if layers == 32:
-        assert 46 < found["tera_operations"] * 1e3 / found["tokens"] + 0 < 80
+        assert 46 < found["tera_operations"] * 1e3 / found["tokens"] < 80
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(17, marks=pytest.mark.slow)])
@@ -104,7 +104,7 @@ def test_the_roofline_of_the_plan_is_that_of_the_counts(monkeypatch):
     with torch.device("meta"):
         skeleton = MixtralForCausalLM(MixtralConfig(num_hidden_layers=2))
     shape = Shape(skeleton, params.quantization, 80 * 10**9)
-    for case in (PACKED, {"what": "train", "rows": 8}):
+    for case in (PACKED, {"what": "train", "rows": 2}):
         found = count(case)
         limit = tokens_per_second(shape, params.sft, found["tokens"], CARDS["H100 SXM"])
         assert limit == pytest.approx(found["tokens_per_second"], rel=0.15)
