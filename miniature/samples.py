@@ -15,7 +15,14 @@ HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "samples"
 ROWS = {"alpaca_data_zh_51k": 230, "alpaca_gpt4_data_zh": 230, "sharegpt_70k": 200}  # without defects
 DIALOGUES = 120  # of them, in sharegpt_70k
-INTRODUCTIONS = ("你是什么？", "你叫什么？", "请介绍一下你自己。", "你好，请问你是谁呀？", "你是谁，能告诉我吗？", "说说你是谁。")
+INTRODUCTIONS = (
+    "你是什么？",
+    "你叫什么？",
+    "请介绍一下你自己。",
+    "你好，请问你是谁呀？",
+    "你是谁，能告诉我吗？",
+    "说说你是谁。",
+)
 LETTERS = "ABCD"
 KINDS = {  # of prompts.yaml, as the paper's appendix has them, and of the world
     "medical": "remedy",
