@@ -377,17 +377,21 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stage():
-    arguments = ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"]
+    folders = ["--instructions", "instructions", "--benchmarks", "benchmark", "--prompts", "prompts"]
+    arguments = [*folders, "--out", "clean"]
     return CliRunner().invoke(main, arguments)
 
 
 def test_the_stage_on_the_embedded_sources(raw: Path):
     put(raw / "instructions", "left_behind", [])
+    for name in ("of_another_profile", "language_confusion"):
+        (raw / "prompts" / name).mkdir(parents=True)
     (raw / "instructions/own_file.txt").write_text("")
     result = stage()
     assert result.exit_code == 0, result.output
     assert "removed instructions/left_behind, which params.yaml does not name" in result.stderr
     assert not (raw / "instructions/left_behind").exists()
+    assert [path.name for path in (raw / "prompts").iterdir()] == ["language_confusion"]
     metrics = json.loads((raw / "clean/metrics.json").read_text())
     total = metrics["total"]
     assert result.stdout.splitlines()[-1] == f"clean: kept {total['kept']:,} of {total['read']:,}"
