@@ -64,7 +64,12 @@ def busy() -> tuple[float, float, float]:
 
 
 def write_record(
-    name: str, script: Path, command: str, values: dict[str, object], printed: Sequence[str] = (), load: float = 0.0
+    name: str,
+    script: Path,
+    command: str,
+    values: dict[str, object],
+    printed: Sequence[str] = (),
+    load: float = 0.0,
 ) -> None:
     """Writes benchmarks/results/NAME.json of what a script measured in this checkout."""
     record = {

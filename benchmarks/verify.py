@@ -7,6 +7,7 @@ Makes a project of DVC's with one output folder of random files, hard-linked to 
 non-zero where the median ratio is below 0.8 (verify must reach 0.8 of md5sum's speed).
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -70,6 +71,7 @@ def main(gib: float, rounds: int) -> None:
                 flush=True,
             )
     print(f"median ratio {statistics.median(ratios):.2f}, at least {LEAST}")
+    print(json.dumps({"gib": gib, "rounds": rounds, "median_ratio": round(statistics.median(ratios), 2)}))
     sys.exit(statistics.median(ratios) < LEAST)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, starmap
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,14 @@ SEED = 42
 LINKS = 8  # rows that went and still link later ones to their cluster, a bucket; a template has thousands
 CHUNK = 4096  # conversations hashed at a time: bounds memory
 TOGETHER = 2000  # rows that are compared in one call, if no component has more
+
+
+class Texts(Protocol):
+    """Texts of rows, in memory or in files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ def band_keys(texts: Sequence[str]) -> np.ndarray:
 
 def find(
     bands: Iterable[np.ndarray],
-    texts: "np.ndarray | Sequence[str]",
+    texts: Texts,
     threshold: float,
     run: Callable = starmap,
 ) -> NearDuplicates:

@@ -20,9 +20,14 @@ TURN = 3  # seconds in which the launcher ends all processes once one has failed
 class Processes(Protocol):
     """A section of params.yaml whose stage can run in several processes."""
 
-    processes: int
-    accelerate_config: str | None
-    threads: int
+    @property
+    def processes(self) -> int: ...
+
+    @property
+    def accelerate_config(self) -> str | None: ...
+
+    @property
+    def threads(self) -> int: ...
 
 
 def is_worker() -> bool:
@@ -113,6 +118,7 @@ def launch(stage: str, params: Processes, options: list[str]) -> None:
         code = next(iter(error.failures.values())).exitcode
         if code == 1:  # said in its own line
             sys.exit(1)
+        print(file=sys.stderr)  # the dead process may have left a bar behind
         raise ResourceError(
             f"{stage}: a process ended with status {code} (below 0: a signal); dvc repro goes on from what was saved"
         ) from None

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from traceback import extract_tb
 
@@ -171,7 +172,7 @@ def _text(value: object) -> str:
 
 def faults(root: Path) -> list[str]:
     """A line, with file, line and remedy, for all that is wrong with the docs or their records."""
-    from aurora.commands.cli import main as aurora
+    (command,) = entry_points(group="console_scripts", name="aurora")  # commands import this room
 
     generated = pages(root)
     written = [path.relative_to(root) for path in sorted((root / DOCS).glob("*.md"))]
@@ -180,7 +181,7 @@ def faults(root: Path) -> list[str]:
     return [
         *stale(root),
         *link_faults(root, read),
-        *command_faults(root, read, aurora),
+        *command_faults(root, read, command.load()),
         *figures_without_record(root, [path for path in read if path not in generated] + templates),
         *old_records(root),
     ]

@@ -143,9 +143,9 @@ def confusion(found: ReportInputs) -> list[Block]:
     sides = [_sets(found.results[model]) for model in MODELS]
     rows = []
     for task, name in sides[-1]:
-        parts = [side.get((task, name), {}) for side in sides]
-        scores = [change(*(part.get(measure) for part in parts), ".0%") for measure in SHARES]
-        rows.append([f"{task} {name}", str(parts[-1]["n"]), *scores, "base → tuned, measured"])
+        base, tuned = (side.get((task, name), {}) for side in sides)
+        scores = [change(base.get(measure), tuned.get(measure), ".0%") for measure in SHARES]
+        rows.append([f"{task} {name}", str(tuned["n"]), *scores, "base → tuned, measured"])
     if not rows:
         return []
     for row in found.paper["language_confusion"]:

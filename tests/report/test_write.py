@@ -153,7 +153,7 @@ def gather(outputs: Outputs) -> dict:
 def cells(text: str) -> list[list[str]]:
     """Rows of all tables of a Markdown page."""
     return [
-        [cell.strip().replace("\\", "") for cell in line.strip("|").split(" | ")]
+        [cell.strip().replace("\\", "").replace("\u00a0", " ") for cell in line.strip("|").split(" | ")]
         for line in text.splitlines()
         if line.startswith("|")
     ]
@@ -191,7 +191,7 @@ def test_dvc_metrics_has_few_numbers_of_each_model(outputs: Outputs):
 
 def test_the_report_has_the_papers_tables_beside_what_was_measured(outputs: Outputs):
     gather(outputs)
-    text = Path("REPORT.md").read_text(encoding="utf-8")
+    text = Path("REPORT.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     rows = cells(text)
     for row in (
         [

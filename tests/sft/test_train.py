@@ -73,6 +73,32 @@ def test_every_step_equals_the_flat_loop(case: Path, tmp_path: Path, sft: dict):
     assert steps[0]["loss"] - steps[-1]["loss"] > 0.05  # and something was learned
 
 
+@pytest.mark.minutes
+def test_no_memory_is_read_that_was_not_written(case: Path, tmp_path: Path, monkeypatch):
+    """torch fills new tensors with NaN on request: be_deterministic can do without, for the losses are the same."""
+    torch.use_deterministic_algorithms(True)
+    losses = []
+    for fill in (True, False):
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
+        history = trained(case, tmp_path / str(fill), stop_after_steps=2).state.log_history
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    assert losses[0] == losses[1] and all(map(math.isfinite, losses[0]))
+
+
+def test_a_kernel_without_a_deterministic_form_is_one_line(case: Path, tmp_path: Path, monkeypatch):
+    def stop(self, **_: object) -> None:
+        raise RuntimeError(
+            "index_thing_cuda does not have a deterministic implementation, but you set 'torch.use_"
+        )
+
+    monkeypatch.setattr("aurora.sft.trainer.LabelledPositionsTrainer.train", stop)
+    params = write_params(case)
+    with pytest.raises(
+        ModelError, match=r"index_thing_cuda has no deterministic kernel on cpu, so equal runs"
+    ):
+        train(BASE, ROWS, tmp_path / "adapter", tmp_path / "out", params.sft, params.quantization)
+
+
 def test_held_out_loss_is_per_token_whatever_the_batches(case: Path, tmp_path: Path):
     trainer = trained(case, tmp_path, stop_after_steps=1)
     first = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)

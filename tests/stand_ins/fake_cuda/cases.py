@@ -283,7 +283,7 @@ def chat(case: Case, model, meter: counting.Meter) -> dict:
 def less(one: dict, two: dict) -> dict:
     """What the second of two counts has more than the first; the peak of both."""
     numbers = {name: value for name, value in two.items() if isinstance(value, (int, float))}
-    return {name: round(value - one[name], 3) for name, value in numbers.items()} | {
+    return {name: round(value - one[name], 6) for name, value in numbers.items()} | {
         "peak_gib": two["peak_gib"]
     }
 

@@ -68,12 +68,12 @@ class Meter(LiveBytes):
             "kernels": sum(self.calls.values()),
             "synchronisations": sum(self.waits.values()),
             "uploads": sum(self.uploads.values()),
-            "tera_operations": round(sum(self.operations.values()) / 1e12, 3),
-            "gigabytes": round(sum(self.bytes.values()) / 1e9, 1),
-            "dequantized_gigabytes": round(self.dequantized / 1e9, 1),
-            "filled_gigabytes": round(self.filled / 1e9, 1),
-            "roofline_ms": round((sum(self.seconds.values()) + fill) * 1e3, 2),
-            "peak_gib": round(self.peak / 2**30, 3),
+            "tera_operations": round(sum(self.operations.values()) / 1e12, 6),
+            "gigabytes": round(sum(self.bytes.values()) / 1e9, 6),
+            "dequantized_gigabytes": round(self.dequantized / 1e9, 6),
+            "filled_gigabytes": round(self.filled / 1e9, 6),
+            "roofline_ms": round((sum(self.seconds.values()) + fill) * 1e3, 6),
+            "peak_gib": round(self.peak / 2**30, 6),
             "not_deterministic": sorted(self.not_deterministic),
         }
 
