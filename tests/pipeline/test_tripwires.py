@@ -152,7 +152,8 @@ def hold_nothing_out(folder: Path) -> None:
     tables = [parquet.read_table(folder / f"data/format/{name}.parquet") for name in ("train", "held_out")]
     path = folder / "data/format/train.parquet"
     path.unlink()
-    write_parquet(path, pyarrow.concat_tables([tables[0], *[tables[1]] * 4]))
+    held_out = tables[1].select(tables[0].column_names)
+    write_parquet(path, pyarrow.concat_tables([tables[0], *[held_out] * 4]))
 
 
 def merge_again(folder: Path) -> None:
@@ -231,11 +232,23 @@ MEASURED = {
         TRAINED,
         {"exact_match", "loss", "mean_length", "zh_reply_rate"},
     ),
-    "adapter of another scale": (scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
-    "NF4 blocks transposed": (run_with_transposed_blocks, (), {"exact_match", "loss"}),
-    "a router permuted": (permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
+    "adapter of another scale": (
+        scale_the_adapter,
+        ("merge", "eval@tuned"),
+        {"ceval", "cmmlu", "mmlu", "exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
+    "NF4 blocks transposed": (
+        run_with_transposed_blocks,
+        (),
+        {"ceval", "cmmlu", "mmlu", "exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
+    "a router permuted": (
+        permute_routers,
+        ("eval@tuned",),
+        {"ceval", "cmmlu", "exact_match", "loss", "zh_reply_rate"},
+    ),
     "shots of another subject": (swap_shots, ("eval@tuned",), {"mmlu"}),
-    "held-out rows in training": (hold_nothing_out, TRAINED, {"loss"}),
+    "held-out rows in training": (hold_nothing_out, TRAINED, {"exact_match", "loss"}),
 }
 STOPPED = {
     "answer letters rotated": "`aurora compare` stops: the right answers differ",
