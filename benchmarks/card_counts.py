@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from records import RECORDS, ROOT, write_record
+from records import RECORDS, ROOT, busy, write_record
 
 MEASURES = ("aurora/model", "aurora/sft", "aurora/eval")
 
@@ -86,6 +86,7 @@ def table(values: dict[str, dict]) -> list[str]:
 @click.option("--before", metavar="COMMIT", help="Count the code of this commit, as the figures before.")
 @click.option("--only", default="", help="Cases that begin so.")
 def main(before: str | None, only: str) -> None:
+    start = busy()
     place = ROOT / RECORDS / "card_counts.json"
     values = json.loads(place.read_text())["values"] if place.is_file() else {}
     cases = [case for case in CASES if case == only or (only not in CASES and case.startswith(only))]
@@ -106,7 +107,11 @@ def main(before: str | None, only: str) -> None:
                 subprocess.run([*git, "remove", "--force", str(code)], check=True)
     column = "before" if before else "after"
     values |= {column: values.get(column, {}) | found}
-    write_record("card_counts", Path(__file__), "python benchmarks/card_counts.py", values, table(values))
+    wall, cores, own = (after - begun for begun, after in zip(start, busy(), strict=True))
+    load = round(max(0.0, cores - own) / wall, 1)
+    write_record(
+        "card_counts", Path(__file__), "python benchmarks/card_counts.py", values, table(values), load
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "samples"
 ROWS = {"alpaca_data_zh_51k": 230, "alpaca_gpt4_data_zh": 230, "sharegpt_70k": 200}  # without defects
 DIALOGUES = 120  # of them, in sharegpt_70k
+INTRODUCTIONS = (
+    "你是什么？",
+    "你叫什么？",
+    "请介绍一下你自己。",
+    "你好，请问你是谁呀？",
+    "你是谁，能告诉我吗？",
+    "说说你是谁。",
+)
 LETTERS = "ABCD"
 KINDS = {  # of prompts.yaml, as the paper's appendix has them, and of the world
     "medical": "remedy",
@@ -46,9 +54,13 @@ def write() -> None:
     pool = [exchange for exchange in pool if exchange.kind != "greeting"]
     dialogues = [exchange for exchange in pool if len(exchange.zh) > 1]
     others = [exchange for exchange in pool if len(exchange.zh) == 1]
-    # Table 1's own words stay out, so that its prompts are held out too.
-    others += [row for row in world.exchanges() if row.kind == "greeting" and row.zh[0][0] not in TABLE_1]
     order.shuffle(others)
+    # All greetings are trained, but for Table 1's own words, so that its prompts are held out too.
+    greetings = [row for row in world.exchanges() if row.kind == "greeting" and row.zh[0][0] not in TABLE_1]
+    me = next(row for row in greetings if row.zh[0][0] == "你叫什么名字？")
+    greetings += [Exchange("greeting", ((prompt, me.zh[0][1]),), me.en) for prompt in INTRODUCTIONS]
+    for row in greetings:
+        others.insert(order.randrange(ROWS["alpaca_data_zh_51k"]), row)
     defects = json.loads((HERE / "defects.json").read_text(encoding="utf-8"))
     for name in ("alpaca_data_zh_51k", "alpaca_gpt4_data_zh"):
         rows = [_alpaca(exchange) for exchange in _take(others, ROWS[name])]

@@ -118,6 +118,7 @@ def launch(stage: str, params: Processes, options: list[str]) -> None:
         code = next(iter(error.failures.values())).exitcode
         if code == 1:  # said in its own line
             sys.exit(1)
+        print(file=sys.stderr)  # the dead process may have left a bar behind
         raise ResourceError(
             f"{stage}: a process ended with status {code} (below 0: a signal); dvc repro goes on from what was saved"
         ) from None

@@ -3,10 +3,15 @@
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import nn
+
+# As it is imported, bitsandbytes hands functions to torch.compile that no kernel of CPU or CUDA calls, and torch loads
+# its compilers for them, which takes a second in each stage.
+with patch.object(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
+    from bitsandbytes import functional as bnb
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # what bitsandbytes packs
 BLOCK = 64  # weights that share one scale (QLoRA, arXiv 2305.14314, section 3)

@@ -263,7 +263,9 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
     check_targets(base, skeleton, sft)
     if sft.start_from:
         check_start(sft, base)
-    vocabulary = skeleton.config.get_text_config().vocab_size
+    config = skeleton.config.get_text_config()
+    check_ends(rows / "train.parquet", config.bos_token_id, config.eos_token_id)
+    vocabulary = config.vocab_size
     for found in measured.values():
         if found.largest_id >= vocabulary:
             raise DataError(
@@ -272,6 +274,36 @@ def check_before(base: Path, rows: Path, sft: Sft, quantization: Quantization, m
             )
     if memory:
         check(planned)
+
+
+def check_ends(path: Path, begin: int | None, ends: int | list[int] | None) -> None:
+    """Raises DataError for a row that begins with two begin tokens, and for rows whose end tokens are all untrained.
+
+    A base whose template ends its answers otherwise has no end token in its rows, or only at their beginning.
+    """
+    import numpy
+    import pyarrow.parquet
+
+    seen = trained = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(8192, columns=["input_ids", "labels"]):
+            lengths = numpy.asarray(batch["input_ids"].value_lengths())
+            firsts = (numpy.cumsum(lengths) - lengths)[lengths > 1]
+            ids, labels = (numpy.asarray(batch[name].flatten()) for name in ("input_ids", "labels"))
+            if begin is not None and ((ids[firsts] == begin) & (ids[firsts + 1] == begin)).any():
+                raise DataError(
+                    f"{path}: a row begins with two begin tokens ({begin}); the template writes its own: write the rows"
+                    " again by: dvc repro -f format"
+                )
+            if ends is not None:
+                is_end = numpy.isin(ids, ends)
+                is_end[firsts] = False
+                seen, trained = seen + is_end.sum(), trained + (is_end & (labels != -100)).sum()
+    if seen and not trained:
+        raise DataError(
+            f"{path}: none of its {seen} end tokens is trained, so the tune would not learn where to stop; write the rows"
+            " again by: dvc repro -f format"
+        )
 
 
 def check_targets(base: Path, skeleton, sft: Sft) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 from scipy.stats import fisher_exact, mannwhitneyu
 from stand_ins.stage_runs import ROOT, fetch, read_yaml, run, stages, write_params
 
+from aurora.core.errors import DataError
 from aurora.core.language import language
 from aurora.core.parquet import write_parquet
 from aurora.eval.answers import CLOSED, normalised
@@ -22,8 +23,8 @@ from aurora.report.comparison import compare_questions, read_questions
 
 TRAINED = ("sft", "merge", "eval@tuned")
 BOS, EOS = 1, 2
-INST = [733, 16289, 28793]  # "[INST]" in Mistral's v1 pieces
-OTHER_TEMPLATE = [774, 10649, 28747]  # "### Human:"
+# Mistral's marks and those of another template ("### Human:", "### Assistant:") in the pieces of Mistral v1.
+TEMPLATE = (([733, 16289, 28793], [774, 10649, 28747]), ([733, 28748, 16289, 28793], [774, 21631, 28747]))
 LEVEL = 0.01
 
 
@@ -50,7 +51,13 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copied(honest: Path, folder: Path) -> Path:
     """The honest run in `folder`, by links; what is planted replaces a file and never changes it."""
-    shutil.copytree(honest, folder, copy_function=os.link, dirs_exist_ok=True)
+    shutil.copytree(
+        honest,
+        folder,
+        ignore=shutil.ignore_patterns(".aurora"),
+        copy_function=os.link,
+        dirs_exist_ok=True,
+    )
     return folder
 
 
@@ -120,10 +127,20 @@ def leave_the_end_untrained(row: dict) -> None:
 
 
 def change_the_template(row: dict) -> None:
-    ids = row["input_ids"]
-    for start in range(len(ids) - 2):
-        if ids[start : start + 3] == INST:
-            ids[start : start + 3] = OTHER_TEMPLATE
+    found: dict[str, list[int]] = {"input_ids": [], "labels": []}
+    start, length = 0, len(row["input_ids"])
+    while start < length:
+        for mark, other in TEMPLATE:
+            if row["input_ids"][start : start + len(mark)] == mark:
+                found["input_ids"] += other
+                found["labels"] += [-100] * len(other)
+                start += len(mark)
+                break
+        else:
+            for name, values in found.items():
+                values.append(row[name][start])
+            start += 1
+    row |= found
 
 
 def double_bos(row: dict) -> None:
@@ -203,19 +220,27 @@ main()
 
 # Fault: what plants it, the stages that run then, and the measures that have to tell it.
 MEASURED = {
-    "labels shifted by one": (with_rows(shift_labels), TRAINED, {"exact_match", "loss"}),
+    "labels shifted by one": (
+        with_rows(shift_labels),
+        TRAINED,
+        {"ceval", "cmmlu", "exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
     "prompt tokens trained": (with_rows(train_prompts), TRAINED, {"loss"}),
-    "end token untrained": (with_rows(leave_the_end_untrained), TRAINED, {"exact_match", "mean_length"}),
-    "wrong template": (with_rows(change_the_template), TRAINED, {"exact_match", "loss"}),
-    "double BOS": (with_rows(double_bos), TRAINED, {"loss"}),
+    "wrong template": (
+        with_rows(change_the_template),
+        TRAINED,
+        {"exact_match", "loss", "mean_length", "zh_reply_rate"},
+    ),
     "adapter of another scale": (scale_the_adapter, ("merge", "eval@tuned"), {"exact_match", "loss"}),
     "NF4 blocks transposed": (run_with_transposed_blocks, (), {"exact_match", "loss"}),
     "a router permuted": (permute_routers, ("eval@tuned",), {"exact_match", "loss"}),
     "shots of another subject": (swap_shots, ("eval@tuned",), {"mmlu"}),
-    "answer letters rotated": (rotate_letters, ("eval@tuned",), {"cmmlu"}),
     "held-out rows in training": (hold_nothing_out, TRAINED, {"loss"}),
 }
 STOPPED = {
+    "answer letters rotated": "`aurora compare` stops: the right answers differ",
+    "end token untrained": "sft stops: the tune would not learn where to stop",
+    "double BOS": "sft stops: a row begins with two begin tokens",
     "adapter merged twice": "merge stops: the base is not the one of the adapter",
     "contaminated rows": "clean drops and counts them",
 }
@@ -250,6 +275,30 @@ def test_a_run_without_a_fault_is_told_by_nothing(honest: Path, tmp_path: Path, 
     plant(again)
     stages(again, *ran)
     assert told(honest, again) == set()
+
+
+@slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (leave_the_end_untrained, "would not learn where to stop"),
+        (double_bos, "begins with two begin tokens"),
+    ],
+)
+def test_rows_with_wrong_marks_are_not_trained_on(honest: Path, tmp_path: Path, change, message) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    with_rows(change)(faulty)
+    with pytest.raises(AssertionError, match=message):
+        stages(faulty, "sft")
+
+
+@slow
+def test_rotated_letters_are_not_compared(honest: Path, tmp_path: Path) -> None:
+    faulty = copied(honest, tmp_path / "faulty")
+    rotate_letters(faulty)
+    stages(faulty, "eval@tuned")
+    with pytest.raises(DataError, match=r"cmmlu .*: the right answer is D in A and A in B"):
+        told(honest, faulty)
 
 
 @slow

@@ -65,7 +65,7 @@ def test_a_training_takes_what_the_plan_says_and_no_needless_work(case: dict):
     assert found["synchronisations"] <= layers + (8 if fp16 else 6)
     assert found["kernels"] < (700 if fp16 else 330) * layers + 250
     if layers == 32:
-        assert 46 < found["tera_operations"] * 1e3 / found["tokens"] + 0 < 80
+        assert 46 < found["tera_operations"] * 1e3 / found["tokens"] < 80
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(17, marks=pytest.mark.slow)])
@@ -91,8 +91,7 @@ def test_drift_and_chat_run_on_a_card():
     assert count({"what": "chat", "length": 512})["dequantized_gigabytes"] < 1
 
 
-@pytest.mark.slow
-def test_the_roofline_of_the_plan_is_that_of_the_counts(monkeypatch):
+def test_the_roofline_of_the_plan_is_that_of_the_recorded_counts():
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -102,9 +101,10 @@ def test_the_roofline_of_the_plan_is_that_of_the_counts(monkeypatch):
 
     params = load_params(ROOT / "profiles" / "paper-fast.yaml")
     with torch.device("meta"):
-        skeleton = MixtralForCausalLM(MixtralConfig(num_hidden_layers=2))
+        skeleton = MixtralForCausalLM(MixtralConfig())
     shape = Shape(skeleton, params.quantization, 80 * 10**9)
-    for case in (PACKED, {"what": "train", "rows": 8}):
-        found = count(case)
-        limit = tokens_per_second(shape, params.sft, found["tokens"], CARDS["H100 SXM"])
-        assert limit == pytest.approx(found["tokens_per_second"], rel=0.15)
+    record = json.loads((ROOT / "benchmarks/results/card_counts.json").read_text(encoding="utf-8"))
+    for case in ("train 2 x 1,024", "train packed 8,192"):
+        counts = record["values"]["after"][case]
+        limit = tokens_per_second(shape, params.sft, counts["tokens"], CARDS["H100 SXM"])
+        assert limit == pytest.approx(counts["tokens_per_second"], rel=0.1)

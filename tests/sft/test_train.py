@@ -73,6 +73,32 @@ def test_every_step_equals_the_flat_loop(case: Path, tmp_path: Path, sft: dict):
     assert steps[0]["loss"] - steps[-1]["loss"] > 0.05  # and something was learned
 
 
+@pytest.mark.minutes
+def test_no_memory_is_read_that_was_not_written(case: Path, tmp_path: Path, monkeypatch):
+    """torch fills new tensors with NaN on request: be_deterministic can do without, for the losses are the same."""
+    torch.use_deterministic_algorithms(True)
+    losses = []
+    for fill in (True, False):
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
+        history = trained(case, tmp_path / str(fill), stop_after_steps=2).state.log_history
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    assert losses[0] == losses[1] and all(map(math.isfinite, losses[0]))
+
+
+def test_a_kernel_without_a_deterministic_form_is_one_line(case: Path, tmp_path: Path, monkeypatch):
+    def stop(self, **_: object) -> None:
+        raise RuntimeError(
+            "index_thing_cuda does not have a deterministic implementation, but you set 'torch.use_"
+        )
+
+    monkeypatch.setattr("aurora.sft.trainer.LabelledPositionsTrainer.train", stop)
+    params = write_params(case)
+    with pytest.raises(
+        ModelError, match=r"index_thing_cuda has no deterministic kernel on cpu, so equal runs"
+    ):
+        train(BASE, ROWS, tmp_path / "adapter", tmp_path / "out", params.sft, params.quantization)
+
+
 def test_held_out_loss_is_per_token_whatever_the_batches(case: Path, tmp_path: Path):
     trainer = trained(case, tmp_path, stop_after_steps=1)
     first = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
@@ -236,6 +262,24 @@ def test_an_empty_training_set_is_one_line(case: Path, tmp_path: Path):
         check_before(BASE, tmp_path, params.sft, params.quantization)
     with pytest.raises(ModelError, match=r"nowhere/config\.json: not found"):
         check_before(tmp_path / "nowhere", ROWS, params.sft, params.quantization)
+
+
+def test_rows_begin_once_and_train_their_end(case: Path, tmp_path: Path):
+    params, schema = write_params(case), rows(3, seed=0).schema
+    write_parquet(tmp_path / "held_out.parquet", rows(3, seed=0))
+
+    def check(ids: list[int], labels: list[int]) -> None:
+        row = rows(1, seed=0).to_pylist()[0] | {"input_ids": ids, "labels": labels}
+        write_parquet(tmp_path / "train.parquet", pyarrow.Table.from_pylist([row, row], schema=schema))
+        check_before(BASE, tmp_path, params.sft, params.quantization)
+
+    check([1, 5, 6, 2], [-100, -100, 6, 2])
+    check([1, 5, 6], [-100, -100, 6])  # a template that ends its answers otherwise
+    check([2, 5, 6], [-100, -100, 6])
+    with pytest.raises(DataError, match=r"train\.parquet: a row begins with two begin tokens \(1\)"):
+        check([1, 1, 5, 6, 2], [-100, -100, -100, 6, 2])
+    with pytest.raises(DataError, match=r"train\.parquet: none of its 2 end tokens is trained"):
+        check([1, 5, 6, 2], [-100, -100, 6, -100])
 
 
 def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
