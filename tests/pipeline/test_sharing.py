@@ -321,9 +321,9 @@ def test_a_sweep_leaves_the_tree_clean_shows_what_differs_and_travels(root: Path
         column in plain or "/" in column for column in columns
     )  # the others are paths that stages read
     rates = [row.strip("|").split("|")[columns.index("sft.learning_rate")].strip() for row in rows]
-    assert rates == ["0.005", "0.01", "0.002"]
+    assert rates == ["0.003", "0.01", "0.002"]
     printed = run(first, "bash", "-c", differ)
-    assert re.search(r"params.yaml +sft.learning_rate +0.005 +0.0\d+", printed)
+    assert re.search(r"params.yaml +sft.learning_rate +0.003 +0.0\d+", printed)
     assert "metrics/tuned.json" in printed
     dvc(first, "exp", "push", "origin", "rate-1")
     dvc(second, "pull")
