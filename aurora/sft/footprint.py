@@ -165,6 +165,8 @@ class Shape:
         product = rows * self.width * (2 * self.inner + 2 * self.hidden) + dense
         gate = rows * self.width * (4 * self.inner + 2 * self.hidden)
         kept = tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden)
+        if self.card is None:  # gate, up and the rows of both, with the dense matrices of up and down
+            return kept + rows * self.width * (3 * self.inner + 2 * self.hidden) + 3 * dense // 2
         return kept + max(product, gate)
 
     def group(self, tokens: int) -> tuple[int, int]:
