@@ -143,7 +143,8 @@ def test_a_record_is_too_old_once_more_than_half_of_what_it_measured_has_other_c
     assert old_records(small) == []
     record = json.loads((small / RECORDS / "small_profile.json").read_text())
     allowed = len(record["files"]) // 2
-    now = [name for name in record["files"] if code_digest(small / name) == record["files"][name]]
+    there = [name for name in record["files"] if (small / name).is_file()]
+    now = [name for name in there if code_digest(small / name) == record["files"][name]]
     changed = len(record["files"]) - len(now)
     for name in now[: allowed - changed]:
         (small / name).write_text("other = 1\n")
