@@ -16,12 +16,8 @@ from aurora.sources.source import Download, LocalSource, Source
 
 
 @click.command()
-@click.option(
-    "--instructions", type=click.Path(path_type=Path), required=True, help="Folder of the fetched sets."
-)
-@click.option(
-    "--benchmarks", type=click.Path(path_type=Path), required=True, help="Folder of the benchmarks."
-)
+@click.option("--instructions", type=click.Path(path_type=Path), required=True, help="Folder of the fetched sets.")
+@click.option("--benchmarks", type=click.Path(path_type=Path), required=True, help="Folder of the benchmarks.")
 @click.option(
     "--prompts", type=click.Path(path_type=Path), help="Folder of the prompt sets that eval answers, to tidy."
 )
