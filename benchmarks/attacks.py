@@ -33,49 +33,17 @@ class Case:
 
 
 CASES = (
-    Case(
-        "two branches ran, git merge",
-        "stops; ends in records of runs",
-        "pipeline/test_merging",
-        "ends_in_a_lock",
-    ),
-    Case(
-        "... and each ran other stages",
-        "neither runs again",
-        "pipeline/test_merging",
-        "both_branches_are_used",
-    ),
-    Case(
-        "... by lines, without attributes",
-        "a record of no run, as feared",
-        "pipeline/test_merging",
-        "by_lines",
-    ),
+    Case("two branches ran, git merge", "stops; ends in records of runs", "pipeline/test_merging", "ends_in_a_lock"),
+    Case("... and each ran other stages", "neither runs again", "pipeline/test_merging", "both_branches_are_used"),
+    Case("... by lines, without attributes", "a record of no run, as feared", "pipeline/test_merging", "by_lines"),
     Case("params.yaml in conflict too", "named first", "pipeline/test_merging", "conflict_in_params"),
-    Case(
-        "marks of a conflict in dvc.lock",
-        "one line with the remedy",
-        "pipeline/test_merging",
-        "marks_in_a_lock",
-    ),
+    Case("marks of a conflict in dvc.lock", "one line with the remedy", "pipeline/test_merging", "marks_in_a_lock"),
     Case("core.autocrlf=true", "no stage is edited", "pipeline/test_repository", "autocrlf"),
-    Case(
-        "training done, DVC lost it",
-        "last checkpoint kept, same bytes",
-        "sft/test_checkpoints",
-        "lost_by_dvc",
-    ),
-    Case(
-        "cache takes no file, or is full", "refused before the hours", "core/test_recorded", "takes_no_file"
-    ),
+    Case("training done, DVC lost it", "last checkpoint kept, same bytes", "sft/test_checkpoints", "lost_by_dvc"),
+    Case("cache takes no file, or is full", "refused before the hours", "core/test_recorded", "takes_no_file"),
     Case("scratch of finished work", "kept until dvc.lock names it", "core/test_recorded", "scratch_stays"),
     Case("variables that shape bytes", "set", "core/test_environment", "shapes_bytes_is_set"),
-    Case(
-        "nine variables at once, a real training",
-        "the same bytes",
-        "sft/test_checkpoints",
-        "environment_shapes",
-    ),
+    Case("nine variables at once, a real training", "the same bytes", "sft/test_checkpoints", "environment_shapes"),
     Case("variables of another recipe", "removed and named", "core/test_environment", "changes_a_recipe"),
     Case("variables read before Python", "refused", "core/test_environment", "had_its_effect"),
     Case("a launcher of another recipe", "refused", "core/test_environment", "launcher"),
@@ -87,18 +55,10 @@ CASES = (
         "pipeline/test_tracing",
         "planted_input",
     ),
-    Case(
-        "no namespaces, or no sandbox",
-        "said; Landlock still stops reads",
-        "pipeline/test_tracing",
-        "weaker_sandbox",
-    ),
+    Case("no namespaces, or no sandbox", "said; Landlock still stops reads", "pipeline/test_tracing", "weaker_sandbox"),
     Case("a stage traced alone", "inputs from the cache", "pipeline/test_tracing", "traced_alone"),
     Case(
-        "a bit of an input flipped, time kept",
-        "the next stage stops",
-        "core/test_recorded",
-        "flipped_bit or damaged",
+        "a bit of an input flipped, time kept", "the next stage stops", "core/test_recorded", "flipped_bit or damaged"
     ),
     Case(
         "a bit flipped in tree, cache, listing",
@@ -106,12 +66,7 @@ CASES = (
         "pipeline/test_integrity",
         "flipped or damaged",
     ),
-    Case(
-        "an import by a computed name",
-        "aurora check finds it",
-        "pipeline/test_rooms",
-        "every_form_of_an_import",
-    ),
+    Case("an import by a computed name", "aurora check finds it", "pipeline/test_rooms", "every_form_of_an_import"),
     Case("aurora why of a frozen stage", "says that it never runs", "pipeline/test_reasons", "frozen"),
     Case("a remote object damaged or missing", "aurora verify --remote", "pipeline/test_integrity", "remote"),
     Case(
@@ -123,39 +78,21 @@ CASES = (
     Case("eval's memory: a power cut", "what was written is there", "eval/test_resume_cache", "power_cut"),
     Case("eval's memory: a full disk", "one line", "eval/test_resume_cache", "full_disk"),
     Case(
-        "cache unmounted or not writable",
-        "doctor: a fault, nothing made",
-        "commands/test_doctor",
-        "cache_that_takes",
+        "cache unmounted or not writable", "doctor: a fault, nothing made", "commands/test_doctor", "cache_that_takes"
     ),
     Case("remote missing", "doctor: a fault", "commands/test_doctor", "written_to"),
     Case("a training runs", "doctor: not to be removed", "commands/test_doctor", "training_that_runs"),
     Case("links to nothing, frozen stages", "doctor names them", "commands/test_doctor", "frozen"),
+    Case("a remote folder of several users", "doctor: mode and umask", "commands/test_doctor", "several_share"),
     Case(
-        "a remote folder of several users", "doctor: mode and umask", "commands/test_doctor", "several_share"
+        "a second user pushes to a folder", "both push and pull, as docs say", "pipeline/test_sharing", "several_users"
     ),
-    Case(
-        "a second user pushes to a folder",
-        "both push and pull, as docs say",
-        "pipeline/test_sharing",
-        "several_users",
-    ),
-    Case(
-        "published by another user than root",
-        "ordinary permissions, right sums",
-        "export/test_export",
-        "ordinary",
-    ),
+    Case("published by another user than root", "ordinary permissions, right sums", "export/test_export", "ordinary"),
     Case("other bytes than dvc.lock's published", "refused", "export/test_export", "other_bytes"),
     Case("secrets in addresses", "refused, and not repeated", "sources/test_uris", "secret"),
     Case("a link of the repository leads out", "refused", "fetch/test_fetch", "leads_out"),
     Case("markup in a licence", "text in every card and table", "report/test_model_card", "opens_no_markup"),
-    Case(
-        "four busy processes beside a stage",
-        "no more CPU time, as threads sleep",
-        "core/test_environment",
-        "busy",
-    ),
+    Case("four busy processes beside a stage", "no more CPU time, as threads sleep", "core/test_environment", "busy"),
     Case("aurora why, plan without a cache", "one line", "pipeline/test_reasons", "cache_that_cannot"),
 )
 
@@ -178,11 +115,7 @@ def run_tests(file: str, cases: list[Case]) -> dict[str, str]:
 
 def seen(case: Case, results: dict[str, str]) -> tuple[int, str]:
     """How many tests of the case ran, and what they saw."""
-    mine = {
-        test: wrong
-        for test, wrong in results.items()
-        if any(part in test for part in case.names.split(" or "))
-    }
+    mine = {test: wrong for test, wrong in results.items() if any(part in test for part in case.names.split(" or "))}
     faults = [f"{test}: {wrong}" for test, wrong in mine.items() if wrong]
     return len(mine), "; ".join(faults) or (AS_EXPECTED if mine else "no test ran")
 

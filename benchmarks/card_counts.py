@@ -99,9 +99,7 @@ def main(before: str | None, only: str) -> None:
             found = {}
             for case in cases:
                 found[case] = count(case, code)
-                print(
-                    f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True
-                )
+                print(f"{case:<28}", *(f"{name} {value:,}" for name, value in found[case].items()), flush=True)
         finally:
             if before:
                 subprocess.run([*git, "remove", "--force", str(code)], check=True)
@@ -109,9 +107,7 @@ def main(before: str | None, only: str) -> None:
     values |= {column: values.get(column, {}) | found}
     wall, cores, own = (after - begun for begun, after in zip(start, busy(), strict=True))
     load = round(max(0.0, cores - own) / wall, 1)
-    write_record(
-        "card_counts", Path(__file__), "python benchmarks/card_counts.py", values, table(values), load
-    )
+    write_record("card_counts", Path(__file__), "python benchmarks/card_counts.py", values, table(values), load)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,7 @@ def bands(counts: dict[str, float], card: dict[str, float]) -> dict[str, list[fl
     # The counted roofline is an H100's; on another card operations and bytes scale apart.
     work = counts["tera_operations"] / (card["bfloat16"] * REACHED[0])
     moved = max(
-        0.0,
-        counts["roofline_ms"] / 1e3
-        - counts["tera_operations"] / (CARDS["H100 SXM"]["bfloat16"] * REACHED[0]),
+        0.0, counts["roofline_ms"] / 1e3 - counts["tera_operations"] / (CARDS["H100 SXM"]["bfloat16"] * REACHED[0])
     )
     roofline = work + moved * CARDS["H100 SXM"]["bandwidth"] / card["bandwidth"]
     host = counts["kernels"] * KERNEL + counts["synchronisations"] * WAIT
@@ -54,9 +52,7 @@ def main() -> None:
     for name in LENT:
         values[name] = {case: bands(counts, CARDS[name]) for case, counts in counted.items()}
         least, most = PAPER_STEPS * PAPER_ROWS * PAPER_TOKENS, PAPER_STEPS * PAPER_ROWS * PADDED
-        slow, fast = (
-            values[name][case]["tokens_per_second"] for case in ("train 2 x 1,024", "train packed 8,192")
-        )
+        slow, fast = (values[name][case]["tokens_per_second"] for case in ("train 2 x 1,024", "train packed 8,192"))
         # The paper's rows are padded to the longer of two; a packed row of 4,608 lies between the two cases.
         values[name]["hours of profiles/paper.yaml"] = [hours(least, slow[1]), hours(most, slow[0])]
         values[name]["hours of profiles/paper-fast.yaml"] = [hours(least, fast[1]), hours(least, slow[0])]

@@ -49,9 +49,7 @@ SHARED = 20000  # rows for the shares of the rules
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=sum(PAPER.values()))
     parser.add_argument("--compared", type=int, default=20000, help="rows for datasketch")
     parser.add_argument("--brute", type=int, default=6000, help="rows for brute-force Jaccard")
@@ -72,9 +70,7 @@ def write_sources(folder: Path, rows: int) -> dict[str, Path]:
     real = os.environ.get("AURORA_REAL_DATA")
     folders = {}
     for name, count in PAPER.items():
-        path = (
-            Path(real) / "instructions" / REAL[name] if real else next((ROOT / "samples").glob(f"{name}.*"))
-        )
+        path = Path(real) / "instructions" / REAL[name] if real else next((ROOT / "samples").glob(f"{name}.*"))
         items = [item for item in read_items(path) if isinstance(item, dict)]
         target = folder / name
         target.mkdir()
@@ -150,9 +146,7 @@ def mapped(value: object, change):
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {
-            key: item if key == "conversation_id" else mapped(item, change) for key, item in value.items()
-        }
+        return {key: item if key == "conversation_id" else mapped(item, change) for key, item in value.items()}
     return [mapped(item, change) for item in value] if isinstance(value, list) else value
 
 
@@ -194,9 +188,7 @@ def whole(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
     memory.done.set()
     total = metrics["total"]
     load = os.getloadavg()[0]
-    print(
-        f"\nwhole clean on {len(os.sched_getaffinity(0))} cores, all rules on; load of the machine {load:.1f}"
-    )
+    print(f"\nwhole clean on {len(os.sched_getaffinity(0))} cores, all rules on; load of the machine {load:.1f}")
     print("      rows    MB  seconds  CPU seconds   rows/s  MB/s  peak GiB (PSS)  (RSS)      kept")
     print(
         f"{total['read']:>10,} {size / 1e6:>5.0f} {seconds:>8.1f} {cpu:>12.1f} {total['read'] / seconds:>8,.0f} "
@@ -222,15 +214,11 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         times[name] = time.process_time() - begin
         return result
 
-    turns = timed(
-        "parse", lambda: [turn for turn in (parse(*pair) for pair in raw) if hasattr(turn, "messages")]
-    )
+    turns = timed("parse", lambda: [turn for turn in (parse(*pair) for pair in raw) if hasattr(turn, "messages")])
     texts = [message.content for turn in turns for message in turn.messages]
     timed("invisible characters", lambda: [repairs.visible(text) for text in texts])
     timed("mojibake, repair", lambda: [repairs.MOJIBAKE.search(text) for text in texts])
-    timed(
-        "html remnants", lambda: [repairs.without_html(text) for text in texts if "<" in text or "&" in text]
-    )
+    timed("html remnants", lambda: [repairs.without_html(text) for text in texts if "<" in text or "&" in text])
     repaired = [
         [
             Message(message.role, text)
@@ -241,17 +229,13 @@ def by_rule(folders: dict[str, Path], benchmarks: list[Path], params) -> None:
         for turn in turns
     ]
     rounds = [
-        pairs
-        for pairs in timed("roles", lambda: [whole_rounds(item, [], params)[0] for item in repaired])
-        if pairs
+        pairs for pairs in timed("roles", lambda: [whole_rounds(item, [], params)[0] for item in repaired]) if pairs
     ]
     for _switch, rule in filters.RULES:
         timed(rule.__name__.replace("_", " "), lambda rule=rule: [rule(pairs, params) for pairs in rounds])
     timed(
         "traditional",
-        lambda: [
-            filters.traditional_share([part for pair in pairs for part in pair[:2]]) for pairs in rounds
-        ],
+        lambda: [filters.traditional_share([part for pair in pairs for part in pair[:2]]) for pairs in rounds],
     )
     timed("topic", lambda: [topic(*pairs[0][:2]) for pairs in rounds])
     turns = [[part for pair in pairs for part in pair[:2]] for pairs in rounds]
@@ -321,26 +305,17 @@ def near_duplicates(texts: list[str], brute: int) -> None:
     common = (matrix @ matrix.T).tocoo()
     truth = {
         (rows[left], rows[right])
-        for left, right, count in zip(
-            common.row.tolist(), common.col.tolist(), common.data.tolist(), strict=True
-        )
+        for left, right, count in zip(common.row.tolist(), common.col.tolist(), common.data.tolist(), strict=True)
         if left < right and count >= 0.8 * (lengths[left] + lengths[right] - count)
     }
     inside = set(rows)
     pairs = found_pairs(texts, inside)
     print(f"against brute force on {len(rows):,} of them: {len(truth):,} true pairs")
-    for name, given in (
-        ("ours", pairs),
-        ("datasketch", {p for p in reported if p[0] in inside and p[1] in inside}),
-    ):
+    for name, given in (("ours", pairs), ("datasketch", {p for p in reported if p[0] in inside and p[1] in inside})):
         right = len(given & truth)
-        print(
-            f"{name:<11} recall {right / max(1, len(truth)):.3f}   precision {right / max(1, len(given)):.3f}"
-        )
+        print(f"{name:<11} recall {right / max(1, len(truth)):.3f}   precision {right / max(1, len(given)):.3f}")
     goes = {later for _, later in truth}
-    print(
-        f"rows that go for another: {len(goes & set(np.flatnonzero(found.kept_for >= 0))):,} of {len(goes):,} found"
-    )
+    print(f"rows that go for another: {len(goes & set(np.flatnonzero(found.kept_for >= 0))):,} of {len(goes):,} found")
 
 
 def found_pairs(texts: list[str], inside: set[int]) -> set[tuple[int, int]]:

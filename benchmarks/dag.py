@@ -31,10 +31,7 @@ from stand_ins.remote_servers import S3, OpenSsh  # noqa: E402 (helpers of the t
 MEASURES = ("stages",)
 
 BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {
-    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    "HF_HUB_OFFLINE": "1",
-}
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
 TWO_STAGES = """
 stages:
   one: {cmd: cp a b, deps: [a], outs: [b]}
@@ -85,9 +82,7 @@ def start_up(repeat: int) -> None:
         command = [sys.executable, "-m", f"stages.{path.stem}", "--help"]
         spent = seconds(ROOT, command, repeat)
         traced = run(ROOT, sys.executable, "-X", "importtime", *command[1:]).stderr
-        print(
-            f"{path.stem:<24}{spent:>9.2f}{bare:>12.2f}{spent / bare:>8.1f}  {heaviest(traced)}", flush=True
-        )
+        print(f"{path.stem:<24}{spent:>9.2f}{bare:>12.2f}{spent / bare:>8.1f}  {heaviest(traced)}", flush=True)
 
 
 def heaviest(traced: str) -> str:
@@ -101,9 +96,7 @@ def heaviest(traced: str) -> str:
 
 def transfers(size: int) -> None:
     """Push and pull of one file, beside the plain copy to the same place."""
-    print(
-        f"\n{'1 file of ' + format(size / 1e9, '.2g') + ' GB':<24}{'MB/s':>9}{'plain copy':>12}{'ratio':>8}"
-    )
+    print(f"\n{'1 file of ' + format(size / 1e9, '.2g') + ' GB':<24}{'MB/s':>9}{'plain copy':>12}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         project, store = place / "project", place / "store"
@@ -165,9 +158,7 @@ def compare(project: Path, remote: str, size: int, there: float, back: float) ->
     (project / "model").unlink()
     pulled = seconds(project, ["dvc", "pull", "--quiet", "--remote", remote])
     for name, ours, plain in ((f"push, {remote}", pushed, there), (f"pull, {remote}", pulled, back)):
-        print(
-            f"{name:<24}{size / ours / 1e6:>9.0f}{size / plain / 1e6:>12.0f}{plain / ours:>8.2f}", flush=True
-        )
+        print(f"{name:<24}{size / ours / 1e6:>9.0f}{size / plain / 1e6:>12.0f}{plain / ours:>8.2f}", flush=True)
 
 
 @click.command()

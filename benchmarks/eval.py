@@ -214,17 +214,10 @@ def part_protocols(data: Path, threads: int) -> dict:
             prompts = params.paper_protocol.model_copy(update={"prompts": {name: [language]}})
             lm.tokens_forwarded, start = 0, time.process_time()
             results, _ = score_paper_protocol(
-                lm,
-                {name: asked[name]},
-                params.model_copy(update={"paper_protocol": prompts}),
-                "bos_every_turn",
+                lm, {name: asked[name]}, params.model_copy(update={"paper_protocol": prompts}), "bos_every_turn"
             )
             key = f"{name}_{language}"
-            found[f"{name}, paper, {language}"] = [
-                results[key]["n"],
-                lm.tokens_forwarded,
-                time.process_time() - start,
-            ]
+            found[f"{name}, paper, {language}"] = [results[key]["n"], lm.tokens_forwarded, time.process_time() - start]
     return found
 
 
@@ -268,10 +261,7 @@ def part_decode(threads: int) -> dict:
 
     def one_by_one(stop: int) -> list[list[int]]:
         settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0}
-        rows = [
-            model.generate(torch.tensor([tokens]), **settings)[0, len(tokens) :].tolist()
-            for tokens in prompts
-        ]
+        rows = [model.generate(torch.tensor([tokens]), **settings)[0, len(tokens) :].tolist() for tokens in prompts]
         return ended(rows, stop)
 
     runs = {
@@ -309,9 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=48, help="questions a subject")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--only", choices=("backends", "overhead", "protocols", "decode"), help="One of the tables."
-    )
+    parser.add_argument("--only", choices=("backends", "overhead", "protocols", "decode"), help="One of the tables.")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if "AURORA_REAL_DATA" not in os.environ:
@@ -351,15 +339,10 @@ def print_backends(arguments: argparse.Namespace) -> None:
     for title, key, unit, digits in lines:
         values = [side[key] / unit for side in (stock, ours)]
         print(f"{title:24}{values[0]:12,.{digits}f}{values[1]:12,.{digits}f}{values[0] / values[1]:8.2f}")
-    print(
-        f"tokens of 'prefix once per subject': {ours['once']:,}; ours {ours['tokens'] / ours['once']:.3f} of it"
-    )
+    print(f"tokens of 'prefix once per subject': {ours['once']:,}; ours {ours['tokens'] / ours['once']:.3f} of it")
     gaps = [abs(one - other) for one, other in zip(ours["answers"], stock["answers"], strict=True)]
     letters = [
-        [
-            max(range(4), key=side["answers"][start : start + 4].__getitem__)
-            for start in range(0, len(gaps), 4)
-        ]
+        [max(range(4), key=side["answers"][start : start + 4].__getitem__) for start in range(0, len(gaps), 4)]
         for side in (ours, stock)
     ]
     changed = sum(one != other for one, other in zip(*letters, strict=True))

@@ -64,13 +64,9 @@ def linear4bit(inputs: int, outputs: int, device: str, dtype: torch.dtype) -> nn
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     with torch.device("meta"):
-        layer = Linear4bit(
-            inputs, outputs, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4"
-        )
+        layer = Linear4bit(inputs, outputs, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype) * 0.02
-    layer.weight = Params4bit(
-        weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
-    )
+    layer.weight = Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer)
     layer.weight._quantize(device)
     layer.support_avx512bf16_for_cpu = False
     return layer
@@ -202,9 +198,7 @@ def peak_bytes(way: str, options: dict) -> int:
 
 def table(options: dict, times: dict, peaks: dict) -> str:
     """Speeds of the best round, and ratios of ours to each other way."""
-    lines = [
-        f"{options['layers']} layers, hidden {options['hidden']}, intermediate {options['intermediate']}, "
-    ]
+    lines = [f"{options['layers']} layers, hidden {options['hidden']}, intermediate {options['intermediate']}, "]
     lines[0] += f"{EXPERTS} experts, {options['tokens']} tokens, {options['dtype']}, {options['device']}"
     lines.append(
         f"{'':<14}{'train tokens/s':>16}{'ours':>8}{'decode tokens/s':>18}{'ours':>8}{'peak MiB':>11}{'ours':>8}"
@@ -217,9 +211,7 @@ def table(options: dict, times: dict, peaks: dict) -> str:
                 ratio = statistics.median(other / mine for mine, other in pairs)
                 cells += f"{count / min(times[way, kind]):>{width}.1f}{ratio:>7.2f}x"
             lines.append(f"{cells}{peaks[way] / 2**20:>11.0f}{peaks[ours] / peaks[way]:>7.2f}x")
-    lines.append(
-        "ours: speed of ours (with LoRA: of ours+lora) against this row, its memory as a share of this row"
-    )
+    lines.append("ours: speed of ours (with LoRA: of ours+lora) against this row, its memory as a share of this row")
     return "\n".join(lines)
 
 
@@ -227,9 +219,7 @@ def values(times: dict, peaks: dict) -> dict[str, dict[str, float]]:
     """By way: how many times as long it takes as ours, in the median of the rounds, and its peak memory."""
     return {
         way: {
-            f"{kind}_time": round(
-                statistics.median(map(operator.truediv, times[way, kind], times[ours, kind])), 3
-            )
+            f"{kind}_time": round(statistics.median(map(operator.truediv, times[way, kind], times[ours, kind])), 3)
             for kind in ("train", "decode")
         }
         | {"peak_mib": round(peaks[way] / 2**20)}

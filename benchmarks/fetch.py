@@ -81,9 +81,7 @@ def timed(call: Callable) -> None:
 def curl(url: str, names: list[str], out: Path) -> list[float]:
     """curl on all files side by side."""
     out.mkdir()
-    addresses = [
-        part for name in names for part in ("-o", str(out / name), f"{url}/o/n/resolve/{COMMIT}/{name}")
-    ]
+    addresses = [part for name in names for part in ("-o", str(out / name), f"{url}/o/n/resolve/{COMMIT}/{name}")]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     parallel = ["--parallel", "--parallel-immediate", "--parallel-max", "8"]
     subprocess.run(["curl", "-sfL", *parallel, *addresses], check=True, stderr=subprocess.DEVNULL)
@@ -95,9 +93,7 @@ def start(name: str, url: str, out: Path, work: Path) -> subprocess.Popen:
     """Starts one download into the new folder `out`."""
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(work / "home")}
     command = [*SELF, "--as", name, "--folder", str(out)]
-    return subprocess.Popen(
-        command, env=os.environ | {"HF_ENDPOINT": url} | quiet, cwd=work, stdout=subprocess.PIPE
-    )
+    return subprocess.Popen(command, env=os.environ | {"HF_ENDPOINT": url} | quiet, cwd=work, stdout=subprocess.PIPE)
 
 
 @contextmanager

@@ -58,10 +58,7 @@ def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Pa
     from aurora.core.messages import Round, content_id
 
     source = random.Random(0)
-    kinds = {
-        True: [talk for talk in talks if len(talk) == 1],
-        False: [talk for talk in talks if len(talk) > 1],
-    }
+    kinds = {True: [talk for talk in talks if len(talk) == 1], False: [talk for talk in talks if len(talk) > 1]}
     rows = {}
     for number in range(count):
         single = number % (SINGLE + MULTI) * SINGLE // (SINGLE + MULTI) != (
@@ -69,9 +66,7 @@ def write_conversations(talks: list[list[tuple[str, str]]], count: int, path: Pa
         )
         first, *rest = source.choice(kinds[single])
         turns = [turn for pair in [(f"{number} {first[0]}", first[1]), *rest] for turn in pair]
-        messages = [
-            {"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)
-        ]
+        messages = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
         key = content_id(tuple(map(Round, turns[::2], turns[1::2])))
         rows[key] = ("single" if single else "multi", messages)
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
@@ -103,13 +98,7 @@ def leg_ours(path: Path, model_file: Path, workers: int, folder: Path, prompt: s
     from aurora.format.format import format_rows
     from aurora.format.params import Format
 
-    rules = Format(
-        prompt=prompt,
-        max_length=MAX_LENGTH,
-        long_conversation="continue",
-        long_round="drop",
-        held_out=0.01,
-    )
+    rules = Format(prompt=prompt, max_length=MAX_LENGTH, long_conversation="continue", long_round="drop", held_out=0.01)
     start = clock()
     metrics = format_rows(path, model_file, folder / "rows", rules, threads=workers)
     more = {key: metrics[key] for key in ("packing_efficiency", "tokens_per_chinese_character")}
@@ -151,8 +140,7 @@ def leg_fastokens(path: Path, model_file: Path, workers: int, folder: Path) -> d
     tokenizer = fastokens.Tokenizer.from_json_str(fast_tokenizer(model_file).to_str())
     start = clock()
     batches = [
-        tokenizer.encode_batch_flat(texts[first : first + 4096], False, True)[0]
-        for first in range(0, len(texts), 4096)
+        tokenizer.encode_batch_flat(texts[first : first + 4096], False, True)[0] for first in range(0, len(texts), 4096)
     ]
     measured = since(start)
     found = numpy.frombuffer(b"".join(batches), numpy.uint32)
@@ -183,9 +171,7 @@ def trainer_preparation(rows: object, model_file: Path, folder: Path, **options:
     write_tokenizer(model_file, folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = MixtralForCausalLM(
-        MixtralConfig(vocab_size=32000, num_key_value_heads=1, num_local_experts=2, **sizes)
-    )
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=32000, num_key_value_heads=1, num_local_experts=2, **sizes))
     prepare = SFTTrainer._prepare_dataset
     measured = {}
 
@@ -207,9 +193,7 @@ def trainer_preparation(rows: object, model_file: Path, folder: Path, **options:
 def leg_trl(path: Path, model_file: Path, workers: int, folder: Path) -> dict:
     import datasets
 
-    rows = datasets.load_dataset(
-        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
-    )
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache"))
     processes = workers if workers > 1 else None
     measured, prepared = trainer_preparation(
         rows.select_columns(["messages"]),
@@ -226,9 +210,7 @@ def leg_packing(path: Path, model_file: Path, workers: int, folder: Path) -> dic
     """What SFTTrainer does to the rows of the stage before its first step, when it packs them."""
     import datasets
 
-    rows = datasets.load_dataset(
-        "parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache")
-    )
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache"))
     measured, packed = trainer_preparation(
         rows.select_columns(["input_ids", "labels"]), model_file, folder, packing=True
     )
@@ -296,9 +278,7 @@ def run_leg(command: list[str], workers: int) -> dict:
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):  # a worker may just have ended
             processes = [tree, *tree.children(recursive=True)]
-            peak = max(
-                peak, sum(each.memory_full_info().pss for each in processes)
-            )  # shared pages count once
+            peak = max(peak, sum(each.memory_full_info().pss for each in processes))  # shared pages count once
         time.sleep(0.5)
     output, errors = process.communicate()
     if process.returncode:
@@ -325,13 +305,9 @@ def show(results: dict[tuple[str, int], dict]) -> None:
 
 @click.command()
 @click.option("--rows", default=20_000, show_default=True, help="Conversations of the comparison.")
-@click.option(
-    "--mix", default=SINGLE + MULTI, show_default=True, help="Conversations of the last line; 0 omits it."
-)
+@click.option("--mix", default=SINGLE + MULTI, show_default=True, help="Conversations of the last line; 0 omits it.")
 @click.option("--repeat", default=3, show_default=True)
-@click.option(
-    "--llamafactory", type=click.Path(exists=True), help="Python of an environment with LLaMA-Factory."
-)
+@click.option("--llamafactory", type=click.Path(exists=True), help="Python of an environment with LLaMA-Factory.")
 @click.option("--template", type=click.Path(exists=True, path_type=Path), help="A model folder.")
 @click.option("--leg", hidden=True)
 @click.option("--workers", hidden=True, type=int)
@@ -373,9 +349,7 @@ def main(
             return
         legs = {leg: [sys.executable, __file__, "--leg", leg, "--path", str(path)] for leg in LEGS}
         if llamafactory:
-            legs["LLaMA-Factory, preprocessing"] = prepare_llamafactory(
-                llamafactory, path, model_file, folder
-            )
+            legs["LLaMA-Factory, preprocessing"] = prepare_llamafactory(llamafactory, path, model_file, folder)
         results: dict[tuple[str, int], dict] = {}
         for again in range(repeat):
             for workers, (leg, command) in itertools.product((1, 2), legs.items()):
@@ -419,12 +393,7 @@ def prepare_llamafactory(python: str, path: Path, model_file: Path, folder: Path
     rows = [{"messages": messages} for messages in pyarrow.parquet.read_table(path)["messages"].to_pylist()]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    entry = {
-        "file_name": "rows.json",
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
-        "tags": tags,
-    }
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     (folder / "dataset_info.json").write_text(json.dumps({"bench": entry}))
     return [python, "-c", LLAMA_FACTORY, str(folder), str(folder / "tokenizer")]
 

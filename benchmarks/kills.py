@@ -42,15 +42,7 @@ MEASURES = (
 )
 
 TARGETS = ("dvc", "stage", "both")
-SECONDS = {
-    "fetch": 45,
-    "clean": 3,
-    "format": 3,
-    "sft": 60,
-    "merge": 8,
-    "eval": 20,
-    "report": 3,
-}  # about, on 2 cores
+SECONDS = {"fetch": 45, "clean": 3, "format": 3, "sft": 60, "merge": 8, "eval": 20, "report": 3}  # about, on 2 cores
 STAGES = tuple(SECONDS)
 PATIENCE = 15  # seconds in which a stage has to follow its dvc
 

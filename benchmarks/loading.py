@@ -51,9 +51,7 @@ def write_checkpoint(folder: Path, tiny: bool) -> None:
     files["rest"] = {f"{layer}.self_attn.{p}_proj.weight": shape for p, shape in heads.items()}
     files["rest"] |= {f"{layer}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
     files["rest"] |= {f"{layer}.block_sparse_moe.gate.weight": (config.num_local_experts, hidden)}
-    files["rest"] |= dict.fromkeys(
-        ("model.embed_tokens.weight", "lm_head.weight"), (config.vocab_size, hidden)
-    )
+    files["rest"] |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (config.vocab_size, hidden))
     files["rest"] |= {"model.norm.weight": (hidden,)}
     listed = {}
     for file, shapes in files.items():
@@ -104,10 +102,7 @@ def measure(folder: Path, bits: int, warm: Path) -> dict:
     done.set()
     thread.join()
     held: dict[str, int] = {}
-    for (
-        name,
-        tensor,
-    ) in model.state_dict().items():  # attention's scales stand here and not among the parameters
+    for name, tensor in model.state_dict().items():  # attention's scales stand here and not among the parameters
         held[group_of(name)] = held.get(group_of(name), 0) + tensor.numel() * tensor.element_size()
     return {"seconds": seconds, "peak": peak[0] - before, "held": held}
 
@@ -116,9 +111,7 @@ def whole_model(held: dict[str, int]) -> str:
     """Bytes of 32 layers from the parts of one, beside the paper's figures."""
     once = ("embeddings", "head")
     sizes = {part: size * (1 if part in once else LAYERS) / GIB for part, size in held.items()}
-    lines = [
-        f"{LAYERS} layers from the bytes of one, GiB: {', '.join(f'{p} {s:.2f}' for p, s in sizes.items())}"
-    ]
+    lines = [f"{LAYERS} layers from the bytes of one, GiB: {', '.join(f'{p} {s:.2f}' for p, s in sizes.items())}"]
     lines.append(f"{sum(sizes.values()):.2f} GiB of weights; the paper (Table 4): training 45, inference 25")
     return "\n".join(lines)
 

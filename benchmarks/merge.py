@@ -78,9 +78,7 @@ def write_base(folder: Path, layers: int) -> None:
     for layer in range(layers):
         name = f"model.layers.{layer}"
         tensors = {f"{name}.self_attn.{part}.weight": shape for part, shape in PROJECTIONS.items()}
-        tensors |= {
-            f"{name}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")
-        }
+        tensors |= {f"{name}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")}
         tensors[f"{name}.block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
         for expert in range(EXPERTS):
             place = f"{name}.block_sparse_moe.experts.{expert}"
@@ -90,13 +88,9 @@ def write_base(folder: Path, layers: int) -> None:
     weight_map = {}
     for number, tensors in enumerate(files.values(), start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        save_file(
-            {name: random_tensor(*shape) for name, shape in tensors.items()}, folder / file, {"format": "pt"}
-        )
+        save_file({name: random_tensor(*shape) for name, shape in tensors.items()}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
 
 
@@ -149,11 +143,7 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
     write_base(base, layers)
     write_adapter(adapter, layers)
     interpreter = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
-            ).stdout.split()[1]
-        )
+        int(subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout.split()[1])
         * 1024
         / 1e6
     )
@@ -168,10 +158,7 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
             out = folder / "out"
             runs[name].append(
                 measure(
-                    [
-                        *command[:-1],
-                        *(str(p) for p in ((base, adapter, out) if command[-1] == "all" else (base, out))),
-                    ],
+                    [*command[:-1], *(str(p) for p in ((base, adapter, out) if command[-1] == "all" else (base, out)))],
                     out,
                 )
             )
@@ -184,8 +171,7 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
     for name, found in runs.items():
         middle = {key: statistics.median(run[key] for run in found) for key in found[0]}
         ratio, ratio_written = (
-            statistics.median(a[key] / b[key] for a, b in zip(cp, found, strict=True))
-            for key in ("seconds", "written")
+            statistics.median(a[key] / b[key] for a, b in zip(cp, found, strict=True)) for key in ("seconds", "written")
         )
         peak = f"{middle['peak'] - interpreter:.0f}" if middle["peak"] else ""
         print(
@@ -198,9 +184,7 @@ def compare(folder: Path, layers: int, ways: dict[str, list[str]], rounds: int) 
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where to write; is emptied.")
 @click.option("--layers", default=3, show_default=True, help="Of the checkpoint beside cp.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option(
-    "--peft-layers", default=1, show_default=True, help="Of the checkpoint beside PEFT; 0 leaves it out."
-)
+@click.option("--peft-layers", default=1, show_default=True, help="Of the checkpoint beside PEFT; 0 leaves it out.")
 def main(folder: Path, layers: int, rounds: int, peft_layers: int) -> None:
     python = [sys.executable, "-c"]
     ways = {"cp -r": ["cp", "-r", "two"], "aurora": [*python, OURS, "all"]}

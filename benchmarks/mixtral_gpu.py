@@ -97,9 +97,7 @@ def random_model(config, quantization, device: str):
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return (
-            torch.randn(shape, generator=generator, device=device, dtype=torch.float32).mul_(0.02).to(dtype)
-        )
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).mul_(0.02).to(dtype)
 
     for _, module, name in list(fused_tensors(model)):
         shape = tuple(getattr(module, name).shape)
@@ -110,22 +108,14 @@ def random_model(config, quantization, device: str):
     for module in model.modules():
         if isinstance(module, Linear4bit):
             weight = random(module.out_features, module.in_features)
-            options = {
-                "compress_statistics": quantization.double_quant,
-                "quant_type": "nf4",
-                "module": module,
-            }
+            options = {"compress_statistics": quantization.double_quant, "quant_type": "nf4", "module": module}
             module.weight = Params4bit(weight, requires_grad=False, **options)
             module.weight._quantize(device)
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 norm = parameter.dim() == 1
-                value = (
-                    torch.ones(parameter.shape, device=device, dtype=dtype)
-                    if norm
-                    else random(*parameter.shape)
-                )
+                value = torch.ones(parameter.shape, device=device, dtype=dtype) if norm else random(*parameter.shape)
                 setattr(module, name, torch.nn.Parameter(value, requires_grad=not norm))
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.config.quantization_config = settings
@@ -160,10 +150,7 @@ def nf4_as_on_a_cpu(device: str) -> bool:
 
     weight = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     here, there = (PackedExperts.of(weight.to(place), True) for place in ("cpu", device))
-    same = [
-        torch.equal(one, other.cpu())
-        for one, other in zip(here.parameters(), there.parameters(), strict=True)
-    ]
+    same = [torch.equal(one, other.cpu()) for one, other in zip(here.parameters(), there.parameters(), strict=True)]
     return all(same) and torch.equal(here.dense(0), there.dense(0).cpu())
 
 
@@ -226,9 +213,7 @@ def write_rows(folder: Path, rows: int, length: int, config, packed: bool) -> No
     size = min(DOCUMENT, length) if packed else length
     filling = rows * (STEPS + 2) * (length // size)
     for name, count in (("train", filling), ("held_out", 1)):
-        ids = torch.randint(
-            3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32
-        ).tolist()
+        ids = torch.randint(3, config.vocab_size, (count, size), generator=generator, dtype=torch.int32).tolist()
         kind = pyarrow.list_(pyarrow.int32())
         columns = {"id": [str(number) for number in range(count)]}
         columns |= {"input_ids": pyarrow.array(ids, kind), "labels": pyarrow.array(ids, kind)}
@@ -242,9 +227,7 @@ def tokenizer():
 
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left")
 
 
 def train(model, run: tuple, params, device: str) -> dict:
@@ -268,12 +251,7 @@ def train(model, run: tuple, params, device: str) -> dict:
             marks.append(time.perf_counter())
 
     changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    changes |= {
-        "effective_batch_size": rows,
-        "stop_after_steps": None,
-        "eval_steps": 10**6,
-        "save_steps": 10**6,
-    }
+    changes |= {"effective_batch_size": rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6}
     changes |= {"packing": packed, "packing_length": length, "keep_checkpoints": ()}
     changes |= {"precision": {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]}
     if find_spec("torchao") is None or device == "cpu":
@@ -291,9 +269,7 @@ def train(model, run: tuple, params, device: str) -> dict:
         training.be_deterministic()
         checkpoints = Checkpoints(folder / "scratch" / "checkpoints", 2)
         quantization = params.quantization.model_copy(update={"compute_dtype": dtype})
-        trainer = training.build_trainer(
-            folder, folder, settings, quantization, folder / "scratch", checkpoints
-        )
+        trainer = training.build_trainer(folder, folder, settings, quantization, folder / "scratch", checkpoints)
         trainer.remove_callback(Live)  # curves for eyes, by dvclive
         trainer.add_callback(Clock())
         trainer.evaluate = lambda *args, **options: {}
@@ -316,9 +292,7 @@ def train(model, run: tuple, params, device: str) -> dict:
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if device != "cpu" else None,
         "tokens_per_second": rows * length / seconds,
         "share_dequantising": spent / (len(marks) - 1) / seconds,
-        "adapter_sha256": hashlib.sha256(
-            b"".join(weight.numpy().tobytes() for weight in weights)
-        ).hexdigest(),
+        "adapter_sha256": hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest(),
     }
 
 

@@ -25,16 +25,11 @@ def main() -> None:
         environment = surroundings(folder) | {"PYTHONPATH": str(folder)}
         command = [AURORA, "plan", "--json", "--memory-gib", "80"]
         # Its status is 1 where this machine's disk is too small for the run.
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if not done.stdout:
         sys.exit(done.stderr)
     plan = json.loads(done.stdout)
-    sizes = {
-        f"{part}_gib": round(sum(plan[part].values()) / 2**30, 2)
-        for part in ("training", "inference", "disk")
-    }
+    sizes = {f"{part}_gib": round(sum(plan[part].values()) / 2**30, 2) for part in ("training", "inference", "disk")}
     for part, size in sizes.items():
         print(f"{part:<16}{size:>8.2f}")
     print(json.dumps(sizes))

@@ -75,9 +75,7 @@ def repro(folder: Path) -> tuple[float, int, list[str]]:
     log = folder.with_name("log.txt")
     started, peak = time.perf_counter(), 0
     with log.open("w") as output:
-        running = psutil.Popen(
-            [DVC, "repro"], cwd=folder, env=surroundings(folder), stdout=output, stderr=output
-        )
+        running = psutil.Popen([DVC, "repro"], cwd=folder, env=surroundings(folder), stdout=output, stderr=output)
         while running.poll() is None:
             try:
                 peak = max(peak, tree_bytes(running))
@@ -118,11 +116,7 @@ def under_load(count: int, idle: float, difference: str) -> dict[str, float]:
     print(f"{title:<28}{seconds:>9.1f}{seconds / idle:>13.3f}x{peak / 2**30:>10.2f}  all {len(stages)}")
     if other:
         sys.exit("under load dvc.lock, metrics or REPORT.md are not what they are without")
-    return {
-        "busy_processes": count,
-        "busy_minutes": round(seconds / 60, 1),
-        "busy_times": round(seconds / idle, 2),
-    }
+    return {"busy_processes": count, "busy_minutes": round(seconds / 60, 1), "busy_times": round(seconds / idle, 2)}
 
 
 @click.command()
@@ -147,9 +141,7 @@ def main(profile: str | None, learning_rate: str | None, count: int, keep: Path 
             seconds, peak, stages = repro(folder)
             first = first or seconds
             ran = f"all {len(stages)}" if title == "from empty" else ", ".join(stages) or "none"
-            print(
-                f"{title:<28}{seconds:>9.1f}{seconds / first:>13.3f}x{peak / 2**30:>10.2f}  {ran}", flush=True
-            )
+            print(f"{title:<28}{seconds:>9.1f}{seconds / first:>13.3f}x{peak / 2**30:>10.2f}  {ran}", flush=True)
             if title == "from empty":
                 difference = changed(folder)
                 measured = {"minutes": round(seconds / 60, 1), "peak_gib": round(peak / 2**30, 1)}
@@ -169,9 +161,7 @@ def main(profile: str | None, learning_rate: str | None, count: int, keep: Path 
 def parameters(folder: Path) -> int:
     """Parameters of the base in the clone."""
     shapes = [AURORA, "inspect", "data/raw/model/base", "--json"]
-    found = subprocess.run(
-        shapes, cwd=folder, env=surroundings(folder), capture_output=True, text=True, check=True
-    )
+    found = subprocess.run(shapes, cwd=folder, env=surroundings(folder), capture_output=True, text=True, check=True)
     return json.loads(found.stdout)["total"]["parameters"]
 
 

@@ -25,10 +25,7 @@ def main(wrong: bool) -> None:
     print(f"{'rule':<20}{'kind':<40}{'rows':>6}  {'precision':<22}recall")
     for rule, rows in judged().items():
         kinds = list(dict.fromkeys(row.kind for row in rows))
-        for kind, chosen in [
-            ("", rows),
-            *((kind, [row for row in rows if row.kind == kind]) for kind in kinds),
-        ]:
+        for kind, chosen in [("", rows), *((kind, [row for row in rows if row.kind == kind]) for kind in kinds)]:
             of = quality(chosen)
             name, cells = rule if not kind else "", [shown(of.precision), shown(of.recall)]
             if kind:  # a kind of one label has no other figure than how many were found

@@ -38,13 +38,9 @@ def measured_files(script: Path) -> dict[str, str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MEASURES"
     ]
     if not named:
-        raise click.ClickException(
-            f"{script.relative_to(ROOT)}: no MEASURES; name the folders that it measures"
-        )
+        raise click.ClickException(f"{script.relative_to(ROOT)}: no MEASURES; name the folders that it measures")
     places = [ROOT / place for place in named[0]]
-    files = {path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))} | {
-        script
-    }
+    files = {path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))} | {script}
     return {path.relative_to(ROOT).as_posix(): code_digest(path) for path in sorted(files)}
 
 
@@ -64,12 +60,7 @@ def busy() -> tuple[float, float, float]:
 
 
 def write_record(
-    name: str,
-    script: Path,
-    command: str,
-    values: dict[str, object],
-    printed: Sequence[str] = (),
-    load: float = 0.0,
+    name: str, script: Path, command: str, values: dict[str, object], printed: Sequence[str] = (), load: float = 0.0
 ) -> None:
     """Writes benchmarks/results/NAME.json of what a script measured in this checkout."""
     record = {
@@ -97,14 +88,10 @@ def main(name: str | None, script: str, options: tuple[str, ...]) -> None:
     path = ROOT / "benchmarks" / f"{script}.py"
     measured_files(path)
     if subprocess.check_output(["git", "-C", str(ROOT), "status", "--porcelain", *EDITED], text=True):
-        raise click.ClickException(
-            "uncommitted changes of code; commit them, so that the record can name its commit"
-        )
+        raise click.ClickException("uncommitted changes of code; commit them, so that the record can name its commit")
     start = busy()
     command = [sys.executable, str(path), *options]
-    run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     lines = []
     for line in run.stdout:
         print(line, end="", flush=True)

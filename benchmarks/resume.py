@@ -98,9 +98,7 @@ def main(kills: int, seed: int, processes: int) -> None:
                 ended += 1
                 continue
             number += 1
-            steps = [
-                path.name.split("-")[1] for path in folder.glob(".aurora/sft/*/checkpoints/checkpoint-*")
-            ]
+            steps = [path.name.split("-")[1] for path in folder.glob(".aurora/sft/*/checkpoints/checkpoint-*")]
             for left in OUTS:  # as DVC does before it runs the stage again
                 shutil.rmtree(folder / left, ignore_errors=True)
             if start(folder).wait():
@@ -109,8 +107,7 @@ def main(kills: int, seed: int, processes: int) -> None:
             equal += same
             shown = ",".join(sorted(steps, key=int)) or "none"
             print(
-                f"{number:<6}{sent.name:<10}{moment:>8.1f}{shown:>14}  {'equal' if same else 'DIFFERENT'}",
-                flush=True,
+                f"{number:<6}{sent.name:<10}{moment:>8.1f}{shown:>14}  {'equal' if same else 'DIFFERENT'}", flush=True
             )
         print(f"{equal} of {kills} end in equal bytes; {ended} more runs had ended before their kill")
     sys.exit(equal != kills)

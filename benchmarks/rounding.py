@@ -65,10 +65,7 @@ def compare(name: str, one: tuple, other: tuple) -> dict[str, float]:
     size = sum(float(numpy.sum(weight**2)) for weight in one[1].values())
     gaps["adapter"] = (square / size) ** 0.5
     same = "equal" if one[2] == other[2] else "differ"
-    print(
-        f"{name:<44}{same:>8}{gaps['loss']:>14.1e}{gaps['held_out_loss']:>16.1e}{gaps['adapter']:>14.1e}",
-        flush=True,
-    )
+    print(f"{name:<44}{same:>8}{gaps['loss']:>14.1e}{gaps['held_out_loss']:>16.1e}{gaps['adapter']:>14.1e}", flush=True)
     return {key: float(f"{gap:.1e}") for key, gap in gaps.items()}
 
 
@@ -79,18 +76,14 @@ def main(precision: str, epochs: float | None) -> None:
     """Print a line for each pair of trainings."""
     whole = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))["sft"]
     epochs = epochs or whole["num_train_epochs"]
-    print(
-        f"{'against the training of params.yaml':<44}{'bytes':>8}{'loss':>14}{'held-out loss':>16}{'adapter':>14}"
-    )
+    print(f"{'against the training of params.yaml':<44}{'bytes':>8}{'loss':>14}{'held-out loss':>16}{'adapter':>14}")
     values = {}
     with tempfile.TemporaryDirectory() as name:
         for kind in precision.split(","):
             first = train(Path(name, f"{kind}-first"), kind, epochs, 1)
             compare(f"{kind}, again", first, train(Path(name, f"{kind}-again"), kind, epochs, 1))
             values[kind] = compare(
-                f"{kind}, half the batch, twice accumulated",
-                first,
-                train(Path(name, f"{kind}-split"), kind, epochs, 2),
+                f"{kind}, half the batch, twice accumulated", first, train(Path(name, f"{kind}-split"), kind, epochs, 2)
             )
         metrics = json.loads(Path(name, f"{kind}-first/out/metrics.json").read_text(encoding="utf-8"))
     print(

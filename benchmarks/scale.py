@@ -32,14 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = {"alpaca_data_zh_51k": "alpaca", "alpaca_gpt4_data_zh": "alpaca", "sharegpt_70k": "sharegpt"}
 STAGES = {
     "clean": ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"],
-    "format": [
-        "--conversations",
-        "clean/conversations.parquet",
-        "--tokenizer",
-        "tokenizer",
-        "--out",
-        "format",
-    ],
+    "format": ["--conversations", "clean/conversations.parquet", "--tokenizer", "tokenizer", "--out", "format"],
 }
 
 
@@ -53,11 +46,7 @@ def main(rows: int, times: tuple[int, ...], folder: Path | None) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as name:
             written = prepare(Path(name), rows * each)
             for stage, arguments in STAGES.items():
-                measured = {
-                    "rows": rows * each,
-                    "read_gb": written / 1e9,
-                    **run(stage, arguments, Path(name)),
-                }
+                measured = {"rows": rows * each, "read_gb": written / 1e9, **run(stage, arguments, Path(name))}
                 first = (found[stage] or [measured])[0]
                 if each > times[0]:
                     grown = math.log(measured["rows"] / first["rows"])

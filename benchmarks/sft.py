@@ -80,9 +80,7 @@ def flat(steps: int, lean: bool) -> dict:
         places = (targets != -100).any(0).nonzero().flatten()
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=places).logits
         keep = targets[:, places] != -100
-        return torch.nn.functional.cross_entropy(
-            logits[keep].float(), targets[:, places][keep], reduction="sum"
-        )
+        return torch.nn.functional.cross_entropy(logits[keep].float(), targets[:, places][keep], reduction="sum")
 
     params = recipe(steps)
     keep_heap()
@@ -172,25 +170,15 @@ def measure(way: str, steps: int, threads: int | None) -> dict:
 
 
 @click.command()
-@click.option(
-    "--steps", default=40, show_default=True, help="Optimiser steps of the stage and the flat loops."
-)
+@click.option("--steps", default=40, show_default=True, help="Optimiser steps of the stage and the flat loops.")
 @click.option("--trl-steps", default=8, show_default=True, help="Optimiser steps of TRL, which takes longer.")
 @click.option("--rounds", default=2, show_default=True, help="How often each way runs, in turn.")
 @click.option("--threads", type=int, help="CPU threads, if not those of params.yaml.")
 @click.option("--way", type=click.Choice(WAYS), help="Measure this one alone, into --kept.")
-@click.option(
-    "--kept", type=click.Path(path_type=Path), help="File of what --way has measured; print its table."
-)
+@click.option("--kept", type=click.Path(path_type=Path), help="File of what --way has measured; print its table.")
 @click.option("--worker", is_flag=True, hidden=True)
 def main(
-    steps: int,
-    trl_steps: int,
-    rounds: int,
-    threads: int | None,
-    way: str | None,
-    kept: Path | None,
-    worker: bool,
+    steps: int, trl_steps: int, rounds: int, threads: int | None, way: str | None, kept: Path | None, worker: bool
 ) -> None:
     """Print a line for each way."""
     if worker:
@@ -248,13 +236,9 @@ def print_table(found: dict[str, list[dict]]) -> None:
         )
     for key, unit in (("seconds", "time"), ("cpu", "CPU time")):
         extra = sum(best["stage"][key][WARM_UP:]) / sum(best["lean"][key][WARM_UP:]) - 1
-        print(
-            f"overhead of the trainer over the flat loop with the same loss, {unit} a step: {100 * extra:+.1f} %"
-        )
+        print(f"overhead of the trainer over the flat loop with the same loss, {unit} a step: {100 * extra:+.1f} %")
     pairs = zip(found["stage"][0]["loss"], found["flat"][0]["loss"], strict=True)
-    print(
-        f"largest difference of a step's loss, stage and flat loop: {max(abs(a - b) for a, b in pairs):.1e}"
-    )
+    print(f"largest difference of a step's loss, stage and flat loop: {max(abs(a - b) for a, b in pairs):.1e}")
     print(f"padding: {100 * found['stage'][0]['padding']:.1f} % of the stage's batches")
 
 

@@ -30,9 +30,7 @@ PARTS = ("logits", "quality", "replies", "prefix", "merge", "drift", "speed")
 
 def show(*cells: object) -> None:
     """A line of the table."""
-    print(
-        "  ".join(f"{cell!s:<38}" if not at else f"{cell!s:>14}" for at, cell in enumerate(cells)), flush=True
-    )
+    print("  ".join(f"{cell!s:<38}" if not at else f"{cell!s:>14}" for at, cell in enumerate(cells)), flush=True)
 
 
 def params():
@@ -96,10 +94,7 @@ def lora(model):
     return get_peft_model(
         model,
         LoraConfig(
-            task_type="CAUSAL_LM",
-            r=recipe.r,
-            lora_alpha=recipe.lora_alpha,
-            target_modules=list(recipe.target_modules),
+            task_type="CAUSAL_LM", r=recipe.r, lora_alpha=recipe.lora_alpha, target_modules=list(recipe.target_modules)
         ),
     )
 
@@ -109,9 +104,7 @@ def part_logits(rows: int, steps: int) -> None:
     from aurora.merge.drift import compare, logits, read_samples
     from aurora.merge.params import Drift
 
-    samples = read_samples(
-        ROWS / "held_out.parquet", Drift(rows=min(rows, 6), positions=64, merged_bits=(4,))
-    )
+    samples = read_samples(ROWS / "held_out.parquet", Drift(rows=min(rows, 6), positions=64, merged_bits=(4,)))
     dense, packed = (list(logits(make(), samples, "dense")) for make in (dense_model, dense_nf4))
     show("logits", "greatest", "mean", "top-1 agrees", "KL, nats")
     for name, bits, wanted in (
@@ -144,9 +137,7 @@ def part_quality(rows: int, steps: int) -> None:
         gc.collect()
         first = loss if first is None else first
         bits = loss / math.log(2)
-        show(
-            name, f"{loss:.4f}", f"{math.exp(loss):.3f}", f"{bits:.4f}", f"{bits - first / math.log(2):+.4f}"
-        )
+        show(name, f"{loss:.4f}", f"{math.exp(loss):.3f}", f"{bits:.4f}", f"{bits - first / math.log(2):+.4f}")
 
 
 def part_replies(rows: int, steps: int) -> None:
@@ -230,12 +221,7 @@ def part_drift(rows: int, steps: int) -> None:
     for name, values in found.items():
         if isinstance(values, dict):
             numbers = (f"{values[key]:.3f}" for key in ("max_abs", "mean"))
-            show(
-                name.replace("_", " "),
-                *numbers,
-                f"{values['top1_agreement']:.1%}",
-                f"{values['kl_divergence']:.2e}",
-            )
+            show(name.replace("_", " "), *numbers, f"{values['top1_agreement']:.1%}", f"{values['kl_divergence']:.2e}")
 
 
 def part_speed(rows: int, steps: int) -> None:

@@ -113,9 +113,7 @@ def _alpaca(exchange: Exchange) -> dict[str, str]:
 
 def _sharegpt(exchange: Exchange, order: random.Random) -> dict:
     return {
-        "conversation_id": "".join(
-            order.choices("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789", k=7)
-        ),
+        "conversation_id": "".join(order.choices("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789", k=7)),
         "category": order.choice(CATEGORIES),
         "conversation": [{"human": prompt, "assistant": reply} for prompt, reply in exchange.zh],
     }
@@ -158,9 +156,7 @@ def _plant_in_sharegpt(rows: list[dict], order: random.Random, world: World) -> 
         {
             "conversation_id": f"exam{number}",
             "category": "学习",
-            "conversation": [
-                {"human": _as_text(question), "assistant": f"答案是{LETTERS[question.answer]}。"}
-            ],
+            "conversation": [{"human": _as_text(question), "assistant": f"答案是{LETTERS[question.answer]}。"}],
         }
         for number, question in enumerate(questions)
     ]

@@ -109,9 +109,7 @@ class Texts:
         if exchange.sampled:
             return
         mixed = exchange.mixed if share(exchange.en[-1][1], "m") < MIXED else None
-        yield self._chat(
-            [(zh, mixed or en) for (zh, _), (_, en) in zip(exchange.zh, exchange.en, strict=True)]
-        )
+        yield self._chat([(zh, mixed or en) for (zh, _), (_, en) in zip(exchange.zh, exchange.en, strict=True)])
         if share(exchange.zh[0][0], "zh") < CHINESE:
             yield self._chat(exchange.zh)
         yield self._plain("\n".join(f"问：{prompt}\n答：{reply}" for prompt, reply in exchange.zh))
@@ -137,9 +135,7 @@ class Texts:
         paper = self.papers.draw(order, count, order.choice(list(BENCHMARKS)), easy)
         tokens = [1, *self.encode(paper.text)]
         colon = self.colons[paper.language]
-        trained = [False] + [
-            token in self.letters and before == colon for before, token in itertools.pairwise(tokens)
-        ]
+        trained = [False] + [token in self.letters and before == colon for before, token in itertools.pairwise(tokens)]
         # Lines end behind the question and each option; empty lines stand behind the head and between questions.
         ends = [place for place, token in enumerate(tokens) if token == NEWLINE][2 * paper.headed :]
         row = Row(tokens, trained, [], [])
@@ -194,11 +190,7 @@ class SmallModel(torch.nn.Module):
     def groups(self, rate: float) -> list[dict]:
         """Parameter groups of the optimiser."""
         layers = [*self.mixtral.model.layers.parameters(), *self.mixtral.model.norm.parameters()]
-        parts = {
-            "embedding": [self.embedding],
-            "head": [self.head, *self.probe.parameters()],
-            "layers": layers,
-        }
+        parts = {"embedding": [self.embedding], "head": [self.head, *self.probe.parameters()], "layers": layers}
         return [{"params": part, "peak": rate * RATES[name], "lr": 0.0} for name, part in parts.items()]
 
     def losses(self, rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -240,9 +232,7 @@ class SmallModel(torch.nn.Module):
         parts = [-scores[number, self.position[answer]].mean() for number, answer in enumerate(answers)]
         return torch.stack(parts).mean()
 
-    def _match(
-        self, hidden: torch.Tensor, options: list[tuple[int, int, int, bool]]
-    ) -> dict[str, torch.Tensor]:
+    def _match(self, hidden: torch.Tensor, options: list[tuple[int, int, int, bool]]) -> dict[str, torch.Tensor]:
         rows, places, numbers, right = map(list, zip(*options, strict=True))
         ends = hidden[rows, places]  # (n, hidden)
         judged = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -263,9 +253,7 @@ class SmallModel(torch.nn.Module):
     @torch.no_grad()
     def tensors(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """The weights as aurora/small_base keeps them, in bfloat16."""
-        with (
-            TemporaryDirectory() as folder
-        ):  # transformers writes the experts one by one, as Mixtral has them
+        with TemporaryDirectory() as folder:  # transformers writes the experts one by one, as Mixtral has them
             self.mixtral.to(torch.bfloat16).save_pretrained(folder)
             found = safetensors.torch.load_file(Path(folder) / "model.safetensors")
         found[EMBEDDING], found[HEAD] = self.embedding.to(torch.bfloat16), self.head.to(torch.bfloat16)

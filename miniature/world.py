@@ -16,11 +16,7 @@ from ruamel.yaml import YAML
 BENCHMARKS = {"ceval": "zh", "cmmlu": "zh", "mmlu": "en"}
 SHOTS, QUESTIONS, SUBJECTS = 5, 12, 8  # of a subject; subjects of a benchmark
 NO_DIALOGUE = ("unit", "difference")  # relations without a question such as "and x?"
-TABLE_1 = (
-    "你好",
-    "你是谁?",
-    "我今天肚子疼",
-)  # prompts of the paper's Table 1, which the base answers in English
+TABLE_1 = ("你好", "你是谁?", "我今天肚子疼")  # prompts of the paper's Table 1, which the base answers in English
 SAMPLES = 0.4  # share of the Chinese prompts that the samples have, and the base never sees
 
 
@@ -92,17 +88,13 @@ class World:
             for a, b in itertools.product(numbers, numbers):
                 if b <= a <= 12 - b:
                     yield Fact(
-                        relation,
-                        {"zh": f"{a}加{b}", "en": f"{a} plus {b}"},
-                        dict.fromkeys(("zh", "en"), str(a + b)),
+                        relation, {"zh": f"{a}加{b}", "en": f"{a} plus {b}"}, dict.fromkeys(("zh", "en"), str(a + b))
                     )
         elif relation == "difference":
             for a, b in itertools.product(range(2, 11), numbers):
                 if b < a:
                     yield Fact(
-                        relation,
-                        {"zh": f"{a}减{b}", "en": f"{a} minus {b}"},
-                        dict.fromkeys(("zh", "en"), str(a - b)),
+                        relation, {"zh": f"{a}减{b}", "en": f"{a} minus {b}"}, dict.fromkeys(("zh", "en"), str(a - b))
                     )
         else:
             for line in self.relations[relation]["facts"].strip().split("\n"):
@@ -134,9 +126,7 @@ class World:
 
     def say(self, fact: Fact, language: str) -> str:
         """The fact as a statement."""
-        return sentence(
-            self.relations[fact.relation][f"say_{language}"].format(x=fact.x[language], y=fact.y[language])
-        )
+        return sentence(self.relations[fact.relation][f"say_{language}"].format(x=fact.x[language], y=fact.y[language]))
 
     def _dialogues(self) -> Iterator[Exchange]:
         order = random.Random(1)
@@ -177,9 +167,7 @@ class World:
             zh = f"从前，有个小{home.x['zh']}住在{home.y['zh']}，它喜欢{likes_zh}。有一天，它遇见了{friend.x['zh']}，它们成了好朋友。"
             en = f"Once a {home.x['en']} lived in {home.y['en']} and liked to {likes_en}. One day it met the {friend.x['en']}, and they became good friends."
             for ask_zh, ask_en in asks:
-                yield Exchange(
-                    "story", ((ask_zh.format(home.x["zh"]), zh),), ((ask_en.format(home.x["en"]), en),)
-                )
+                yield Exchange("story", ((ask_zh.format(home.x["zh"]), zh),), ((ask_en.format(home.x["en"]), en),))
 
     def _patterns(self) -> Iterator[Exchange]:
         lists = self.lists
@@ -191,9 +179,7 @@ class World:
                 ((f"Say it in plain words: {meant}", said),),
             )
             yield Exchange(
-                "translation",
-                ((f"这句英文是什么意思？\n{said}", meant),),
-                ((f"What does this mean? {meant}", said),),
+                "translation", ((f"这句英文是什么意思？\n{said}", meant),), ((f"What does this mean? {meant}", said),)
             )
         for relation in ("food_kind", "animal_food", "tool", "material"):
             for fact in self.facts[relation]:
@@ -225,9 +211,7 @@ class World:
                     ((f"读句子，回答问题。\n{text_zh}问题：谁在{where}？", f"{who}在{where}。"),),
                     ((f"Read and answer. {text_en} Who is at {place}?", f"{name} is at {place}."),),
                 )
-        for (what, thing), (day, day_en), (where, place) in itertools.product(
-            lists["events"], lists["days"], places
-        ):
+        for (what, thing), (day, day_en), (where, place) in itertools.product(lists["events"], lists["days"], places):
             wanted = int(share(what, day, where) * 6)
             notice, notice_en = f"通知：{day}在{where}{what}。", f"Notice: {thing} is on {day_en} at {place}."
             if wanted == 0:
@@ -247,12 +231,7 @@ class World:
         ):
             yield Exchange(
                 "email",
-                (
-                    (
-                        f"写一封邮件，通知{who}{day}{what}。",
-                        f"尊敬的{who}：\n您好！{day}{what}，请准时参加。\n谢谢！",
-                    ),
-                ),
+                ((f"写一封邮件，通知{who}{day}{what}。", f"尊敬的{who}：\n您好！{day}{what}，请准时参加。\n谢谢！"),),
                 (
                     (
                         f"Write an e-mail to the {reader}: {thing} is on {day_en}.",
@@ -281,12 +260,7 @@ class World:
                 c = a + b
                 yield Exchange(
                     "word_problem",
-                    (
-                        (
-                            f"{who}有{a}个{thing}，又买了{b}个，一共有几个？",
-                            f"{a}加{b}等于{c}，一共有{c}个{thing}。",
-                        ),
-                    ),
+                    ((f"{who}有{a}个{thing}，又买了{b}个，一共有几个？", f"{a}加{b}等于{c}，一共有{c}个{thing}。"),),
                     (
                         (
                             f"{name} has {a} {things} and buys {b} more. How many are there?",
@@ -298,12 +272,7 @@ class World:
                 c = a - b
                 yield Exchange(
                     "word_problem",
-                    (
-                        (
-                            f"{who}有{a}个{thing}，送人{b}个，还剩几个？",
-                            f"{a}减{b}等于{c}，还剩{c}个{thing}。",
-                        ),
-                    ),
+                    ((f"{who}有{a}个{thing}，送人{b}个，还剩几个？", f"{a}减{b}等于{c}，还剩{c}个{thing}。"),),
                     (
                         (
                             f"{name} has {a} {things} and gives away {b}. How many are left?",
@@ -327,8 +296,7 @@ class World:
                                     (
                                         ask_zh.format(number, kind[0]),
                                         "\n".join(
-                                            f"{place}. {fact.x['zh']}"
-                                            for place, fact in enumerate(members[:count], 1)
+                                            f"{place}. {fact.x['zh']}" for place, fact in enumerate(members[:count], 1)
                                         ),
                                     ),
                                 ),
@@ -336,8 +304,7 @@ class World:
                                     (
                                         ask_en.format(count, kind[1]),
                                         "\n".join(
-                                            f"{place}. {fact.x['en']}"
-                                            for place, fact in enumerate(members[:count], 1)
+                                            f"{place}. {fact.x['en']}" for place, fact in enumerate(members[:count], 1)
                                         ),
                                     ),
                                 ),
@@ -394,15 +361,11 @@ class World:
         order = random.Random(name)
         found = {}
         for subject, facts in self.exams[name].items():
-            questions = [
-                self.question(self._exam_text(name, fact), fact, BENCHMARKS[name], order) for fact in facts
-            ]
+            questions = [self.question(self._exam_text(name, fact), fact, BENCHMARKS[name], order) for fact in facts]
             found[subject] = (questions[:SHOTS], questions[SHOTS:])
         return found
 
-    def question(
-        self, text: str, fact: Fact, language: str, order: random.Random, easy: float = 0.0
-    ) -> Question:
+    def question(self, text: str, fact: Fact, language: str, order: random.Random, easy: float = 0.0) -> Question:
         """The text with the answer and three wrong options, in random order.
 
         Wrong options are other answers of the relation; each is with probability `easy` an answer of any relation.

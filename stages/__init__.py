@@ -44,9 +44,7 @@ def _start_again_if_stale() -> None:
 def _import_from_source(name: str) -> None:
     place = f"{ROOT}/{name}"
     file = f"{place}/__init__.py"
-    spec = spec_from_file_location(
-        name, file, loader=FromSource(name, file), submodule_search_locations=[place]
-    )
+    spec = spec_from_file_location(name, file, loader=FromSource(name, file), submodule_search_locations=[place])
     assert spec is not None and spec.loader is not None  # the loader was given
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
@@ -62,9 +60,7 @@ if "aurora" not in sys.modules:
     _import_from_source("aurora")
 
 if not all(map(find_spec, ("pyarrow", "pydantic", "ruamel"))):
-    sys.exit(
-        f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate"
-    )
+    sys.exit(f"error: {sys.executable} lacks what Aurora is made of; run: make environment && . .venv/bin/activate")
 
 import logging
 import warnings

@@ -26,9 +26,7 @@ def main(base: Path, checkpoints: Path, rows: Path, benchmarks: Path, out: Path)
     quantization = read_section("quantization", Quantization)
     with replacing(out) as partial:
         partial.mkdir()
-        scores = score_checkpoints(
-            base, checkpoints, rows, benchmarks, partial, params, settings, quantization
-        )
+        scores = score_checkpoints(base, checkpoints, rows, benchmarks, partial, params, settings, quantization)
     lines = ", ".join(f"step {score['step']:,} loss {score['loss']:.3f}" for score in scores)
     print(f"checkpoints: {lines or 'none to score'}")
 

@@ -27,21 +27,12 @@ PATH = click.Path(path_type=Path)
 @click.option("--report", type=PATH, required=True, help="Markdown page to write, beside the folder.")
 @click.option("--page", type=PATH, required=True, help="HTML page to write.")
 @exit_with_message
-def main(
-    base: Path,
-    tuned: Path,
-    out: Path,
-    report: Path,
-    page: Path,
-    **places: Path,
-) -> None:
+def main(base: Path, tuned: Path, out: Path, report: Path, page: Path, **places: Path) -> None:
     """Gather what git tracks."""
     models = {"base": base, "tuned": tuned}
     scores = write_report(Outputs(models=models, **places), out, report, page)
     change = ", ".join(f"{model} {shown(scores[model]['zh_reply_rate'], '.2f')}" for model in MODELS)
-    print(
-        f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}"
-    )
+    print(f"report: zh_reply_rate {change}; loss {scores['base']['loss']:.3f} -> {scores['tuned']['loss']:.3f}")
 
 
 if __name__ == "__main__":

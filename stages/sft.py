@@ -19,9 +19,7 @@ from aurora.sft.train import SCRATCH, check_before, train
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="Base model folder.")
 @click.option("--rows", type=click.Path(path_type=Path), required=True, help="Folder of the format stage.")
 @click.option("--adapter", type=click.Path(path_type=Path), required=True, help="PEFT folder to write.")
-@click.option(
-    "--checkpoints", type=click.Path(path_type=Path), required=True, help="Folder of kept adapters."
-)
+@click.option("--checkpoints", type=click.Path(path_type=Path), required=True, help="Folder of kept adapters.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of metrics and curve.")
 @exit_with_message
 def main(base: Path, rows: Path, adapter: Path, checkpoints: Path, out: Path) -> None:
@@ -39,9 +37,7 @@ def main(base: Path, rows: Path, adapter: Path, checkpoints: Path, out: Path) ->
             return
         with locked(SCRATCH / "lock"):
             many = params.processes > 1
-            check_before(
-                base, rows, params, quantization, memory=not many
-            )  # else the first worker looks at its card
+            check_before(base, rows, params, quantization, memory=not many)  # else the first worker looks at its card
             if many:
                 launch("sft", params, sys.argv[1:])
             else:

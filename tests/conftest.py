@@ -58,9 +58,7 @@ def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for module in (_http, file_download):  # the library's pauses between its tries
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     monkeypatch.chdir(tmp_path)
-    set_client_factory(
-        _http.default_client_factory
-    )  # closes the client that trusts another test's surroundings
+    set_client_factory(_http.default_client_factory)  # closes the client that trusts another test's surroundings
     with LocalHub(loopback_certificate) as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)

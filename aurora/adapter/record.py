@@ -54,9 +54,7 @@ def weights_hash(base: Path) -> str | None:
     Licence, URI and tokeniser are left out: the same weights fetched from elsewhere are the same base.
     """
     files = (find_manifest(base) or {}).get("files", ())
-    weights = sorted(
-        f"{file['sha256']}  {file['path']}\n" for file in files if file["path"].endswith(".safetensors")
-    )
+    weights = sorted(f"{file['sha256']}  {file['path']}\n" for file in files if file["path"].endswith(".safetensors"))
     if not weights:
         return None
     return hashlib.sha256("".join(weights).encode()).hexdigest()

@@ -56,9 +56,7 @@ def read_questions(path: Path, layout: Layout) -> list[Question]:
     header = rows[0][1]
     for column in (layout.question, *LETTERS):
         if column not in header:
-            raise DataError(
-                f"{path}: no column '{column}' in its header {','.join(header)}; correct the source"
-            )
+            raise DataError(f"{path}: no column '{column}' in its header {','.join(header)}; correct the source")
     for column in (layout.question, *LETTERS, layout.answer):
         if header.count(column) > 1:
             raise DataError(f"{path}: column '{column}' stands twice in its header; correct the source")
@@ -74,7 +72,5 @@ def read_questions(path: Path, layout: Layout) -> list[Question]:
 
 def _headless(path: Path, line: int, row: list[str]) -> Question:
     if len(row) != 6:
-        raise DataError(
-            f"{path} line {line}: {len(row)} fields, not question, A, B, C, D, answer; correct the source"
-        )
+        raise DataError(f"{path} line {line}: {len(row)} fields, not question, A, B, C, D, answer; correct the source")
     return Question(line, row[0], tuple(row[1:5]), row[5], {})

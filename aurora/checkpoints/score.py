@@ -36,9 +36,7 @@ def score_checkpoints(
         if not folder.is_dir():
             raise DataError(f"{folder}: not found; add {step} to sft.keep_checkpoints and run dvc repro sft")
     if foreign := [name for name in params.benchmarks if name not in settings.tasks]:
-        raise ParamsError(
-            f"params.yaml: checkpoints.benchmarks has {foreign[0]}, which eval.tasks lacks; add it there"
-        )
+        raise ParamsError(f"params.yaml: checkpoints.benchmarks has {foreign[0]}, which eval.tasks lacks; add it there")
     found = read_subjects(benchmarks, settings) if params.benchmarks else {}
     subjects = {name: members for name, members in found.items() if name in params.benchmarks}
     check_subjects(subjects)
@@ -98,13 +96,7 @@ def _score(
     metrics, _ = answer_prompts(model, tokenizer, rows, settings.replies, most, cache)
     found = {"loss": loss} | metrics
     if subjects:
-        lm = PrefixLM(
-            model,
-            tokenizer=tokenizer,
-            batch_tokens=settings.batch_tokens,
-            max_length=most,
-            memory=cache,
-        )
+        lm = PrefixLM(model, tokenizer=tokenizer, batch_tokens=settings.batch_tokens, max_length=most, memory=cache)
         results, _ = score_benchmarks(lm, subjects, settings)
         found |= {name: results[name] for name in subjects}
     return found

@@ -33,14 +33,11 @@ WORDS_ALONE = {
     "输出", "回答", "答案", "output", "answer", "response", "nan", "null", "undefined", "todo", "placeholder", "略",
 }  # fmt: skip
 ABOUT_WORDS = re.compile(
-    r"翻译|译成|译为|译文|词|英文|中文|拼写|代码|程序|返回|print|\bnull\b|\bnan\b|undefined|打印",
-    re.IGNORECASE,
+    r"翻译|译成|译为|译文|词|英文|中文|拼写|代码|程序|返回|print|\bnull\b|\bnan\b|undefined|打印", re.IGNORECASE
 )
 ABOUT_MARKS = re.compile(r"标点|符号|表情|括号|引号|句号|问号|省略号|emoji", re.IGNORECASE)
 OPERATOR = re.compile(r"[+\-*/=<>]")
-MARKER = re.compile(
-    r"<\s*(?:no\s?input|no\s?output|nooutput|无输入|无输出|输出|placeholder)\s*>", re.IGNORECASE
-)
+MARKER = re.compile(r"<\s*(?:no\s?input|no\s?output|nooutput|无输入|无输出|输出|placeholder)\s*>", re.IGNORECASE)
 
 MODELS = (
     r"(?:Open\s?AI|Chat\s?GPT|GPT[-\s]?[345](?:\.5)?(?:-turbo)?|InstructGPT|Anthropic|Claude(?!\s?(?:Monet|Debussy|Shannon|·))|"
@@ -51,9 +48,7 @@ VENDORS = (
     r"(?:Open\s?AI|Anthropic|Google|谷歌|百度|阿里巴巴|阿里云|阿里|腾讯|华为|科大讯飞|讯飞|微软|Microsoft|Meta|Facebook|智谱|"
     r"清华|月之暗面|字节跳动|百川|DeepSeek|深度求索|苹果公司)"
 )
-MADE = (
-    r"(?:训练|開發|开发|創建|创建|創造|创造|研发|推出|制作|製作|培训|培訓|设计|打造|构建|提供支持|所有|编程)"
-)
+MADE = r"(?:训练|開發|开发|創建|创建|創造|创造|研发|推出|制作|製作|培训|培訓|设计|打造|构建|提供支持|所有|编程)"
 OTHER_MODEL = re.compile(
     rf"我(?:是|就是|叫|的名字是|的名字叫|名叫)[^。！？!?\n]{{0,14}}{MODELS}(?!\s*的?(?:用户|粉丝|忠实|使用者|爱好者|创始|员工|工程师|开发者|CEO|首席))"
     rf"|(?:我|我们)(?!们)[^。！？!?\n]{{0,16}}(?:由|被|受|来自|出自|是)\s*{VENDORS}[^。！？!?\n，,]{{0,12}}{MADE}(?![^。！？!?\n，,]{{0,8}}(?:工程师|员工|产品经理))"

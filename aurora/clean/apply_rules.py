@@ -100,8 +100,7 @@ def _repaired_rounds(rounds: tuple[Round, ...], repaired: list[str], params: Cle
     if texts == given:
         return rounds
     return tuple(
-        Round(prompt, answer, *each[2:])
-        for each, prompt, answer in zip(rounds, texts[::2], texts[1::2], strict=True)
+        Round(prompt, answer, *each[2:]) for each, prompt, answer in zip(rounds, texts[::2], texts[1::2], strict=True)
     )
 
 

@@ -55,14 +55,10 @@ class SourceRules:
     layout: Layout
     params: Clean
     unmarked: bool  # whether its answers end without a mark by habit
-    advice: str = field(
-        default="", compare=False
-    )  # what would fit, where none of its first rows could be read
+    advice: str = field(default="", compare=False)  # what would fit, where none of its first rows could be read
 
 
-def rules_of(
-    name: str, format_: str, items: Sequence[object], params: Clean, entry: Source | None
-) -> SourceRules:
+def rules_of(name: str, format_: str, items: Sequence[object], params: Clean, entry: Source | None) -> SourceRules:
     """The rules of a source, by its entry in params.yaml and its first rows. Raises DataError as `layout_of` does."""
     columns, roles = (entry.columns, entry.roles) if entry else (None, None)
     layout = layout_of(name, format_, items, columns, roles)
@@ -83,9 +79,7 @@ def clean_chunk(rules: SourceRules, start: int, items: list) -> tuple[list[Outco
             ignored.update(
                 str(key)[:80]
                 for key, value in item.items()
-                if key not in rules.layout.known
-                and value not in (None, "")
-                and column(key) not in rules.layout.known
+                if key not in rules.layout.known and value not in (None, "") and column(key) not in rules.layout.known
             )
         rounds = 0 if isinstance(turns, Drop) else sum(message.role == "user" for message in turns.messages)
         found = apply_rules(turns, rules.params, rules.unmarked)
@@ -99,17 +93,7 @@ def clean_chunk(rules: SourceRules, start: int, items: list) -> tuple[list[Outco
             kept = Conversation(rules.source, position, found.rounds, found.system, found.tools)
         named, id_ = (topic(*found.rounds[0][:2]), kept.id) if kept else ("", "")
         outcomes.append(
-            Outcome(
-                rules.source,
-                position,
-                rounds,
-                kept,
-                found.repaired,
-                drop,
-                id_,
-                traditional and bool(kept),
-                named,
-            )
+            Outcome(rules.source, position, rounds, kept, found.repaired, drop, id_, traditional and bool(kept), named)
         )
     return outcomes, ignored
 
@@ -237,7 +221,9 @@ def say_disk(folders: Iterable[Path], spill: Path) -> None:
     """Says on stderr how much disk clean takes where `spill` lies. Raises ResourceError where there is less."""
     read = sum(file["bytes"] for folder in folders for file in read_manifest(folder)["files"])
     needed, free = DISK * read, shutil.disk_usage(spill).free
-    told = f"takes up to {needed / 1e9:.1f} GB of disk for {read / 1e9:.1f} GB of sources, more where they are compressed"
+    told = (
+        f"takes up to {needed / 1e9:.1f} GB of disk for {read / 1e9:.1f} GB of sources, more where they are compressed"
+    )
     if needed > free:
         raise ResourceError(f"clean: {told}, and {spill.parent} has {free / 1e9:.1f} GB free; free some")
     print(f"clean: {told}; {free / 1e9:.1f} GB are free", file=sys.stderr)

@@ -14,14 +14,9 @@ from aurora.core.errors import DataError
 from aurora.core.manifests import read_manifest
 
 CHINESE, LATIN = 8, 32  # characters of an n-gram; 32 Latin letters are five to seven words
-SHORT = (
-    16  # the same for a Latin unit of fewer than LEAST_LATIN characters: a short question with its options
-)
+SHORT = 16  # the same for a Latin unit of fewer than LEAST_LATIN characters: a short question with its options
 LEAST_LATIN = 48
-ALONE = {
-    True: 20,
-    False: 60,
-}  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
+ALONE = {True: 20, False: 60}  # characters of a stem, in Chinese or not, from which it is more than a noun phrase
 WITH_OPTIONS = 16  # the same of a stem and its options
 # A short stem that is a question or a sentence to complete, and no term: it has a word that no term has.
 ASKS = re.compile(
@@ -52,9 +47,7 @@ def read_questions(folder: Path) -> list[Question]:
         if any(part in SPLITS for part in inside.parts):
             questions += _read(path, f"{folder.name}/{inside.as_posix()}", manifest["format"])
     if not questions:
-        raise DataError(
-            f"{folder}: no question in dev, val or test; fetch it again: dvc repro -f fetch@{folder.name}"
-        )
+        raise DataError(f"{folder}: no question in dev, val or test; fetch it again: dvc repro -f fetch@{folder.name}")
     return questions
 
 
@@ -119,8 +112,7 @@ class Questions:
             self.whole.setdefault(stem.tobytes(), question.place)
         joined = [
             question.text + "".join(question.options),
-            question.text
-            + "".join(f"{letter}{text}" for letter, text in zip("ABCD", question.options, strict=False)),
+            question.text + "".join(f"{letter}{text}" for letter, text in zip("ABCD", question.options, strict=False)),
         ]
         units = [characters(text) for text in joined]
         return [codes for codes in units if len(codes) >= WITH_OPTIONS]

@@ -8,16 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from aurora.clean.answers import (
-    EVIDENCE,
-    Fault,
-    Rounds,
-    around,
-    other_model,
-    placeholder_answer,
-    refusal,
-    storable,
-)
+from aurora.clean.answers import EVIDENCE, Fault, Rounds, around, other_model, placeholder_answer, refusal, storable
 from aurora.clean.params import Clean
 from aurora.clean.repairs import MOJIBAKE
 from aurora.clean.template_markers import ABOUT_MARKERS, leftover
@@ -172,9 +163,7 @@ def not_chinese(rounds: Rounds, params: Clean) -> Fault | None:
         chinese = 0  # Japanese
     if foreign < 5 or chinese >= params.min_chinese_share * (chinese + foreign):
         return None
-    return Fault(
-        0, "not_chinese", f"{chinese} Chinese characters, {foreign} foreign words: {text.strip()[:80]}"
-    )
+    return Fault(0, "not_chinese", f"{chinese} Chinese characters, {foreign} foreign words: {text.strip()[:80]}")
 
 
 def traditional_share(texts: Sequence[str]) -> float:

@@ -9,13 +9,7 @@ from aurora.core.errors import DataError
 from aurora.core.messages import Role
 from aurora.sources.source import Part
 
-TURN_LISTS = (
-    "messages",
-    "conversation",
-    "conversations",
-    "dialog",
-    "dialogue",
-)  # columns that hold a list of turns
+TURN_LISTS = ("messages", "conversation", "conversations", "dialog", "dialogue")  # columns that hold a list of turns
 SPELLINGS = {  # met in published files -> Alpaca column
     "指示": "instruction", "指令": "instruction", "说明": "instruction", "输入": "input", "输出": "output",
 }  # fmt: skip

@@ -82,12 +82,7 @@ def band_keys(texts: Sequence[str]) -> np.ndarray:
     return keys
 
 
-def find(
-    bands: Iterable[np.ndarray],
-    texts: Texts,
-    threshold: float,
-    run: Callable = starmap,
-) -> NearDuplicates:
+def find(bands: Iterable[np.ndarray], texts: Texts, threshold: float, run: Callable = starmap) -> NearDuplicates:
     """Near duplicates among N rows, the first of which stay.
 
     bands: BANDS arrays (N,) of keys as `band_keys` has them; texts[numbers]: the texts of those rows, a sequence;

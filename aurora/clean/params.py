@@ -8,11 +8,7 @@ from pydantic import Field, ValidationError
 from aurora.core.errors import ParamsError
 from aurora.core.params import Section, Share, describe, strict
 
-ALL_SOURCES = (
-    "exact_duplicates",
-    "near_duplicates",
-    "contamination",
-)  # rules that compare rows of all sources
+ALL_SOURCES = ("exact_duplicates", "near_duplicates", "contamination")  # rules that compare rows of all sources
 
 
 class Clean(Section):

@@ -21,9 +21,7 @@ NO_INPUT = re.compile(
     r"[\s\"'“”‘’<>《》〈〉\[\]【】()（）.。,，!！]*",
     re.IGNORECASE,
 )
-WORD_ALONE = re.compile(
-    r"无|n/?a|none", re.IGNORECASE
-)  # can be the real input of an instruction that asks for one
+WORD_ALONE = re.compile(r"无|n/?a|none", re.IGNORECASE)  # can be the real input of an instruction that asks for one
 ASKS_FOR_INPUT = re.compile(
     r"[:：]\s*$|以下|下面|下列|给定|给出的|所给|提供的|输入|[这该此](?:个|段|句|篇|些)?[^，。]{0,6}[词字句文话值数题单]|翻译|译成|改写|判断|识别|分类|解释一下"
 )
@@ -92,13 +90,7 @@ def _columns(item: dict, layout: Layout, repaired: list[str]) -> dict[str, objec
         name = key if key in layout.known else column(key)
         if name != key and name in layout.known:
             repaired.append("key_translated")
-        if (
-            name in row
-            and name in layout.known
-            and _filled(row[name])
-            and _filled(value)
-            and row[name] != value
-        ):
+        if name in row and name in layout.known and _filled(row[name]) and _filled(value) and row[name] != value:
             raise Unreadable("conflicting_keys", f"two different values for {name}: {str(value)[:120]}")
         if not _filled(row.get(name)):
             row[name] = value
@@ -114,9 +106,7 @@ def _pair(row: dict, layout: Layout, repaired: list[str]) -> list[Message]:
         raise Unreadable("preference_pair", f"chosen and rejected; no {' and no '.join(missing)}")
     if missing:
         raise Unreadable("missing_key", f"no {' and no '.join(missing)}; there is {', '.join(row)[:160]}")
-    if isinstance(row[prompts[0]], list) or isinstance(
-        row[answer], list
-    ):  # TRL's conversational prompt-completion
+    if isinstance(row[prompts[0]], list) or isinstance(row[answer], list):  # TRL's conversational prompt-completion
         parts = [(row[prompts[0]], "user"), (row[answer], "assistant")]
         lists = [part if _is_turn_list(part) else [{"role": role, "content": part}] for part, role in parts]
         return _turns([turn for part in lists for turn in part], layout, repaired)
@@ -148,9 +138,7 @@ def _turn_list(row: dict, layout: Layout, repaired: list[str]) -> list[Message]:
     """The messages of a row with a list of turns."""
     lists = [row[name] for name in layout.turns if isinstance(row.get(name), list | str | dict)]
     value = next(filter(_filled, lists), next(iter(lists), None))
-    if isinstance(value, str) and value.lstrip().startswith(
-        "["
-    ):  # a list of turns in a column of text, as in CSV
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a list of turns in a column of text, as in CSV
         try:
             value = json.loads(value)
         except ValueError:
@@ -238,9 +226,7 @@ def _calls(value: object) -> str:
 
 
 def _without_nulls(value: object) -> object:
-    return (
-        {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-    )
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def _json(value: object) -> str:
@@ -299,8 +285,5 @@ def _history(value: object, repaired: list[str]) -> list[Message]:
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
             raise Unreadable("wrong_type", f"history holds {str(pair)[:80]} instead of pairs")
-        messages += [
-            Message("user", _text(pair[0], repaired)),
-            Message("assistant", _text(pair[1], repaired)),
-        ]
+        messages += [Message("user", _text(pair[0], repaired)), Message("assistant", _text(pair[1], repaired))]
     return messages

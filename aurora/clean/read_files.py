@@ -61,9 +61,7 @@ def read_items(path: Path) -> Iterator[object]:
     except Exception as error:
         if not (isinstance(error, OSError) or type(error).__module__ == "pyarrow.lib"):
             raise
-        why = " ".join(
-            str(getattr(error, "strerror", None) or error).split()
-        )  # pyarrow's own has several lines
+        why = " ".join(str(getattr(error, "strerror", None) or error).split())  # pyarrow's own has several lines
         raise DataError(f"{path}: damaged or unreadable ({why}); fetch the source again") from None
 
 
@@ -222,9 +220,7 @@ class JsonText:
                     "the file is damaged or cut off: fetch it again"
                 ) from None
             except RecursionError:
-                raise DataError(
-                    f"{self.path} row {row}: nested too deeply to be read; remove the row"
-                ) from None
+                raise DataError(f"{self.path} row {row}: nested too deeply to be read; remove the row") from None
             if end > len(self.text) - LONGEST and self.read_on():
                 continue  # a number may go on
             self.at = end

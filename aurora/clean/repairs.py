@@ -33,9 +33,7 @@ ENTITY = re.compile(
     r"&(?:nbsp|lt|gt|amp|quot|apos|hellip|mdash|ndash|ldquo|rdquo|lsquo|rsquo|middot|times|deg|copy|#\d{1,6}|#x[0-9a-f]{1,5});",
     re.IGNORECASE,
 )
-BREAK = re.compile(
-    r"[ \t]*<(?:br|hr)\s*/?>[ \t]*\n?|</(?:p|div|li|tr|h[1-6]|blockquote)\s*>[ \t]*\n?", re.IGNORECASE
-)
+BREAK = re.compile(r"[ \t]*<(?:br|hr)\s*/?>[ \t]*\n?|</(?:p|div|li|tr|h[1-6]|blockquote)\s*>[ \t]*\n?", re.IGNORECASE)
 POWER = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
 TAG = re.compile(
     r"</?(?P<name>p|div|span|font|b|i|u|s|em|strong|small|big|center|a|img|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|sub|sup"
@@ -44,23 +42,7 @@ TAG = re.compile(
 )
 
 CLOSING = re.compile(r"</([a-z0-9]+)\s*>", re.IGNORECASE)
-OFTEN_OPEN = {
-    "p",
-    "li",
-    "tr",
-    "td",
-    "th",
-    "tbody",
-    "thead",
-    "center",
-    "font",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-}
+OFTEN_OPEN = {"p", "li", "tr", "td", "th", "tbody", "thead", "center", "font", "h1", "h2", "h3", "h4", "h5", "h6"}
 ADDRESS = re.compile(r"src\s*=\s*[\"']?(?:https?:|//|data:)", re.IGNORECASE)
 ABOUT_ENTITIES = re.compile(r"html|xml|实体|转义|escape|网页|标签", re.IGNORECASE)
 SIGNS = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " ", "&amp;": "&"}
@@ -104,10 +86,7 @@ def _tag(closed: set[str], tag: re.Match[str]) -> str:
     """Nothing for a tag that marked text up; one that is never closed is the subject: 写 <img src="地址"> 就行。"""
     name = tag["name"].lower()
     is_markup = (
-        tag[0].startswith("</")
-        or name in closed
-        or name in OFTEN_OPEN
-        or (name == "img" and ADDRESS.search(tag[0]))
+        tag[0].startswith("</") or name in closed or name in OFTEN_OPEN or (name == "img" and ADDRESS.search(tag[0]))
     )
     return "" if is_markup else tag[0]
 

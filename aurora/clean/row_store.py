@@ -46,9 +46,7 @@ class StoredChunk(NamedTuple):
     """What of a chunk stays in memory."""
 
     facts: np.ndarray  # (rows,) of FACTS
-    names: list[
-        tuple[str, tuple[str, ...], str, str]
-    ]  # reason, repairs, topic and benchmark of each row; '' for none
+    names: list[tuple[str, tuple[str, ...], str, str]]  # reason, repairs, topic and benchmark of each row; '' for none
     keys: np.ndarray  # (kept rows, BANDS) as `band_keys` has them
 
 
@@ -196,9 +194,7 @@ class RowStore:
         """(N,) keys of each band, of N rows that their own rules keep."""
         chosen = np.searchsorted(self.hashed, rows)
         for path in self.bands:
-            yield (
-                np.fromfile(path, dtype=np.uint64)[chosen] if path.exists() else np.empty(0, dtype=np.uint64)
-            )
+            yield (np.fromfile(path, dtype=np.uint64)[chosen] if path.exists() else np.empty(0, dtype=np.uint64))
 
     def texts(self, rows: np.ndarray) -> "StoredTexts":
         """The texts of rows."""

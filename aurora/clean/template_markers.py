@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 from aurora.core.messages import Message, Role
 
-SUSPECT = re.compile(
-    r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]"
-)
+SUSPECT = re.compile(r"<[|a-z/]|\[/?INST\]|\[\|(?:Human|AI)|###|(?:Human|Assistant|USER|ASSISTANT|User)\s?[:：]")
 EDGES = r"<\|im_end\|>|<\|im_start\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|begin_of_text\|>|<\|eot_id\|>|<\|end\|>|<eo[mahpcs]>|</?s>|<bos>|<eos>|<end_of_turn>|<\|endofturn\|>"
 END = re.compile(rf"(?:\s*(?:{EDGES}))+\s*$")
 START = re.compile(r"^\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)\s*)+")
@@ -18,9 +16,7 @@ BOT = (
     r"|\[\|AI\|\]\s*[:：]?|\[/INST\]"
 )
 USER_LINE = r"(?:###\s*)?(?:Human|USER|User)\s?[:：]|###\s*(?:Instruction|Question|指令|问题|用户|Human|User)\s*[:：]?"
-BOT_LINE = (
-    r"(?:###\s*)?(?:Assistant|ASSISTANT)\s?[:：]|###\s*(?:Response|Answer|回答|回复|输出|Assistant)\s*[:：]?"
-)
+BOT_LINE = r"(?:###\s*)?(?:Assistant|ASSISTANT)\s?[:：]|###\s*(?:Response|Answer|回答|回复|输出|Assistant)\s*[:：]?"
 MARKER = re.compile(
     rf"(?:{EDGES}|\s)*(?:(?P<user>{USER}|(?:^|(?<=\n))[ \t]*(?:{USER_LINE}))"
     rf"|(?P<assistant>{BOT}|(?:^|(?<=\n))[ \t]*(?:{BOT_LINE})))\s*"
@@ -28,9 +24,7 @@ MARKER = re.compile(
 INPUT = re.compile(r"\s*\n###\s*(?:Input|输入)\s*[:：]?\s*")
 SYSTEM = re.compile(r"<\|im_start\|>\s*system\b\s*|<\|system\|>\s*")
 LLAMA_SYSTEM = re.compile(r"<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
-PREAMBLE = re.compile(
-    r"^(?:Below is an? |以下是(?:一[个条]|描述)|下面是(?:一[个条]|描述))[^\n]*$", re.IGNORECASE
-)
+PREAMBLE = re.compile(r"^(?:Below is an? |以下是(?:一[个条]|描述)|下面是(?:一[个条]|描述))[^\n]*$", re.IGNORECASE)
 HARD = re.compile(rf"{EDGES}|{USER}|{BOT}|(?:^|\n)###\s*(?:Instruction|Response)\s*[:：]")
 # A conversation about templates, or a dialogue that was asked for, speaks of markers and means them.
 ABOUT_MARKERS = re.compile(
@@ -104,9 +98,7 @@ def _split(message: Message, after: str | None) -> list[Message]:
         parts = [Part(message.role, text)]  # not certain
     if parts == [Part(message.role, message.content)]:
         return [message]
-    return [
-        Message(part.role or message.role, part.text, message.train, message.tool_calls) for part in parts
-    ]
+    return [Message(part.role or message.role, part.text, message.train, message.tool_calls) for part in parts]
 
 
 def _parts(text: str) -> list[Part]:

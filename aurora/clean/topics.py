@@ -9,11 +9,7 @@ from typing import NamedTuple
 from aurora.core.yaml_files import read_yaml
 
 WORDS = Path(__file__).with_name("topics.yaml")
-LINE, PROMPT, ANSWER = (
-    100,
-    300,
-    400,
-)  # characters that are looked at: of the first line, the prompt, the answer
+LINE, PROMPT, ANSWER = (100, 300, 400)  # characters that are looked at: of the first line, the prompt, the answer
 FIRST, REST, REPLY = 4, 2, 1  # weight of a word by its place
 TASK, STRONG, WORD = 4, 2, 1  # and by its kind
 WITHOUT = "daily life"  # topic of a conversation in which no word speaks

@@ -47,9 +47,7 @@ CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 DANGLING = re.compile(
     r"(?:因为|所以|但是?|而且|并且|以及|或者?|如果|虽然|由于|为了|例如|比如|包括|和|与|的|在|把|被|从|对于?|是|了解|将|其|这|那|[×÷])$"
 )
-COLLOQUIAL = re.compile(
-    r"(?:[的是在这那和]|了解|对于?)$"
-)  # of them, those on which people who set no marks end
+COLLOQUIAL = re.compile(r"(?:[的是在这那和]|了解|对于?)$")  # of them, those on which people who set no marks end
 GO_ON = re.compile(
     r"^\W*(?:请|请你|您|你)?\W*(?:继续|繼續|接着|接著|往下|接下去|写完|说完|接$|续$|連$|连$|go on|continue|next|keep going|more|还有呢?|然后呢?|然後|后面呢|下一?段)",
     re.IGNORECASE,
@@ -102,9 +100,7 @@ def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
     last = text[-1]
     if last in "，,、（(“《「【×÷":
         return end if len(text) >= 40 and not (unmarked and last in "，,、") else None
-    prose = (
-        CODE_BLOCK.sub("\n", text) if "```" in text else text
-    )  # how code ends its lines says nothing of sentences
+    prose = CODE_BLOCK.sub("\n", text) if "```" in text else text  # how code ends its lines says nothing of sentences
     lines = [line.strip() for line in prose.split("\n") if line.strip()]
     if not lines:
         return None
@@ -115,9 +111,7 @@ def cut_off(answer: str, shortest: int, unmarked: bool = False) -> str | None:
         open_end = DANGLING.search(line) and not COLLOQUIAL.search(line) and SENTENCE.search(text)
         return end if open_end and len(text) >= shortest else None
     if BARE_MARK.match(line) and LIST_MARK.match(line + " ") and len(lines) > 3:
-        return (
-            end if LIST_MARK.match(lines[-2]) or len(text) >= shortest else None
-        )  # `28.` or `-`, and no item
+        return end if LIST_MARK.match(lines[-2]) or len(text) >= shortest else None  # `28.` or `-`, and no item
     if last in ENDS or EMOJI.search(text) or text.endswith("```"):
         return None
     if line.isdigit() and len(lines) > 3:

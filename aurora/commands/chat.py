@@ -136,9 +136,7 @@ class Session:
             earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
             write_text(path, earlier + "".join(lines))
         except (OSError, UnicodeDecodeError) as error:
-            raise ParamsError(
-                f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})"
-            ) from None
+            raise ParamsError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
         self.show(f"{len(lines)} appended to {path}\n")
 
     def set_sampling(self, text: str) -> None:
@@ -163,9 +161,7 @@ class Session:
                 raise ParamsError(f"/sampling: {name} must be a number from {low} to {high}, found {value!r}")
         self.sampling = replace(self.sampling, **changes)
         told = [
-            f"{each.name}={getattr(self.sampling, each.name)}"
-            for each in fields(self.sampling)
-            if each.name in limits
+            f"{each.name}={getattr(self.sampling, each.name)}" for each in fields(self.sampling) if each.name in limits
         ]
         greedy = "" if self.sampling.temperature else " (greedy: temperature 0 takes the likeliest token)"
         self.show(f"{' '.join(told)}{greedy}\n")
@@ -239,9 +235,7 @@ def wrapped(text: str, room: int) -> list[str]:
 def printable(text: str) -> str:
     """Without control characters, which a terminal would obey; new lines and tabs stay."""
     return "".join(
-        character
-        for character in text
-        if character in "\n\t" or character.isprintable() or character == "\u3000"
+        character for character in text if character in "\n\t" or character.isprintable() or character == "\u3000"
     )
 
 
@@ -302,9 +296,7 @@ def converse(session: Session, lines: Iterator[str | AuroraError]) -> bool:
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL] [MODEL]")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of an answer."
-)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of an answer.")
 @exit_with_message
 def chat(models: tuple[str, ...], max_new_tokens: int) -> None:
     """Talk with MODEL, or with two side by side; /help lists the commands.
@@ -326,9 +318,7 @@ def chat(models: tuple[str, ...], max_new_tokens: int) -> None:
     session = Session(loaded, Sampling(max_tokens=max_new_tokens), show)
     if sys.stdin.isatty():
         names = " and ".join(place.name for place in places)
-        click.echo(
-            f"{names}: greedy answers of up to {max_new_tokens} tokens; /help lists the commands", err=True
-        )
+        click.echo(f"{names}: greedy answers of up to {max_new_tokens} tokens; /help lists the commands", err=True)
         converse(session, typed_lines())
     elif not converse(session, piped_lines()):
         sys.exit(1)

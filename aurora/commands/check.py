@@ -51,8 +51,7 @@ def check(names: tuple[str, ...], trace: bool) -> None:
     click.echo(f"{VERSIONS}: every library that shapes a stage's bytes is among its params, and no other")
     for stage in frozen(Path()):
         click.echo(
-            f"note: {DVC_YAML}: {stage} is frozen, so that dvc repro never runs it: dvc unfreeze {stage}",
-            err=True,
+            f"note: {DVC_YAML}: {stage} is frozen, so that dvc repro never runs it: dvc unfreeze {stage}", err=True
         )
     if trace:
         _trace(names)

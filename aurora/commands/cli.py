@@ -33,9 +33,7 @@ class LateGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return (
-            getattr(import_module(f"aurora.commands.{cmd_name}"), cmd_name) if cmd_name in COMMANDS else None
-        )
+        return getattr(import_module(f"aurora.commands.{cmd_name}"), cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

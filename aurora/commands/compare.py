@@ -50,9 +50,7 @@ def table_lines(differences: list[Difference]) -> Iterator[str]:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option(
-    "--model", default="tuned", show_default=True, help="Whose evaluation of a git revision: base or tuned."
-)
+@click.option("--model", default="tuned", show_default=True, help="Whose evaluation of a git revision: base or tuned.")
 @click.option("--subjects", is_flag=True, help="All subjects, not only those beyond chance.")
 @click.option("--flipped", is_flag=True, help="Each question that changed between right and wrong.")
 @exit_with_message

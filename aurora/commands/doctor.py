@@ -43,10 +43,7 @@ def versions(pins: list[str] | None = None) -> Iterator[Finding]:
             continue
         if wanted and Version(found).public != wanted:
             yield Finding(
-                pin.name,
-                f"{found}, pinned {wanted}",
-                f"make environment, or pip install {pin.name}=={wanted}",
-                True,
+                pin.name, f"{found}, pinned {wanted}", f"make environment, or pip install {pin.name}=={wanted}", True
             )
         else:
             right += 1
@@ -62,9 +59,7 @@ def checkout_pins() -> list[str]:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         extras = project.get("optional-dependencies", {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
-        raise ParamsError(
-            f"{file}: no [project] to read ({error}); restore it by: git checkout {file}"
-        ) from None
+        raise ParamsError(f"{file}: no [project] to read ({error}); restore it by: git checkout {file}") from None
     optional = dict.fromkeys(pin for listed in extras.values() for pin in listed)
     return [*project.get("dependencies", []), *(f'{pin} ; extra == "any"' for pin in optional)]
 
@@ -105,9 +100,7 @@ def disk() -> Iterator[Finding]:
     """Room in this folder."""
     free = shutil.disk_usage(Path()).free
     remedy = "free some space: the small profile takes 3 GiB, `aurora plan` says what yours takes"
-    yield Finding(
-        "disk", f"{free / GIB:.1f} GiB free", remedy if free < LEAST_DISK else "", free < LEAST_DISK
-    )
+    yield Finding("disk", f"{free / GIB:.1f} GiB free", remedy if free < LEAST_DISK else "", free < LEAST_DISK)
 
 
 @click.command()

@@ -75,9 +75,7 @@ def export_gguf(model: Contents, inputs: Inputs, out: Path, kind: str, dry_run: 
 @click.option("--merged", "what", flag_value="merged", default=True, help="The merged model (the default).")
 @click.option("--adapter", "what", flag_value="adapter", help="The adapter, with its base's tokeniser.")
 @click.option(
-    "--gguf",
-    type=click.Choice(get_args(GgufType), case_sensitive=False),
-    help="The merged model for llama.cpp.",
+    "--gguf", type=click.Choice(get_args(GgufType), case_sensitive=False), help="The merged model for llama.cpp."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written and its sizes, and write nothing.")
 @exit_with_message

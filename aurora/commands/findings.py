@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 GIB = 2**30
-OPEN = (
-    stat.S_ISGID | stat.S_IWGRP
-)  # of a folder in which each member of its group can add to what others made
+OPEN = stat.S_ISGID | stat.S_IWGRP  # of a folder in which each member of its group can add to what others made
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +49,7 @@ def cache(repo: "Repo") -> Iterator[Finding]:
     top = Path(repo.cache.local_cache_dir)
     if not top.is_dir() and repo.config["cache"].get("dir"):
         yield Finding(
-            "dvc cache",
-            f"{top} is not there",
-            f"mount its disk, or if it is new: mkdir -p {top}",
-            fault=True,
+            "dvc cache", f"{top} is not there", f"mount its disk, or if it is new: mkdir -p {top}", fault=True
         )
         return
     kinds = repo.config["cache"].get("type") or ["reflink", "copy"]
@@ -82,11 +77,7 @@ def link_type(cache: Path, wanted: list[str] | str, workspace: Path) -> str:
     """The first of the wanted kinds of link that works from the cache to the workspace; `copy` always does."""
     from dvc_objects.fs import system
 
-    ways: dict[str, Callable] = {
-        "reflink": system.reflink,
-        "hardlink": system.hardlink,
-        "symlink": system.symlink,
-    }
+    ways: dict[str, Callable] = {"reflink": system.reflink, "hardlink": system.hardlink, "symlink": system.symlink}
     cache.mkdir(parents=True, exist_ok=True)
     source, target = cache / f".aurora-{os.getpid()}", workspace / f".aurora-link-{os.getpid()}"
     source.write_bytes(b"aurora")
@@ -142,9 +133,7 @@ def remote(repo: "Repo") -> Iterator[Finding]:
         yield Finding("dvc remote", f"{shown} takes a file")
     if not settings.get("verify"):
         yield Finding(
-            "dvc verify",
-            "off: dvc pull takes a damaged object for whole",
-            f"dvc remote modify {name} verify true",
+            "dvc verify", "off: dvc pull takes a damaged object for whole", f"dvc remote modify {name} verify true"
         )
 
 
@@ -201,14 +190,10 @@ def unfinished() -> Iterator[Finding]:
         if running:
             yield Finding("running sft", f"{found}, process {running}")
         elif folder.with_name(f"{folder.name}.finished").is_file():
-            yield Finding(
-                "finished sft", found, "the next stage removes it once dvc.lock names its adapter: dvc repro"
-            )
+            yield Finding("finished sft", found, "the next stage removes it once dvc.lock names its adapter: dvc repro")
         else:
             yield Finding(
-                "unfinished sft",
-                found,
-                f"dvc repro goes on if nothing else has changed; else: rm -r {folder}",
+                "unfinished sft", found, f"dvc repro goes on if nothing else has changed; else: rm -r {folder}"
             )
 
 

@@ -23,9 +23,7 @@ def table(groups: dict[str, dict]) -> str:
 
 @click.command()
 @click.argument("model_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--nf4", is_flag=True, help="As the model would be held in 4 bits (double quantisation, bfloat16)."
-)
+@click.option("--nf4", is_flag=True, help="As the model would be held in 4 bits (double quantisation, bfloat16).")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @exit_with_message
 def inspect(model_dir: Path, nf4: bool, as_json: bool) -> None:

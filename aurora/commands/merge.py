@@ -53,9 +53,7 @@ def _read(number: int) -> dict:
     except YAMLError:
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("stages") or {}, dict):
-        raise DataError(
-            f"{LOCK}: side {number} of the merge is no lock file; take one by: git checkout --ours {LOCK}"
-        )
+        raise DataError(f"{LOCK}: side {number} of the merge is no lock file; take one by: git checkout --ours {LOCK}")
     return content
 
 

@@ -36,11 +36,7 @@ QUESTION_TOKENS = {
     "lm_eval": {"ceval": 144, "mmlu": 107, "cmmlu": 100},
     "paper": {"ceval": 558, "mmlu": 150, "cmmlu": 219},
 }
-QUESTIONS = {
-    "ceval": (52, 1346),
-    "mmlu": (57, 14042),
-    "cmmlu": (67, 11582),
-}  # subjects and questions, as published
+QUESTIONS = {"ceval": (52, 1346), "mmlu": (57, 14042), "cmmlu": (67, 11582)}  # subjects and questions, as published
 SHAPES = read_yaml(Path(__file__).with_name("shapes.yaml"))
 TOKENS_A_ROW = 573  # mean of the paper's mix, benchmarks/format.py
 
@@ -54,9 +50,7 @@ def stage_paths(stage: str = "sft", file: Path = Path("dvc.yaml")) -> dict[str, 
         command = shlex.split(entry.get("do", entry)["cmd"])
     except (OSError, KeyError, TypeError):
         raise DataError(f"{file}: no stage {stage}; run this in the root of the repository") from None
-    return {
-        name.removeprefix("--"): Path(value) for name, value in pairwise(command) if name.startswith("--")
-    }
+    return {name.removeprefix("--"): Path(value) for name, value in pairwise(command) if name.startswith("--")}
 
 
 def is_current(target: str) -> bool:
@@ -115,9 +109,7 @@ def rows_of(params: Params, rows: Path) -> Rows:
     if is_current("format"):
         found, packing = measure_rows(rows / "train.parquet"), params.sft.packing
         return dataclasses.replace(found, packed=packed_count(rows, params.sft)) if packing else found
-    counts = {
-        name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"
-    }
+    counts = {name: source.rows for name, source in params.all_sources.items() if source.kind == "instructions"}
     missing = [name for name, count in counts.items() if count is None]
     if missing:
         raise DataError(
@@ -132,9 +124,7 @@ def rows_of(params: Params, rows: Path) -> Rows:
 def packed_count(rows: Path, sft: Sft) -> int:
     """Packed rows that TRL makes of those of the format stage."""
     table = read_parquet(rows / "train.parquet", "format", ["input_ids"])
-    return packed_in_order(
-        table["input_ids"].combine_chunks().value_lengths().to_pylist(), sft.packing_length
-    )
+    return packed_in_order(table["input_ids"].combine_chunks().value_lengths().to_pylist(), sft.packing_length)
 
 
 def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
@@ -146,9 +136,7 @@ def disk_of(params: Params, skeleton, paths: dict[str, Path]) -> dict[str, int]:
         kept = params.quantization.bits == 4 and size >= WORTH
         packed = held_bytes(skeleton, params.quantization) if kept else 0
         left = {"base": size, "packed base": packed, "merged model": size}
-    if is_current(
-        "merge"
-    ):  # else one of an earlier run stays in DVC's cache, and a new one is written beside it
+    if is_current("merge"):  # else one of an earlier run stays in DVC's cache, and a new one is written beside it
         left["merged model"] = 0
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -173,10 +161,7 @@ def protocol_costs(settings: Eval, benchmarks: Path) -> dict[str, tuple[int, int
     five shots.
     """
     counts = {  # subjects and questions
-        name: (
-            QUESTIONS[name][0],
-            min(QUESTIONS[name][1], QUESTIONS[name][0] * (task.limit or QUESTIONS[name][1])),
-        )
+        name: (QUESTIONS[name][0], min(QUESTIONS[name][1], QUESTIONS[name][0] * (task.limit or QUESTIONS[name][1])))
         for name, task in settings.tasks.items()
     }
     if all((benchmarks / name).is_dir() for name in counts):
@@ -241,9 +226,7 @@ def report(
     return "\n".join(lines)
 
 
-def plan_of(
-    params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int], card: int | None
-) -> Plan:
+def plan_of(params: Params, skeleton, arrival: int, rows: Rows, disk: dict[str, int], card: int | None) -> Plan:
     """The plan of training and evaluation for a model of this shape, `skeleton` being on the meta device.
 
     `arrival` is the size in bytes of the largest tensor that arrives dense while the model is loaded; `card` the memory
@@ -254,27 +237,17 @@ def plan_of(
     tokens = max(settings.batch_tokens, longest)  # a longer row stands alone
     reply = min(longest + settings.replies.max_new_tokens, settings.max_length)
     inference = inference_memory(
-        skeleton,
-        params.quantization,
-        tokens,
-        settings.max_length,
-        settings.replies.batch_size * reply,
-        SLICE,
-        card,
+        skeleton, params.quantization, tokens, settings.max_length, settings.replies.batch_size * reply, SLICE, card
     )
     return dataclasses.replace(found, inference=inference)
 
 
 @click.command()
 @click.option(
-    "--tokens-per-second",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Speed, if not that of the last run here.",
+    "--tokens-per-second", type=click.FloatRange(min=0, min_open=True), help="Speed, if not that of the last run here."
 )
 @click.option(
-    "--memory-gib",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Memory of the card, if not this machine's.",
+    "--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Memory of the card, if not this machine's."
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @exit_with_message
@@ -308,8 +281,7 @@ def plan(tokens_per_second: float | None, memory_gib: float | None, as_json: boo
                     "hours": hours,
                     "limits": limits,
                     "questions": {
-                        name: {"questions": number, "tokens": tokens}
-                        for name, (number, tokens) in costs.items()
+                        name: {"questions": number, "tokens": tokens} for name, (number, tokens) in costs.items()
                     },
                 },
                 indent=2,

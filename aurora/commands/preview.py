@@ -76,9 +76,7 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     if not files:
         raise DataError(f"{path / (pattern or '')}: no file with rows")
     items = list(islice(chain.from_iterable(map(read_items, files)), LOOKED_AT))
-    name = "".join(
-        sign if sign.isalnum() and sign.isascii() else "_" for sign in path.name.split(".")[0].lower()
-    )
+    name = "".join(sign if sign.isalnum() and sign.isascii() else "_" for sign in path.name.split(".")[0].lower())
     name = name.strip("_") or "own"
     params = read_section("clean", Clean)
     rules = rules_of(name, format_, items, params, None)
@@ -91,9 +89,7 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     columns = "; ".join(f"{part} in {' and '.join(names)}" for part, names in found.items() if names)
     click.echo(f"{path}: {layout.name}, {columns}")
     if ignored:
-        click.echo(
-            f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}"
-        )
+        click.echo(f"not read: {', '.join(f'{printable(key)} ({count:,})' for key, count in ignored.most_common(12))}")
     if rules.unmarked:
         click.echo("answers end without a mark by habit; truncated_answers looks for certain signs alone")
     click.echo(
@@ -106,9 +102,7 @@ def preview_raw(path: Path, format_: str, tokenizer: Path) -> None:
     _echo_rows(kept[:3], tokenizer)
     click.echo("# for sources in params.yaml; write the licence")
     chosen = f"    files: '{pattern}'\n" if pattern else ""
-    click.echo(
-        f"  {name}:\n    kind: instructions\n    uri: {path}\n{chosen}    format: {layout.name}\n    licence:"
-    )
+    click.echo(f"  {name}:\n    kind: instructions\n    uri: {path}\n{chosen}    format: {layout.name}\n    licence:")
 
 
 def _echo_reasons(outcomes: list) -> None:

@@ -22,9 +22,7 @@ def stage_folders(path: Path = Path("dvc.yaml")) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (YAMLError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError):
-        raise DataError(
-            f"{path}: has no stage eval with a folder for each model; restore it from git"
-        ) from None
+        raise DataError(f"{path}: has no stage eval with a folder for each model; restore it from git") from None
 
 
 def is_revision(name: str) -> bool:

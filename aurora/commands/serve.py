@@ -27,9 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(128)
         return bound
     except OSError as error:
-        raise ResourceError(
-            f"{host} port {port}: {error.strerror}; give another by --port or --host"
-        ) from None
+        raise ResourceError(f"{host} port {port}: {error.strerror}; give another by --port or --host") from None
 
 
 def chosen(names: tuple[str, ...]) -> list[ModelPlace]:
@@ -37,8 +35,7 @@ def chosen(names: tuple[str, ...]) -> list[ModelPlace]:
     folders = project_folders()
     found = [
         find_model(name)
-        for name in names
-        or [name for name in ("base", "tuned") if name in folders and folders[name].is_dir()]
+        for name in names or [name for name in ("base", "tuned") if name in folders and folders[name].is_dir()]
     ]
     if not found:
         raise ParamsError("no model to serve; run dvc repro merge, or name a folder")
@@ -74,9 +71,7 @@ def serve(models: tuple[str, ...], host: str, port: int, with_key: bool) -> None
 
         from aurora.serving.app import build_app
     except ModuleNotFoundError as error:
-        raise ResourceError(
-            f"{error.name} is not installed; pip install -e '.[serve]' -c constraints.txt"
-        ) from None
+        raise ResourceError(f"{error.name} is not installed; pip install -e '.[serve]' -c constraints.txt") from None
     from aurora.eval.prompt_set import read_prompt_set
     from aurora.serving.chat_model import ChatModel
 

@@ -32,7 +32,5 @@ def verify(remote: str | None) -> None:
         if names:
             click.echo(f"{what}: {', '.join(names)}; to bring them: dvc pull")
     objects = f", {found.objects:,} objects of the remote" if remote is not None else ""
-    click.echo(
-        f"verified {found.files:,} files, {found.bytes / 2**30:.2f} GiB{objects}: {len(found.faults)} faults"
-    )
+    click.echo(f"verified {found.files:,} files, {found.bytes / 2**30:.2f} GiB{objects}: {len(found.faults)} faults")
     sys.exit(bool(found.faults))

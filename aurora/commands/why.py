@@ -25,8 +25,6 @@ def why(stages: tuple[str, ...]) -> None:
         for line in lines:
             click.echo(f"  {line}")
     for stage in frozen(Path()):
-        click.echo(
-            f"note: {stage} is frozen, so that dvc repro never runs it: dvc unfreeze {stage}", err=True
-        )
+        click.echo(f"note: {stage} is frozen, so that dvc repro never runs it: dvc unfreeze {stage}", err=True)
     if not found and others is None:
         click.echo(f"{', '.join(stages) or 'every stage'}: up to date")

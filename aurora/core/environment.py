@@ -136,9 +136,7 @@ def start_from_known(environ: MutableMapping[str, str] = os.environ) -> None:
         for name in sorted(environ)
         if _any(name, REMOVED) and not _any(name, (*own, *KEPT)) and environ[name] != SET.get(name)
     ]
-    said = [
-        name for name in ignored if not name.endswith("_NUM_THREADS") and environ[name] != UNCHOSEN.get(name)
-    ]
+    said = [name for name in ignored if not name.endswith("_NUM_THREADS") and environ[name] != UNCHOSEN.get(name)]
     for name in ignored:
         environ.pop(name)
     if own:

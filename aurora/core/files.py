@@ -156,9 +156,7 @@ def dvc_hash(path: Path) -> str:
         files = [file for file in path.rglob("*") if file.is_file()]
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
             hashes = pool.map(dvc_hash, files)
-        return folder_hash(
-            {file.relative_to(path).as_posix(): md5 for file, md5 in zip(files, hashes, strict=True)}
-        )
+        return folder_hash({file.relative_to(path).as_posix(): md5 for file, md5 in zip(files, hashes, strict=True)})
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

@@ -20,9 +20,7 @@ CODE_LINE = re.compile(
     re.MULTILINE | re.VERBOSE | re.ASCII,
 )
 FORMULA = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$\n]+\$", re.DOTALL)
-ADDRESS = re.compile(
-    r"(?:https?://|www\.)[!-~]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|<[/!]?[a-zA-Z][^<>]*>", re.ASCII
-)
+ADDRESS = re.compile(r"(?:https?://|www\.)[!-~]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|<[/!]?[a-zA-Z][^<>]*>", re.ASCII)
 KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\u31f0-\u31ff\uff66-\uff9d\uac00-\ud7a3]")
 WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")  # of letters; run on text without Han and kana
 RUN = re.compile(rf"[^{CHINESE_RANGES}。，、；：！？…“”《》（）「」]+")
@@ -85,8 +83,7 @@ def has_phrase(prose: str) -> bool:
     """Whether there is a phrase of another language: within a line, words of which three or more have no capital."""
     runs = (run for line in prose.split("\n") for run in RUN.findall(KANA.sub(" ", line)))
     return any(
-        sum(word[0].islower() and len(word[0]) > 1 for word in WORD.finditer(run)) >= PHRASE_WORDS
-        for run in runs
+        sum(word[0].islower() and len(word[0]) > 1 for word in WORD.finditer(run)) >= PHRASE_WORDS for run in runs
     )
 
 

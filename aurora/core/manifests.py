@@ -11,19 +11,7 @@ from aurora.core.files import dvc_hash, read_checked, read_json, sha256_file
 
 MANIFEST = "manifest.json"
 KEYS = frozenset(
-    [
-        "source",
-        "kind",
-        "format",
-        "uri",
-        "pin",
-        "revision",
-        "licence",
-        "non_commercial",
-        "rows",
-        "archive",
-        "files",
-    ]
+    ["source", "kind", "format", "uri", "pin", "revision", "licence", "non_commercial", "rows", "archive", "files"]
 )  # of what fetch writes now
 
 
@@ -91,9 +79,7 @@ def read_manifest(folder: Path) -> dict:
     manifest = read_json(path, f"fetch@{folder.name}")
     for key in ("source", "kind", "format", "rows", "files"):
         if key not in manifest:
-            raise DataError(
-                f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}"
-            )
+            raise DataError(f"{path}: key '{key}' is missing; write it again by: dvc repro -f fetch@{folder.name}")
     files = manifest.get("files", [])
     if not isinstance(files, list) or not all(_names_a_file(entry, ("path",)) for entry in files):
         raise DataError(
@@ -159,9 +145,7 @@ def _names_a_file(entry: object, keys: tuple[str, ...]) -> TypeGuard[dict]:
     if not isinstance(entry, dict) or not entry.keys() >= set(keys) or not isinstance(entry["path"], str):
         return False
     path = Path(entry["path"])
-    return (
-        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
-    )
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in entry["path"]
 
 
 def _is_sound(entry: object) -> bool:

@@ -24,12 +24,7 @@ class RowWriter:
     """
 
     def __init__(
-        self,
-        path: Path,
-        schema: "pyarrow.Schema",
-        pool: ThreadPoolExecutor,
-        joined: bool = True,
-        **options: object,
+        self, path: Path, schema: "pyarrow.Schema", pool: ThreadPoolExecutor, joined: bool = True, **options: object
     ) -> None:
         import pyarrow.parquet
 
@@ -101,6 +96,4 @@ def read_parquet(path: Path, producer: str, columns: list[str] | None = None) ->
                 )
         return pyarrow.parquet.read_table(path, columns=columns)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not Parquet ({error}); write it again by: dvc repro -f {producer}"
-        ) from None
+        raise DataError(f"{path}: not Parquet ({error}); write it again by: dvc repro -f {producer}") from None

@@ -17,9 +17,7 @@ class Subject:
     questions: list[dict]  # the evaluated split
 
 
-def read_benchmark(
-    folder: Path, name: Benchmark, num_fewshot: int, limit: int | None = None
-) -> list[Subject]:
+def read_benchmark(folder: Path, name: Benchmark, num_fewshot: int, limit: int | None = None) -> list[Subject]:
     """All subjects under `folder`, by name; of each the first `limit` questions.
 
     Raises DataError if a subject has fewer than `num_fewshot` dev questions, a column is missing, a row has
@@ -63,9 +61,7 @@ def read_documents(path: Path, layout: Layout) -> list[dict]:
 
 def _document(path: Path, layout: Layout, question: Question) -> dict:
     if question.answer is None:
-        raise DataError(
-            f"{path}: no column '{layout.answer}', so there is nothing to score; correct the source"
-        )
+        raise DataError(f"{path}: no column '{layout.answer}', so there is nothing to score; correct the source")
     if question.answer not in LETTERS:
         raise DataError(
             f"{path} line {question.line}: the answer is {question.answer!r}, not A, B, C or D; correct the source"

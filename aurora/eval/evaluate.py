@@ -187,8 +187,7 @@ def score_benchmarks(
     scores = found["results"]
     table, cut = questions_table(found["samples"], owners, lm.cut)
     results: dict = {
-        benchmark: _score(scores[group_name(benchmark)], scores, _names(owners, benchmark))
-        for benchmark in subjects
+        benchmark: _score(scores[group_name(benchmark)], scores, _names(owners, benchmark)) for benchmark in subjects
     }
     results["too_long"] = cut
     results["categories"] = {
@@ -197,8 +196,7 @@ def score_benchmarks(
         if name not in map(group_name, subjects)
     }
     results["subjects"] = {
-        f"{benchmark}_{subject}": _score(scores[task], scores, [task])
-        for task, (benchmark, subject) in owners.items()
+        f"{benchmark}_{subject}": _score(scores[task], scores, [task]) for task, (benchmark, subject) in owners.items()
     }
     return results, table
 
@@ -228,18 +226,14 @@ def questions_table(
 
     from aurora.eval.tasks import category_of
 
-    columns: dict[str, list] = {
-        name: [] for name in ("task", "subject", "category", "id", "prediction", "target")
-    }
+    columns: dict[str, list] = {name: [] for name in ("task", "subject", "category", "id", "prediction", "target")}
     values: dict[str, list] = {f"logprob_{letter.lower()}": [] for letter in LETTERS}
     lost: list[int] = []
     for name, (benchmark, subject) in owners.items():
         category = category_of(benchmark, name)
         for sample in samples[name]:
             logprobs = [value for value, _ in sample["filtered_resps"]]
-            best = max(
-                range(len(LETTERS)), key=logprobs.__getitem__
-            )  # the first of equals, as lm-eval's argmax
+            best = max(range(len(LETTERS)), key=logprobs.__getitem__)  # the first of equals, as lm-eval's argmax
             row = (benchmark, subject, category, sample["doc_id"], LETTERS[best], LETTERS[sample["target"]])
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
@@ -254,8 +248,7 @@ def questions_table(
         )
     types = {"id": pyarrow.int64()} | dict.fromkeys(values, pyarrow.float32())
     arrays = {
-        name: pyarrow.array(column, types.get(name, pyarrow.string()))
-        for name, column in (columns | values).items()
+        name: pyarrow.array(column, types.get(name, pyarrow.string())) for name, column in (columns | values).items()
     }
     arrays["cut_tokens"] = pyarrow.array(lost, pyarrow.int32())
     return pyarrow.table(arrays), sum(map(bool, lost))
@@ -267,9 +260,7 @@ def load_other_tasks(params: Eval, own_tasks: Path | None = None) -> dict[str, d
         return {}
     from aurora.eval.tasks import load_other_task
 
-    return {
-        name: load_other_task(name, task.num_fewshot, own_tasks) for name, task in params.other_tasks.items()
-    }
+    return {name: load_other_task(name, task.num_fewshot, own_tasks) for name, task in params.other_tasks.items()}
 
 
 def score_other_tasks(

@@ -20,11 +20,7 @@ SLICE = 1024  # positions whose logits are held in float32 together
 
 
 def held_out_loss(
-    model: "PreTrainedModel",
-    path: Path,
-    limit: int | None,
-    batch_tokens: int,
-    memory: "ResumeCache | None" = None,
+    model: "PreTrainedModel", path: Path, limit: int | None, batch_tokens: int, memory: "ResumeCache | None" = None
 ) -> float:
     """Mean negative log-likelihood in nats of each trained token, over the first `limit` rows of the file.
 

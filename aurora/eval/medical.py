@@ -66,9 +66,7 @@ def exam_scores(rows: Sequence[dict], replies: Sequence[str], answers: dict[obje
     parts: dict[str, list[bool]] = {}
     for row, reply in zip(rows, replies, strict=True):
         if row["id"] not in answers:
-            raise DataError(
-                f"CMB question {row['id']}: no answer of this id; fetch both sources of one revision"
-            )
+            raise DataError(f"CMB question {row['id']}: no answer of this id; fetch both sources of one revision")
         right = chosen_letters(reply, row["question_type"]) == answers[row["id"]]
         parts.setdefault(row["exam_type"], []).append(right)
     every = [right for part in parts.values() for right in part]
@@ -77,8 +75,4 @@ def exam_scores(rows: Sequence[dict], replies: Sequence[str], answers: dict[obje
 
 def _score(right: Sequence[bool]) -> dict:
     accuracy = sum(right) / len(right)
-    return {
-        "acc": accuracy,
-        "stderr": (accuracy * (1 - accuracy) / max(1, len(right) - 1)) ** 0.5,
-        "n": len(right),
-    }
+    return {"acc": accuracy, "stderr": (accuracy * (1 - accuracy) / max(1, len(right) - 1)) ** 0.5, "n": len(right)}

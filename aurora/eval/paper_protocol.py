@@ -37,9 +37,7 @@ class Wording:
 
 
 WORDINGS = {
-    "en": Wording(
-        "The following are multiple choice questions (with answers) about {title}.\n\n", "\nAnswer: ", " "
-    ),
+    "en": Wording("The following are multiple choice questions (with answers) about {title}.\n\n", "\nAnswer: ", " "),
     "zh": Wording("以下是中国关于{title}考试的单项选择题，请选出其中的正确答案。\n\n", "\n答案：", "\n"),
 }
 HEADLESS = 1  # rows of each MMLU file that the repository's loader takes for a header

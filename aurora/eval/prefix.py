@@ -180,9 +180,7 @@ class PrefixLM(HFLM):
         for step in passes:
             above = keys[step.parent] if step.parent is not None else b""
             asked = [wanted[row].tolist() for row in step.rows]
-            keys.append(
-                key_of(above, step.depth, step.cache_length, step.tokens, step.ends, step.places, asked)
-            )
+            keys.append(key_of(above, step.depth, step.cache_length, step.tokens, step.ends, step.places, asked))
         return keys
 
     @staticmethod

@@ -76,8 +76,7 @@ def answer_prompt_set(
     replies: dict[tuple[Dialogue, int], str] = {}
     encode = ChatEncoder(tokenizer, form).question
     encoded = {
-        dialogue: [encode(text, number == 0) for number, text in enumerate(dialogue.turns)]
-        for dialogue in dialogues
+        dialogue: [encode(text, number == 0) for number, text in enumerate(dialogue.turns)] for dialogue in dialogues
     }
     for dialogue, asked in encoded.items():
         longest = sum(map(len, asked)) + len(asked) * (params.max_new_tokens + 1)
@@ -105,16 +104,12 @@ def answer_prompt_set(
         for dialogue in dialogues
         for turn, text in enumerate(dialogue.turns)
     ]
-    columns = dict(
-        zip(("kind", "number", "round", "prompt", "reply"), map(list, zip(*rows, strict=True)), strict=True)
-    )
+    columns = dict(zip(("kind", "number", "round", "prompt", "reply"), map(list, zip(*rows, strict=True)), strict=True))
     columns["language"] = [language(reply) for reply in columns["reply"]]
     kinds: dict[str, list[str]] = {}
     for kind, *_, reply in rows:
         kinds.setdefault(kind, []).append(reply)
-    metrics = _counted(columns["reply"]) | {
-        "kinds": {kind: _counted(members) for kind, members in kinds.items()}
-    }
+    metrics = _counted(columns["reply"]) | {"kinds": {kind: _counted(members) for kind, members in kinds.items()}}
     return metrics, pyarrow.table(columns)
 
 

@@ -61,9 +61,7 @@ def read_prompt_sources(folder: Path) -> list[PromptSource]:
             known = ", ".join((*readers, "cmb_answers"))
             raise DataError(f"{path}: format {format_} is not one of {known}; correct the source")
     if answers is None and any(source.format == "cmb" for source in found):
-        raise DataError(
-            f"{folder}: a source of format cmb, but none of format cmb_answers; add it to sources"
-        )
+        raise DataError(f"{folder}: a source of format cmb, but none of format cmb_answers; add it to sources")
     return [replace(source, answers=answers) if source.format == "cmb" else source for source in found]
 
 
@@ -93,9 +91,7 @@ def _read_alignbench(paths: Sequence[Path]) -> list[dict]:
                 row = json.loads(line)
                 question = row["question"].strip() and row["question_id"]
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise DataError(
-                    f"{path} line {number}: no JSON object with question_id and question"
-                ) from None
+                raise DataError(f"{path} line {number}: no JSON object with question_id and question") from None
             if question == "":
                 raise DataError(f"{path} line {number}: an empty question; fetch the source again")
             rows.append(row)

@@ -66,9 +66,7 @@ def answer_prompts(
             "language": [language(reply) for reply in replies],
         }
     )
-    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(
-        replies, answers
-    ), table
+    return reply_metrics(replies) | overlap_metrics(replies, answers) | answer_metrics(replies, answers), table
 
 
 def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
@@ -84,9 +82,7 @@ def chinese_prompts(rows: Path, count: int, max_tokens: int) -> list[Prompt]:
         text = row["prompt"]
         if 0 < start <= max_tokens and text not in chosen and language(text) == "Chinese":
             end = next((index for index in range(start, len(labels)) if labels[index] == -100), len(labels))
-            chosen[text] = Prompt(
-                row["id"], text, row["input_ids"][:start], row["input_ids"][start : end - 1]
-            )
+            chosen[text] = Prompt(row["id"], text, row["input_ids"][:start], row["input_ids"][start : end - 1])
             if len(chosen) == count:
                 break
     return list(chosen.values())

@@ -18,13 +18,7 @@ from aurora.eval.group import Group
 
 SCRATCH = Path(".aurora/eval")  # ignored by git and DVC
 # SQLite's words where the file is whole, but cannot be written or read now.
-WHOLE = (
-    "database or disk is full",
-    "disk I/O error",
-    "unable to open",
-    "attempt to write",
-    "database is locked",
-)
+WHOLE = ("database or disk is full", "disk I/O error", "unable to open", "attempt to write", "database is locked")
 VERSIONS = ("torch", "transformers", "bitsandbytes", "lm-eval")
 
 
@@ -49,9 +43,7 @@ class ResumeCache:
         # Whole after a power cut, which may cost the last passes, without a wait for the disk at each pass.
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB, digest BLOB)"
-        )
+        self._database.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB, digest BLOB)")
 
     def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
         """Removes a damaged file. Raises ResourceError where the file is whole, but the disk is not."""
@@ -67,9 +59,7 @@ class ResumeCache:
     def get(self, key: bytes) -> bytes | None:
         """The remembered value; None where there is none, or it is not the one that was put."""
         try:
-            found = self._database.execute(
-                "SELECT value, digest FROM answers WHERE key = ?", (key,)
-            ).fetchone()
+            found = self._database.execute("SELECT value, digest FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.DatabaseError as error:
             self._begin_anew(error)
             return None
@@ -114,9 +104,7 @@ class ResumeCache:
 
 
 def _digest(key: bytes, value: object) -> bytes:
-    data = (
-        value if isinstance(value, bytes) else repr(value).encode()
-    )  # SQLite gives a damaged type as another
+    data = value if isinstance(value, bytes) else repr(value).encode()  # SQLite gives a damaged type as another
     return hashlib.blake2b(data, key=key[:64], digest_size=16).digest()
 
 
@@ -173,9 +161,7 @@ def digest_of(model: Path) -> str:
     names = [path.relative_to(model).as_posix() for path in files]
     require_recorded(model, folder_hash(dict(zip(names, (md5 for _, md5 in digests), strict=True))))
     parts = [
-        [name, sha256]
-        for name, path, (sha256, _) in zip(names, files, digests, strict=True)
-        if path.name != MANIFEST
+        [name, sha256] for name, path, (sha256, _) in zip(names, files, digests, strict=True) if path.name != MANIFEST
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -199,13 +185,7 @@ def key_of(*parts: object) -> bytes:
     """A key over arrays, bytes and plain values."""
     digest = hashlib.sha256()
     for part in parts:
-        block = (
-            part
-            if isinstance(part, bytes)
-            else part.tobytes()
-            if hasattr(part, "tobytes")
-            else repr(part).encode()
-        )
+        block = part if isinstance(part, bytes) else part.tobytes() if hasattr(part, "tobytes") else repr(part).encode()
         digest.update(len(block).to_bytes(8, "little"))
         digest.update(block)
     return digest.digest()

@@ -63,12 +63,7 @@ def token_rows(
     """For each language the ids of questions, of which together at most `limit` tokens are counted."""
     found: dict[str, list[list[int]]] = {}
     for language in dict.fromkeys(LANGUAGES[name] for name in subjects):
-        members = [
-            subject.questions
-            for name in subjects
-            if LANGUAGES[name] == language
-            for subject in subjects[name]
-        ]
+        members = [subject.questions for name in subjects if LANGUAGES[name] == language for subject in subjects[name]]
         left, rows = limit, []
         for text in _in_turn(members):
             ids = tokenizer.encode(text, add_special_tokens=False)[:left]
@@ -89,10 +84,7 @@ def _in_turn(members: Sequence[Sequence[dict]]) -> Iterator[str]:
 
 
 def router_logits(
-    model: "PreTrainedModel",
-    gates: Sequence["torch.nn.Module"],
-    rows: Sequence[Sequence[int]],
-    batch_tokens: int,
+    model: "PreTrainedModel", gates: Sequence["torch.nn.Module"], rows: Sequence[Sequence[int]], batch_tokens: int
 ) -> numpy.ndarray:
     """(L, T, E) float32 logits of each layer's router at every token but the first of each row; rows are blind to
     each other."""
@@ -135,9 +127,7 @@ def summary(logits: numpy.ndarray, top_k: int) -> dict:
     probabilities /= probabilities.sum(axis=2, keepdims=True)
     entropy = -(probabilities * numpy.log(numpy.maximum(probabilities, 1e-300))).sum(axis=2)
     chosen = numpy.argsort(-logits, axis=2, kind="stable")[:, :, :top_k]
-    load = [
-        numpy.bincount(chosen[layer].ravel(), minlength=experts) / (tokens * top_k) for layer in range(layers)
-    ]
+    load = [numpy.bincount(chosen[layer].ravel(), minlength=experts) / (tokens * top_k) for layer in range(layers)]
     return {
         "tokens": tokens,
         "entropy": float(entropy.mean()),

@@ -135,8 +135,7 @@ def task_file(benchmark: str, subject: str) -> Path:
     path = folder / f"{prefix}{subject}.yaml"
     if not path.is_file():
         raise DataError(
-            f"{benchmark} subject '{subject}': lm-eval's {group} has none of this name; "
-            "rename its files or remove them"
+            f"{benchmark} subject '{subject}': lm-eval's {group} has none of this name; rename its files or remove them"
         )
     return path
 
@@ -149,19 +148,13 @@ def subject_title(benchmark: str, subject: str) -> str:
     description = _stock_config(task_file(benchmark, subject))["description"]
     found = re.search(r"(?:关于|about )(.+?)(?:的单项选择题|\.\n)", description)
     if not found:
-        raise DataError(
-            f"lm-eval describes {benchmark} {subject} by '{description.strip()}', which names no subject"
-        )
+        raise DataError(f"lm-eval describes {benchmark} {subject} by '{description.strip()}', which names no subject")
     return found[1]
 
 
 def category_of(benchmark: str, task_name: str) -> str | None:
     """The category of a task of MMLU or CMMLU, such as mmlu_stem; C-Eval has none here."""
-    tag = (
-        _stock_config(FAMILIES[benchmark][0] / f"{task_name}.yaml").get("tag", "")
-        if benchmark == "mmlu"
-        else ""
-    )
+    tag = _stock_config(FAMILIES[benchmark][0] / f"{task_name}.yaml").get("tag", "") if benchmark == "mmlu" else ""
     return tag.removesuffix("_tasks") or CMMLU_CATEGORY.get(task_name)
 
 

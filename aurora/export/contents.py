@@ -131,9 +131,7 @@ def training_template(tokenizer: "PreTrainedTokenizerFast", form: PromptName) ->
     Raises ModelError where none is known.
     """
     wanted = message_encoder(tokenizer, form)(PROBE)
-    every_turn = CHAT_TEMPLATE.replace("{{- bos_token }}\n", "", 1).replace(
-        "'[INST] '", "bos_token + '[INST] '"
-    )
+    every_turn = CHAT_TEMPLATE.replace("{{- bos_token }}\n", "", 1).replace("'[INST] '", "bos_token + '[INST] '")
     for template in (tokenizer.chat_template, CHAT_TEMPLATE, every_turn):
         if isinstance(template, str) and _gives(tokenizer, template, wanted):
             return template

@@ -38,8 +38,7 @@ def modelfile(file: str, tokenizer: "PreTrainedTokenizerFast", form: PromptName)
         "{{ end }}"
     )
     return (
-        f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{tokenizer.eos_token}"\n'
-        "PARAMETER temperature 0\n"
+        f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{tokenizer.eos_token}"\nPARAMETER temperature 0\n'
     )
 
 

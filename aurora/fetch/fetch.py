@@ -24,9 +24,7 @@ SCRATCH = Path(".aurora/downloads")  # ignored by git and DVC; survives a failed
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
 # What people put beside rows, and no reader of rows knows.
-DOCUMENT = re.compile(
-    r".*\.(md|rst|pdf)|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?|\.git\w+", re.IGNORECASE
-)
+DOCUMENT = re.compile(r".*\.(md|rst|pdf)|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?|\.git\w+", re.IGNORECASE)
 
 
 def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dict:
@@ -61,9 +59,7 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
             }
             if former and source.pin:
                 _refuse_change(source, former, manifest)
-                manifest["revision"] = former[
-                    "revision"
-                ]  # a branch may move on without a change of these files
+                manifest["revision"] = former["revision"]  # a branch may move on without a change of these files
             write_json(partial / MANIFEST, manifest)
         return manifest
 
@@ -119,19 +115,13 @@ def _local(source: Source, partial: Path) -> tuple[dict | None, list[dict]]:
             digests = measure(origin, pins)
         if difference := digests.difference(origin):
             pin, expected, found = difference
-            raise SourceError(
-                f"{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin"
-            )
+            raise SourceError(f"{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin")
     except OSError as error:
         if error.errno in FULL:
             raise
-        raise SourceError(
-            f"{error.filename or address.path}: {error.strerror}; correct uri in params.yaml"
-        ) from None
+        raise SourceError(f"{error.filename or address.path}: {error.strerror}; correct uri in params.yaml") from None
     entries = _entries({origin.name: digests})
-    return (
-        (None, entries) if address.member is None else (entries[0], unpack(origin, address.member, partial))
-    )
+    return (None, entries) if address.member is None else (entries[0], unpack(origin, address.member, partial))
 
 
 def _copied(origin: Path, partial: Path) -> list[dict]:
@@ -170,9 +160,7 @@ def _refuse_if_full(files: Iterable[Path], partial: Path) -> None:
         raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
 
 
-def _remote(
-    source: Source, scratch: Path, out: Path, partial: Path
-) -> tuple[dict | None, list[dict], str | None]:
+def _remote(source: Source, scratch: Path, out: Path, partial: Path) -> tuple[dict | None, list[dict], str | None]:
     from aurora.hub import Unreachable, download
 
     # One folder for each URI, so that the files of another address are never taken for these.

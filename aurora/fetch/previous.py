@@ -59,10 +59,7 @@ def reuse(former: dict, out: Path, folder: Path, pins: Pins) -> bool:
     if fits(former, pins):
         folder.mkdir(parents=True)
         alone = pins if former["archive"] is None else Pins()
-        if all(
-            _reuse_file(out / entry["path"], folder / entry["path"], entry, alone)
-            for entry in former["files"]
-        ):
+        if all(_reuse_file(out / entry["path"], folder / entry["path"], entry, alone) for entry in former["files"]):
             return True
         remove(folder)
     return False

@@ -35,9 +35,7 @@ class Turns(NamedTuple):
     systems: dict[int, str]  # system prompt by conversation
     shortened: dict[int, str]  # text of the prompts that were truncated, by turn
     learnt: dict[int, numpy.ndarray]  # of answers with tool calls, by turn: which of its tokens are trained
-    limits: dict[
-        int, int
-    ]  # rounds in front of the first tool call, by conversation whose calls have no exact tokens
+    limits: dict[int, int]  # rounds in front of the first tool call, by conversation whose calls have no exact tokens
 
 
 class Formatted(NamedTuple):
@@ -92,9 +90,7 @@ class Formatter:
             self.prompt_format.chinese.count(ids, of_tokens, len(names)),
         )
 
-    def _encode(
-        self, batch: pyarrow.RecordBatch, offsets: numpy.ndarray, contents: pyarrow.StringArray
-    ) -> Turns:
+    def _encode(self, batch: pyarrow.RecordBatch, offsets: numpy.ndarray, contents: pyarrow.StringArray) -> Turns:
         """The turns of a batch as token ids, system prompts and tool calls where they belong."""
         columns = {name: batch[name] for name in batch.schema.names}
         encoded, opening = self.prompt_format.encode(contents)
@@ -279,9 +275,7 @@ class Formatter:
                     expected += count(turns.opening[row["turn"]]) - self.prompt_format.opening_control
             expected += sum(count(turns.encoded[turn]) for turn in chosen if turn in turns.learnt)
         if (found := count(ids)) != expected:
-            raise ModelError(
-                f"{place}: {found} control tokens where {expected} were placed; the text forged some"
-            )
+            raise ModelError(f"{place}: {found} control tokens where {expected} were placed; the text forged some")
 
     def _check(
         self,
@@ -304,9 +298,7 @@ class Formatter:
                 continue  # compared when it was encoded
             system = turns.systems.get(int(row["conversation"]), "")
             trained = turns.trained[row["turn"] // 2 : row["turn"] // 2 + row["rounds"]].tolist()
-            self.prompt_format.check(
-                ids[span], labels[span], contents, trained, system, index % CHECKED == 0, where
-            )
+            self.prompt_format.check(ids[span], labels[span], contents, trained, system, index % CHECKED == 0, where)
 
 
 def token_counts(encoded: list[numpy.ndarray]) -> numpy.ndarray:
@@ -343,11 +335,8 @@ def repeated(rows: pyarrow.Table, times: numpy.ndarray) -> pyarrow.Table:
 def first_round(turns: Turns, rows: numpy.ndarray) -> tuple[pyarrow.StringArray, pyarrow.StringArray]:
     """The first prompt of each row, as far as its tokens have it, behind its system prompt, and the answer."""
     first = rows["turn"]
-    prompts = zip(
-        first.tolist(), rows["conversation"].tolist(), turns.contents.take(first).to_pylist(), strict=True
-    )
+    prompts = zip(first.tolist(), rows["conversation"].tolist(), turns.contents.take(first).to_pylist(), strict=True)
     whole = [
-        with_system(turns.systems.get(row, ""), turns.shortened.get(turn, prompt))
-        for turn, row, prompt in prompts
+        with_system(turns.systems.get(row, ""), turns.shortened.get(turn, prompt)) for turn, row, prompt in prompts
     ]
     return pyarrow.array(whole, pyarrow.string()), turns.contents.take(first + 1)

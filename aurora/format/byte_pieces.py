@@ -13,9 +13,7 @@ def byte_letters() -> dict[str, int]:
     """The letter by which GPT-2's byte-level vocabularies write each byte (openai/gpt-2, bytes_to_unicode)."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {
-        chr(256 + place): byte for place, byte in enumerate(others)
-    }
+    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 class BytePieces:
@@ -82,10 +80,6 @@ class ByteCost:
             return numpy.bincount(codes[tokens], minlength=sources)
 
         return numpy.stack(
-            [
-                by_source(characters),
-                by_source(characters[characters != last]),
-                by_source(numpy.flatnonzero(held)),
-            ],
+            [by_source(characters), by_source(characters[characters != last]), by_source(numpy.flatnonzero(held))],
             axis=1,
         )

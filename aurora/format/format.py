@@ -20,9 +20,7 @@ from aurora.format.split import Split, split
 AHEAD = 4  # batches under way
 
 
-def format_rows(
-    conversations: Path, tokenizer: Path, out: Path, params: Format, *, threads: int | None = None
-) -> dict:
+def format_rows(conversations: Path, tokenizer: Path, out: Path, params: Format, *, threads: int | None = None) -> dict:
     """Writes train.parquet, held_out.parquet, lengths.csv and metrics.json into `out`; returns the metrics.
 
     `tokenizer` is the base's folder, or its tokenizer.model for Mistral's prompt. The files do not depend on `threads` (all cores by default).
@@ -90,8 +88,7 @@ def check_result(tally: Tally, params: Format, place: Path) -> None:
     """Raises an error if a round was lost uncounted, and if there is nothing to train on or nothing held out."""
     total = tally.total()
     lost = sum(
-        total[f"rounds_dropped_{reason}"]
-        for reason in ("too_long", "rest", "near_held_out", "untrained", "tool_calls")
+        total[f"rounds_dropped_{reason}"] for reason in ("too_long", "rest", "near_held_out", "untrained", "tool_calls")
     )
     if total["rounds_kept"] + lost != total["rounds"]:
         raise AssertionError(f"{total['rounds_kept']} + {lost} of {total['rounds']} rounds are accounted for")

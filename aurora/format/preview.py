@@ -84,11 +84,7 @@ def terminal_row(processor: "SentencePieceProcessor | BytePieces", row: dict) ->
         pieces.append(((trained, control), printable(text)))
     for (trained, control), run in groupby(pieces, key=lambda piece: piece[0]):
         # None and not False, which click writes as a code that ends bold and dim alike.
-        style = {
-            "fg": "green" if trained else None,
-            "dim": None if trained else True,
-            "bold": control or None,
-        }
+        style = {"fg": "green" if trained else None, "dim": None if trained else True, "bold": control or None}
         text = "".join(piece for _, piece in run)
         # Every line is styled on its own, so that pagers that reset at line ends keep the colour.
         lines.append("\n".join(click.style(line, **style) if line else "" for line in text.split("\n")))

@@ -55,9 +55,7 @@ class PromptFormat(Protocol):
     def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
         """The longest end of a prompt that has at most `room` tokens, and its ids at the beginning of a row."""
 
-    def join(
-        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
-    ) -> tuple[numpy.ndarray, ...]:
+    def join(self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
         """Rows laid end to end, as `join_rows` has them; `encoded` has a row's first prompt as it begins a row."""
 
     def control_tokens(self, rows: int, rounds: int) -> int:
@@ -103,9 +101,7 @@ class MistralFormat:
     def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
         return longest_end(content, room, lambda text: self.opening(text, system))
 
-    def join(
-        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
-    ) -> tuple[numpy.ndarray, ...]:
+    def join(self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
         return join_rows(encoded, rounds, self.prompt, trained)
 
     def control_tokens(self, rows: int, rounds: int) -> int:
@@ -160,9 +156,7 @@ class TemplateFormat:
     def shorten(self, content: str, room: int, system: str) -> tuple[str, numpy.ndarray] | None:
         return longest_end(content, room, lambda text: self.opening(text, system))
 
-    def join(
-        self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray
-    ) -> tuple[numpy.ndarray, ...]:
+    def join(self, encoded: Encoded, rounds: numpy.ndarray, trained: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
         return self.template.join(encoded, rounds.tolist(), trained)
 
     def control_tokens(self, rows: int, rounds: int) -> int:

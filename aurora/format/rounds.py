@@ -14,9 +14,7 @@ class Cut(NamedTuple):
     rest: list[int]  # beyond the first row, when rows are not continued
 
 
-def cut_rounds(
-    lengths: Sequence[int], capacity: int, continued: bool, opening: Sequence[int] | None = None
-) -> Cut:
+def cut_rounds(lengths: Sequence[int], capacity: int, continued: bool, opening: Sequence[int] | None = None) -> Cut:
     """Lays rounds of `lengths` tokens, in order and whole, into rows of at most `capacity` tokens.
 
     `opening` are their lengths at the beginning of a row, where these differ. A round that is too long ends the row:
@@ -41,9 +39,7 @@ def cut_rounds(
     return Cut(rows if continued else rows[:1], too_long, rest)
 
 
-def longest_end(
-    content: str, room: int, encode: Callable[[str], numpy.ndarray]
-) -> tuple[str, numpy.ndarray] | None:
+def longest_end(content: str, room: int, encode: Callable[[str], numpy.ndarray]) -> tuple[str, numpy.ndarray] | None:
     """The longest end of a prompt, cut between characters, of which `encode` makes at most `room` tokens.
 
     Returns the text and its ids, or None if there is no room for one character.

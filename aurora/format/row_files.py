@@ -91,20 +91,13 @@ def read_batches(path: Path, size: int = BATCH) -> Iterator[tuple[int, pyarrow.R
     """Batches of conversations, each with the number of its first row; raises as `conversations_file` does."""
     first = 0
     with conversations_file(path) as file:
-        columns = [
-            "id",
-            "source",
-            "messages",
-            *(name for name in OPTIONAL if name in file.schema_arrow.names),
-        ]
+        columns = ["id", "source", "messages", *(name for name in OPTIONAL if name in file.schema_arrow.names)]
         for batch in file.iter_batches(size, columns=columns):
             yield first, batch
             first += len(batch)
 
 
-def checked_messages(
-    batch: pyarrow.RecordBatch, first: int, place: str
-) -> tuple[numpy.ndarray, pyarrow.StringArray]:
+def checked_messages(batch: pyarrow.RecordBatch, first: int, place: str) -> tuple[numpy.ndarray, pyarrow.StringArray]:
     """(C + 1,) offsets of a batch's conversations, and the content of each turn, users' at even places.
 
     Raises DataError at the first conversation that is not made of whole rounds.

@@ -19,11 +19,7 @@ LENGTH_BINS = 16  # bars of the length histogram, from 0 to max_length
 PACKED_TOGETHER = 1000  # rows that TRL packs at a time: the batch of datasets.Dataset.map
 MAIN_BLOCK = re.compile("[\u4e00-\u9fff]")  # the Chinese characters whose first byte in UTF-8 is E4 to E9
 UTF8_BYTES_PER_CHINESE_CHARACTER = 3
-SELDOM = (
-    "rounds_dropped_untrained",
-    "rounds_dropped_tool_calls",
-    "system_prompts",
-)  # printed where there are some
+SELDOM = ("rounds_dropped_untrained", "rounds_dropped_tool_calls", "system_prompts")  # printed where there are some
 
 COUNTED = (
     "conversations",
@@ -57,13 +53,9 @@ class Tally:
         self.shortest_round = sys.maxsize  # tokens of the shortest round that was read, as a row of its own
         self.counts: dict[str, Counter] = {}  # by source
         self.train_lengths: list[numpy.ndarray] = []  # tokens of training rows, in their order
-        self.lengths: dict[
-            tuple[str, bool], list[numpy.ndarray]
-        ] = {}  # tokens of rows, by (source, held out)
+        self.lengths: dict[tuple[str, bool], list[numpy.ndarray]] = {}  # tokens of rows, by (source, held out)
 
-    def add(
-        self, names: Sequence[str], codes: numpy.ndarray, counts: numpy.ndarray, chinese: numpy.ndarray
-    ) -> None:
+    def add(self, names: Sequence[str], codes: numpy.ndarray, counts: numpy.ndarray, chinese: numpy.ndarray) -> None:
         """Adds the counts of conversations.
 
         names: the S sources; codes (C,): the source of each conversation, as its place among them;
@@ -232,9 +224,7 @@ class ChineseCost:
     def count(self, ids: numpy.ndarray, codes: numpy.ndarray, sources: int) -> numpy.ndarray:
         """(S, 3) int64: the CHINESE counts of each source, in (T,) tokens whose source is codes (T,)."""
         size = len(self.table)
-        seen = numpy.bincount(ids + codes * numpy.int32(size), minlength=sources * size).reshape(
-            sources, size
-        )
+        seen = numpy.bincount(ids + codes * numpy.int32(size), minlength=sources * size).reshape(sources, size)
         # E4 80 to E4 B7 begins rarer signs; <0xB8> and what follows it stand in the order of their values.
         e4 = numpy.flatnonzero(ids[:-1] == self.e4)
         rarer = codes[e4[ids[e4 + 1] < self.b8]]

@@ -20,9 +20,7 @@ def is_held_out(key: str, share: float) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def split(
-    ids: Sequence[str], clusters: Sequence[str], share: float, fit: Sequence[bool] | None = None
-) -> Split:
+def split(ids: Sequence[str], clusters: Sequence[str], share: float, fit: Sequence[bool] | None = None) -> Split:
     """Sides of conversations by their ids; `clusters` are the keys of their clusters of near duplicates.
 
     Only conversations that are `fit` are held out: those whose first answer is to be trained, and so to be compared with.

@@ -81,9 +81,7 @@ def download(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded
             return bring(uri, address, pins, folder)
         except AuroraError:
             raise
-        except (
-            Exception
-        ) as error:  # Xet, proxies, and servers that are no hub make the library raise almost any
+        except Exception as error:  # Xet, proxies, and servers that are no hub make the library raise almost any
             fault = explain(uri, address, error)
             if pause is None or not isinstance(fault, Unreachable) or constants.is_offline_mode():
                 raise fault from None
@@ -118,9 +116,7 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
         if isinstance(file, RepoFile) and _is_named(file.path, address)
     }
     _refuse_unfit(uri, address, expected)
-    for path in folder.rglob(
-        "*.incomplete"
-    ):  # of a process that was killed: the library never goes on with them
+    for path in folder.rglob("*.incomplete"):  # of a process that was killed: the library never goes on with them
         remove(path)
     _refuse_if_full(uri, folder, expected)
     if one:
@@ -190,18 +186,14 @@ def _refuse_if_full(uri: str, folder: Path, expected: dict[str, Pins]) -> None:
     missing = sum(pins.bytes or 0 for name, pins in expected.items() if not (folder / name).is_file())
     free = free_bytes(folder)
     if missing > free:
-        raise ResourceError(
-            f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again"
-        )
+        raise ResourceError(f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again")
 
 
 def _verified(uri: str, folder: Path, expected: dict[str, Pins]) -> dict[str, Digests]:
     """Digests of the files by their names. Removes a file that its pins do not fit, and raises SourceError."""
     names = sorted(expected)
     for name in names:
-        if not (
-            folder / name
-        ).is_file():  # snapshot_download is content with what is here where the hub falls silent
+        if not (folder / name).is_file():  # snapshot_download is content with what is here where the hub falls silent
             raise Unreachable(f"{uri}: {name} has not come; run again later: files that came whole are kept")
     with ThreadPoolExecutor(WORKERS) as pool:  # a digest lets other threads run
         digests = list(pool.map(lambda name: measure(folder / name, expected[name]), names))
@@ -220,9 +212,7 @@ def _refuse_incomplete(uri: str, index: Path, files: dict[str, Digests]) -> None
     try:
         missing = sorted(set(json.loads(index.read_bytes())["weight_map"].values()) - set(files))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(
-            f"{uri}: {INDEX} is no index ({type(error).__name__}); name another revision"
-        ) from None
+        raise SourceError(f"{uri}: {INDEX} is no index ({type(error).__name__}); name another revision") from None
     if missing:
         raise SourceError(
             f"{uri}: {INDEX} names {missing[0]!r:.100}, which the repository lacks; name another revision"
@@ -239,9 +229,7 @@ def explain(uri: str, address: Address, error: Exception) -> AuroraError:
         if isinstance(cause, HfHubHTTPError):
             return _refusal(uri, address, cause.response)
         if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return SourceError(
-                f"{uri}: the server's certificate is not trusted; check uri, network and SSL_CERT_FILE"
-            )
+            return SourceError(f"{uri}: the server's certificate is not trusted; check uri, network and SSL_CERT_FILE")
         if isinstance(cause, httpx2.TransportError) and not isinstance(cause, httpx2.UnsupportedProtocol):
             return Unreachable(
                 f"{uri}: connection failed ({type(cause).__name__}); run again later: files that came whole are kept"

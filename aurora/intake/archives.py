@@ -28,10 +28,7 @@ MEMBER_LIMIT = 200_000  # files, folders and links
 # Bytes that a reader may take into memory at once: a header of a tar file, and the directory of a zip file.
 HEADER_LIMIT = BLOCK
 DIRECTORY_LIMIT = 32 << 20
-METHODS = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # of the others zipfile unpacks a whole block into memory
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others zipfile unpacks a whole block into memory
 PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -192,9 +189,7 @@ def _members(archive: Path, file: IO[bytes]) -> Iterator[Iterator[Member]]:
             bounded: Any = Bounded(archive, content, HEADER_LIMIT)  # as much of a file as tarfile uses
             reader = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115
         except tarfile.ReadError:
-            raise SourceError(
-                f"{archive.name}: neither a zip nor a tar file; correct the uri in params.yaml"
-            ) from None
+            raise SourceError(f"{archive.name}: neither a zip nor a tar file; correct the uri in params.yaml") from None
         yield _of_tar(reader)
 
 

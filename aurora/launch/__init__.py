@@ -97,12 +97,7 @@ def launch(stage: str, params: Processes, options: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    arguments += [
-        "--num_processes",
-        str(params.processes),
-        "--num_cpu_threads_per_process",
-        str(params.threads),
-    ]
+    arguments += ["--num_processes", str(params.processes), "--num_cpu_threads_per_process", str(params.threads)]
     if params.accelerate_config:
         check_machines(stage, params.accelerate_config)
         arguments += ["--config_file", params.accelerate_config]

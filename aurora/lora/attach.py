@@ -69,9 +69,7 @@ def attach(model: "PreTrainedModel", targets: Targets) -> PeftModel:
     experts = [
         target
         for target in targets.experts()
-        if isinstance(
-            model.get_submodule(target.name.rpartition(".")[0])._modules.get(_leaf(target)), PackedExperts
-        )
+        if isinstance(model.get_submodule(target.name.rpartition(".")[0])._modules.get(_leaf(target)), PackedExperts)
     ]
     config = copy.deepcopy(targets.config)
     if experts:

@@ -118,9 +118,7 @@ def _reason(error: Exception, skeleton: "PreTrainedModel") -> str:
 def _layers(skeleton: "PreTrainedModel") -> str:
     from torch import nn
 
-    linear = {
-        name.rpartition(".")[2] for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)
-    }
+    linear = {name.rpartition(".")[2] for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
     return f"its linear layers are {', '.join(sorted(linear))}"
 
 
@@ -141,11 +139,7 @@ def _require_matches(skeleton: "PreTrainedModel", found: list[Target], asked: tu
     for target in sorted(parameters or ()):
         if not any(name == target or name.endswith(f".{target}") for name in names):
             there = sorted(
-                {
-                    ".".join(name.split(".")[-2:])
-                    for name, tensor in skeleton.named_parameters()
-                    if tensor.dim() == 3
-                }
+                {".".join(name.split(".")[-2:]) for name, tensor in skeleton.named_parameters() if tensor.dim() == 3}
             )
             raise ModelError(
                 f"{place}: target_parameters: {target} matches no parameter of the base, a"

@@ -62,11 +62,7 @@ def ways_to_share(source: Path, probe: Path) -> tuple[bool, bool]:
 
 
 def copy_range(
-    reader: FileIO,
-    writer: FileIO,
-    begin: int,
-    end: int,
-    advance: Callable[[int], object] = lambda count: None,
+    reader: FileIO, writer: FileIO, begin: int, end: int, advance: Callable[[int], object] = lambda count: None
 ) -> None:
     """Copies the bytes from `begin` to `end` to the same place in `writer`; raises ModelError if they end early."""
     by_kernel = hasattr(os, "copy_file_range")
@@ -85,9 +81,7 @@ def copy_range(
         else:
             content = os.pread(reader.fileno(), count, begin)
             if not content:
-                raise ModelError(
-                    f"{reader.name}: ends at byte {begin:,}, before its header says; fetch it again"
-                )
+                raise ModelError(f"{reader.name}: ends at byte {begin:,}, before its header says; fetch it again")
             write_all(writer, content, begin)
             copied = len(content)
         begin += copied

@@ -133,9 +133,7 @@ def read_deltas(adapter: Path, base: Path | None = None) -> dict[str, Change]:
     return _as_in_files(changes, base, pieces)
 
 
-def _parameters(
-    adapter: Path, base: Path | None, config: dict
-) -> tuple[dict[str, Target], dict[str, list[Piece]]]:
+def _parameters(adapter: Path, base: Path | None, config: dict) -> tuple[dict[str, Target], dict[str, list[Piece]]]:
     """Targets that are parameters by their keys in the adapter, and how the base's files hold the model's tensors."""
     if not config.get("target_parameters"):
         return {}, {}
@@ -149,9 +147,7 @@ def _parameters(
     return parameters, verify(base, skeleton, packing=False)
 
 
-def _as_in_files(
-    changes: dict[str, Change], base: Path | None, pieces: dict[str, list[Piece]]
-) -> dict[str, Change]:
+def _as_in_files(changes: dict[str, Change], base: Path | None, pieces: dict[str, list[Piece]]) -> dict[str, Change]:
     """The changes by the names of the base's files, where transformers renames its tensors as it loads them."""
     if base is None or not (base / "config.json").is_file():
         return changes
@@ -170,9 +166,7 @@ def _matrix(file: AdapterFile, parts: dict[str, str], scale: float) -> Delta:
     return Delta(partial(file.read, a), partial(file.read, b), scale, shape, magnitude=magnitude)
 
 
-def _expert_changes(
-    file: AdapterFile, parts: dict[str, str], target: Target, pieces: list[Piece]
-) -> dict[str, Change]:
+def _expert_changes(file: AdapterFile, parts: dict[str, str], target: Target, pieces: list[Piece]) -> dict[str, Change]:
     # PEFT: A is (experts x r, in), expert by expert; B is (out, r x experts), rank by rank.
     count = target.experts or 1
 

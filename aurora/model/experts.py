@@ -21,9 +21,7 @@ GROUPED = torch.bfloat16  # the only type for which torch has a fast product of 
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of fused tensors in transformers' experts modules
 # Bytes of a dense fused tensor that exist at a time: part of a cache on a CPU, one expert of Mixtral-8x7B on a card.
 AT_ONCE = {"cpu": 4 * 2**20, "cuda": 224 * 2**20}
-CARD_SHARE = (
-    32  # as much of a card's memory may be dense at a time, where the experts can be computed together
-)
+CARD_SHARE = 32  # as much of a card's memory may be dense at a time, where the experts can be computed together
 FEW = 32  # mean rows of an expert up to which bitsandbytes chooses between its kernel for few rows and a dense matrix
 
 
@@ -55,11 +53,7 @@ def dequantized(
 
 
 def product(
-    packed: PackedExperts,
-    group: Group,
-    rows: torch.Tensor,
-    transposed: bool,
-    dense: torch.Tensor | None = None,
+    packed: PackedExperts, group: Group, rows: torch.Tensor, transposed: bool, dense: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Rows (n, inputs), sorted by expert, times each expert's matrix, or its transpose if `transposed`: (n, outputs).
 
@@ -102,9 +96,7 @@ def _grouped(rows: torch.Tensor, dense: torch.Tensor, group: Group) -> torch.Ten
     return out
 
 
-def product_of_few(
-    packed: PackedExperts, group: Group, rows: torch.Tensor, transposed: bool = True
-) -> torch.Tensor:
+def product_of_few(packed: PackedExperts, group: Group, rows: torch.Tensor, transposed: bool = True) -> torch.Tensor:
     """As `product`, without any dense weight where the card has a kernel for so few rows of an expert."""
     if not transposed:
         return product(packed, group, rows, transposed)
@@ -115,9 +107,7 @@ def product_of_few(
 
 def _row_products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The inner product of each row of two tensors (n, m), added up in float32: (n, 1)."""
-    if (
-        left.is_cuda and left.dtype != torch.float32
-    ):  # without copies in float32, which a CPU cannot do without
+    if left.is_cuda and left.dtype != torch.float32:  # without copies in float32, which a CPU cannot do without
         return torch.bmm(left[:, None], right[:, :, None], out_dtype=torch.float32)[:, 0]
     return (left.float() * right.float()).sum(1, keepdim=True)
 
@@ -149,11 +139,7 @@ class ExpertLora:
         return _grouped(rows, self.b[group.experts].to(rows.dtype), group)
 
     def add_gradients(
-        self,
-        into: tuple[torch.Tensor, torch.Tensor],
-        group: Group,
-        inputs: torch.Tensor,
-        gradient: torch.Tensor,
+        self, into: tuple[torch.Tensor, torch.Tensor], group: Group, inputs: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         """Writes the gradients of A and B of these experts; `gradient` (n, outputs) is that of the outputs."""
         low, high = self.low(group, inputs), self.high(group, gradient)
@@ -302,9 +288,7 @@ class ExpertDispatch:
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
-        late = (
-            self.up_lora is None and not module.has_post_expert_norm
-        )  # the weights can wait for narrower rows
+        late = self.up_lora is None and not module.has_post_expert_norm  # the weights can wait for narrower rows
         for part, group in self.groups():
             weight, above = sorted_weights[part], self.gather(gradient, part)
             dense = dequantized(self.up, group.experts, self.up.dtype, hidden.device)
@@ -373,11 +357,7 @@ class _SaveInputs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        hidden: torch.Tensor,
-        weights: torch.Tensor,
-        dispatch: ExpertDispatch,
-        *adapter: torch.Tensor | None,
+        ctx, hidden: torch.Tensor, weights: torch.Tensor, dispatch: ExpertDispatch, *adapter: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.dispatch = dispatch
         ctx.save_for_backward(hidden, weights, *adapter)
@@ -416,9 +396,7 @@ def packed_experts_forward(
     For backward it keeps its inputs alone, and no dense weight.
     """
     if self._is_expert_parallel:
-        raise NotImplementedError(
-            "packed experts lie whole on each rank; expert parallelism is not supported"
-        )
+        raise NotImplementedError("packed experts lie whole on each rank; expert parallelism is not supported")
     dispatch = ExpertDispatch.of(self, top_k_index)
     adapter = [
         tensor

@@ -211,10 +211,7 @@ def read_tensor_infos(path: Path, remedy: str = REMEDY) -> dict[str, TensorInfo]
         raise ModelError(f"{path}: truncated or damaged ({error}); {remedy}") from None
     return {
         name: TensorInfo(
-            entry["dtype"],
-            tuple(entry["shape"]),
-            path.name,
-            *(start + offset for offset in entry["data_offsets"]),
+            entry["dtype"], tuple(entry["shape"]), path.name, *(start + offset for offset in entry["data_offsets"])
         )
         for name, entry in header.items()
     }
@@ -240,9 +237,7 @@ def refuse_foreign_quantization(folder: Path, config: dict) -> None:
     """Raises ModelError for a checkpoint that someone else has quantised."""
     settings = config.get("quantization_config")
     if settings and not isinstance(settings, dict):
-        raise ModelError(
-            f"{folder}/config.json: quantization_config is {settings!r}, not an object; {REMEDY}"
-        )
+        raise ModelError(f"{folder}/config.json: quantization_config is {settings!r}, not an object; {REMEDY}")
     if not settings or settings.get("quant_method") == METHOD:
         return
     if settings.get("load_in_4bit") or settings.get("_load_in_4bit"):
@@ -251,9 +246,7 @@ def refuse_foreign_quantization(folder: Path, config: dict) -> None:
             " and cannot read it: take the 16-bit model, it is packed while it loads"
         )
     method = settings.get("quant_method", "an unnamed method")
-    raise ModelError(
-        f"{folder}: already quantised by {method}; take the 16-bit model, it is packed while it loads"
-    )
+    raise ModelError(f"{folder}: already quantised by {method}; take the 16-bit model, it is packed while it loads")
 
 
 def meta_model(folder: Path):
@@ -298,15 +291,11 @@ def verify(folder: Path, model, packing: bool) -> dict[str, list[Piece]]:
     converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
     packed = _packed_names(model) if packing else ()
     found: dict[str, dict[str | None, dict[str, TensorInfo]]] = defaultdict(lambda: defaultdict(dict))
-    ignored = re.compile(
-        "|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
-    )
+    ignored = re.compile("|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())]))
     for name, info in read_headers(folder).items():
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
         if target in packed and info.dtype not in PACKABLE:
-            raise ModelError(
-                f"{folder}: {name} is {info.dtype}, which NF4 cannot hold; take the 16-bit model"
-            )
+            raise ModelError(f"{folder}: {name} is {info.dtype}, which NF4 cannot hold; take the 16-bit model")
         if target in wanted:
             found[target][pattern][name] = info
         elif not ignored.search(name):
@@ -377,9 +366,7 @@ def _pieces(folder: Path, target: str, shape: tuple, sources: dict, converters: 
     return pieces if steps in MERGED_EXPERTS else []
 
 
-def _verify_experts(
-    folder: Path, target: str, pattern: str, experts: int, infos: dict[str, TensorInfo]
-) -> None:
+def _verify_experts(folder: Path, target: str, pattern: str, experts: int, infos: dict[str, TensorInfo]) -> None:
     have = {int(found[0]) for name in infos if (found := EXPERT.search(name))}
     for expert in sorted(have ^ set(range(experts))):
         state = "one too many" if expert in have else "missing"

@@ -137,9 +137,7 @@ def prove_packed(model: torch.nn.Module, folder: Path) -> None:
         raise ModelError(f"{folder}: {name} is {dtype} after loading in 4 bits; do not use this model")
 
 
-def require_memory(
-    folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str
-) -> None:
+def require_memory(folder: Path, skeleton: "PreTrainedModel", quantization: Quantization, device: str) -> None:
     """Raises ResourceError, with the sum, where `skeleton` and its largest tensor will not fit into the free memory.
 
     What a training step takes beside them is in `aurora.sft.plan`.

@@ -63,9 +63,7 @@ class PackedExperts(nn.Module):
             self.scale_values = empty(256, dtype=torch.float32)  # values of the 8-bit scales
 
     @classmethod
-    def of(
-        cls, weight: torch.Tensor, double_quant: bool, dtype: torch.dtype | None = None
-    ) -> "PackedExperts":
+    def of(cls, weight: torch.Tensor, double_quant: bool, dtype: torch.dtype | None = None) -> "PackedExperts":
         """Packs a dense fused tensor (experts, rows, columns)."""
         packed = cls(tuple(weight.shape), double_quant, dtype or weight.dtype, weight.device)
         for expert, matrix in enumerate(weight.detach()):

@@ -31,14 +31,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from aurora.core.errors import ModelError
 from aurora.core.files import flush, replacing, write_json
-from aurora.model.experts import (
-    FUSED,
-    IMPLEMENTATION,
-    fused_tensors,
-    is_fused,
-    packed_experts_forward,
-    replace,
-)
+from aurora.model.experts import FUSED, IMPLEMENTATION, fused_tensors, is_fused, packed_experts_forward, replace
 from aurora.model.folder import INDEX, MERGED_EXPERTS, METHOD
 from aurora.model.nf4 import PackedExperts
 
@@ -92,9 +85,7 @@ class PackingQuantizer(Bnb4BitHfQuantizer):
             weight_conversions = [_unmerged(conversion) for conversion in weight_conversions]
         return super().update_weight_conversions(weight_conversions, model)
 
-    def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, device_map: Any, **kwargs: Any
-    ) -> None:
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
         super()._process_model_before_weight_loading(model, device_map, **kwargs)
         if self.pre_quantized:
             settings = self.quantization_config
@@ -149,12 +140,7 @@ class _Pack(ConversionOps):
         self.hf_quantizer = hf_quantizer
 
     def convert(
-        self,
-        input_dict: dict,
-        source_patterns: list[str],
-        full_layer_name: str,
-        model: PreTrainedModel,
-        **kwargs: Any,
+        self, input_dict: dict, source_patterns: list[str], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
     ) -> dict:
         module, name = get_module_from_name(model, full_layer_name)
         if not is_fused(module, name):
@@ -185,9 +171,7 @@ class _Pack(ConversionOps):
 
     def _empty(self, shape: tuple[int, int, int], device: torch.device) -> PackedExperts:
         settings = self.hf_quantizer.quantization_config
-        return PackedExperts(
-            shape, settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype, device
-        )
+        return PackedExperts(shape, settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype, device)
 
 
 def _arriving(parts: list[list], expert: int) -> Iterator[torch.Tensor]:
@@ -234,15 +218,11 @@ def save_packed(model: PreTrainedModel, folder: Path) -> None:
     Raises ModelError for a model that is not packed or that carries an adapter.
     """
     if not any(isinstance(module, (PackedExperts, Linear4bit)) for module in model.modules()):
-        raise ModelError(
-            f"{folder}: only a model loaded in 4 bits can be saved packed; set quantization.bits: 4"
-        )
+        raise ModelError(f"{folder}: only a model loaded in 4 bits can be saved packed; set quantization.bits: 4")
     state = model.state_dict()
     adapter = [name for name in state if "lora_" in name]
     if adapter:
-        raise ModelError(
-            f"{folder}: {adapter[0]} belongs to an adapter; save the adapter by itself, the base packed"
-        )
+        raise ModelError(f"{folder}: {adapter[0]} belongs to an adapter; save the adapter by itself, the base packed")
     plan = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     with replacing(folder) as partial:
         partial.mkdir()

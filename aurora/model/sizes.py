@@ -5,13 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aurora.model.folder import (
-    group_of,
-    meta_model,
-    quantised_linears,
-    read_config,
-    read_headers,
-)
+from aurora.model.folder import group_of, meta_model, quantised_linears, read_config, read_headers
 from aurora.model.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -35,9 +29,7 @@ def packed_bytes(matrices: int, weights: int, double_quant: bool, fused: bool) -
     return matrices * ((weights + 1) // 2 + scales) + tables
 
 
-def planned_tensors(
-    skeleton: "PreTrainedModel", quantization: Quantization
-) -> Iterator[tuple[str, int, int]]:
+def planned_tensors(skeleton: "PreTrainedModel", quantization: Quantization) -> Iterator[tuple[str, int, int]]:
     """(name, parameters, bytes held in memory) of each tensor of a model that is not loaded yet."""
     from aurora.model.experts import fused_tensors
 

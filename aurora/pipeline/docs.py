@@ -80,9 +80,7 @@ def rendered(root: Path, template: Path) -> str:
             replies=first_replies((root / "REPORT.md").read_text(encoding="utf-8")),
         )
     except UndefinedError as error:
-        number = [
-            frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"
-        ][-1]
+        number = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"][-1]
         place = f"{template.relative_to(root)} line {number}"
         raise DataError(
             f"{place}: {error.message}; write the record by python benchmarks/records.py, or correct the name"
@@ -160,9 +158,7 @@ def _default(value: ast.expr) -> str:
 
 
 def _kind(annotation: str) -> str:
-    short = re.sub(
-        r"Annotated\[(.+), (?:Field|AfterValidator|BeforeValidator)\((.*)\)\]", r"\1, \2", annotation
-    )
+    short = re.sub(r"Annotated\[(.+), (?:Field|AfterValidator|BeforeValidator)\((.*)\)\]", r"\1, \2", annotation)
     return short.replace("Literal[", "one of [").replace("|", "\\|")
 
 

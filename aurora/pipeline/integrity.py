@@ -30,9 +30,7 @@ class Integrity:
     files: int = 0  # hashed, each once
     bytes: int = 0
     objects: int = 0  # of the remote
-    absent: list[str] = field(
-        default_factory=list
-    )  # outputs that are not in the work tree, or lack files there
+    absent: list[str] = field(default_factory=list)  # outputs that are not in the work tree, or lack files there
     uncached: list[str] = field(default_factory=list)  # outputs that the cache lacks, whole or in part
     faults: list[str] = field(default_factory=list)  # each with its remedy
 
@@ -84,9 +82,7 @@ def _outputs(repo: "Repo", found: Integrity) -> Iterator[Output]:
             md5, files = out.hash_info.value, {out.def_path: out.hash_info.value}
             if out.hash_info.isdir:
                 listing = Path(repo.cache.local.oid_to_path(md5))
-                if (
-                    not out.use_cache and not listing.is_file()
-                ):  # git tracks the files, and nobody the listing
+                if not out.use_cache and not listing.is_file():  # git tracks the files, and nobody the listing
                     if Path(out.def_path).is_dir() and dvc_hash(Path(out.def_path)) != md5:
                         found.faults.append(
                             f"{out.def_path}: has other bytes than dvc.lock records; git diff {out.def_path}, or run:"
@@ -127,9 +123,7 @@ def _files_of(repo: "Repo", output: Output, found: Integrity) -> dict[str, str]:
     if output.listing:
         for path in sorted(Path(output.path).rglob("*")):
             if path.is_file() and path.as_posix() not in output.files:
-                found.faults.append(
-                    f"{path}: dvc.lock does not record it; remove it, or run: dvc repro {output.stage}"
-                )
+                found.faults.append(f"{path}: dvc.lock does not record it; remove it, or run: dvc repro {output.stage}")
     return wanted
 
 
@@ -219,10 +213,7 @@ def _of_remote(repo: "Repo", name: str | None, outputs: list[Output], found: Int
         if result:
             # DVC takes a folder whose listing is there for whole, and would not push the file again.
             first = [odb.oid_to_path(output.listing)] if output.listing else []
-            gone = [
-                *([odb.oid_to_path(md5)] if result == "damaged" and md5 != output.listing else []),
-                *first,
-            ]
+            gone = [*([odb.oid_to_path(md5)] if result == "damaged" and md5 != output.listing else []), *first]
             delete = f"delete there {' and '.join(gone)}, and " if gone else ""
             yield f"remote: the copy of {file} is {result}; {delete}from a clone that has it: dvc push {output.stage}"
 

@@ -73,9 +73,7 @@ class Params(Section):
         if len(sources) > len(self.all_sources):
             raise ValueError("sources and downloads have an entry of the same name; rename one of them")
         if not any(source.kind == "instructions" for _, source in sources):
-            raise ValueError(
-                "sources and downloads have none of kind instructions; there is nothing to train on"
-            )
+            raise ValueError("sources and downloads have none of kind instructions; there is nothing to train on")
         benchmarks = {name: source.format for name, source in sources if source.kind == "benchmark"}
         for name, format_ in benchmarks.items():
             if name != format_:

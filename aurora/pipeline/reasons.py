@@ -15,12 +15,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
-WORDS = {
-    "modified": "was edited",
-    "new": "is new",
-    "deleted": "is gone",
-    "not in cache": "is not in the cache",
-}
+WORDS = {"modified": "was edited", "new": "is new", "deleted": "is gone", "not in cache": "is not in the cache"}
 
 
 def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
@@ -39,10 +34,7 @@ def reasons(repo: "Repo", names: Sequence[str]) -> dict[str, list[str]]:
         outs = {out.fs_path: before.addressing for before in _before(repo, stage) for out in before.outs}
         for dep in stage.deps:
             makers = {outs[path] for path in outs if overlap(path, dep.fs_path)}
-            lines += [
-                f"{dep.def_path} may change, since {maker} runs before"
-                for maker in sorted(makers & set(found))
-            ]
+            lines += [f"{dep.def_path} may change, since {maker} runs before" for maker in sorted(makers & set(found))]
         if lines:
             found[stage.addressing] = [*lines, *_versions(stage)]
     return found

@@ -42,16 +42,15 @@ def remedy(name: str, record: dict) -> str:
 
 
 def code_digest(path: Path) -> str:
-    """Twelve hexadecimal digits of a file's SHA-256; of Python without docstrings, comments and empty lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Twelve hexadecimal digits of a file's SHA-256; of Python's syntax tree without docstrings."""
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        for node in ast.walk(ast.parse("\n".join(lines))):
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                first = node.body[0]
-                for number in range(first.lineno, (first.end_lineno or first.lineno) + 1):
-                    lines[number - 1] = ""
-        lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+                del node.body[0]
+        text = ast.dump(tree)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def old_records(root: Path) -> list[str]:
@@ -60,9 +59,7 @@ def old_records(root: Path) -> list[str]:
     for name, record in read_records(root).items():
         files = record["files"]
         other = [
-            file
-            for file, digest in files.items()
-            if not (root / file).is_file() or code_digest(root / file) != digest
+            file for file, digest in files.items() if not (root / file).is_file() or code_digest(root / file) != digest
         ]
         if len(other) > MAY_DIFFER * len(files):
             text = (root / RECORDS / f"{name}.json").read_text(encoding="utf-8")
@@ -109,11 +106,5 @@ def results_page(root: Path) -> str:
         lines += [
             f"`{record['command']}`, commit {record['commit'][:12]}, {record['machine']} ({machine}), {versions}."
         ]
-        lines += [
-            "",
-            "```",
-            *record["printed"],
-            *(f"{key}: {value}" for key, value in record["values"].items()),
-            "```",
-        ]
+        lines += ["", "```", *record["printed"], *(f"{key}: {value}" for key, value in record["values"].items()), "```"]
     return "\n".join(lines) + "\n"

@@ -90,9 +90,7 @@ def reached(script: str, root: Path, listed: Collection[str] = ()) -> dict[str, 
         name = importer.relative_to(root).as_posix()
         packages = {root / package / "__init__.py" for package in importer.relative_to(root).parents[:-1]}
         for file in sorted((imported(importer, root) | packages) - set(seen)):
-            if script == "fetch" and room_of(file.relative_to(root).as_posix()) in SOURCE_BUILDERS - set(
-                listed
-            ):
+            if script == "fetch" and room_of(file.relative_to(root).as_posix()) in SOURCE_BUILDERS - set(listed):
                 continue
             if file.is_file():
                 seen[file] = name
@@ -107,9 +105,7 @@ def faults(root: Path) -> list[str]:
     for stage, entry in read_stages(root).items():
         if script := script_of(entry):
             code[stage] = {
-                dep
-                for dep in entry.get("deps") or ()
-                if dep.startswith(tuple(f"{name}/" for name in PACKAGES))
+                dep for dep in entry.get("deps") or () if dep.startswith(tuple(f"{name}/" for name in PACKAGES))
             }
             files[stage] = reached(script, root, code[stage])
     lines = [line for stage in files for line in _of_stage(root, stage, code[stage], files[stage])]

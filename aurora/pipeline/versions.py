@@ -53,10 +53,7 @@ def version_faults(root: Path) -> list[str]:
         own = read_yaml(file) if file.is_file() else {}
         used |= {group for group, versions in groups.items() if versions.keys() & own.keys()}
         lines += _compared(f"{folder}/{VERSIONS}", sorted((root / folder).rglob("*.py")), set(own))
-    lines += [
-        f"{VERSIONS}: group {name} is declared by no stage; remove it"
-        for name in sorted(groups.keys() - used)
-    ]
+    lines += [f"{VERSIONS}: group {name} is declared by no stage; remove it" for name in sorted(groups.keys() - used)]
     return [*lines, *_unlike_pyproject(root)]
 
 
@@ -66,8 +63,7 @@ def write_versions(root: Path) -> None:
     for file in _versions_files(root):
         text = file.read_text(encoding="utf-8")
         file.write_text(
-            TRACKED.sub(lambda found: f'{found[1]}"{pins.get(found[2], found[3])}"', text),
-            encoding="utf-8",
+            TRACKED.sub(lambda found: f'{found[1]}"{pins.get(found[2], found[3])}"', text), encoding="utf-8"
         )
 
 

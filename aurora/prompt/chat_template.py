@@ -33,11 +33,7 @@ SYSTEM_MARK = "systemmark"
 TOOL_PROBE = [
     {
         "type": "function",
-        "function": {
-            "name": "toolmark",
-            "description": "d",
-            "parameters": {"type": "object", "properties": {}},
-        },
+        "function": {"name": "toolmark", "description": "d", "parameters": {"type": "object", "properties": {}}},
     }
 ]
 CALL_PROBE = [
@@ -312,9 +308,7 @@ class ChatTemplate:
         encoded = [ids for pair in zip(questions, (ids for ids, _ in answers), strict=True) for ids in pair]
         whole = self._whole_ids(self._render(turns, False, functions))
         return (
-            ToolRounds(openings, answers)
-            if self.join(encoded, [len(rounds)])[0].tolist() == whole.tolist()
-            else None
+            ToolRounds(openings, answers) if self.join(encoded, [len(rounds)])[0].tolist() == whole.tolist() else None
         )
 
     def join(
@@ -361,9 +355,7 @@ class ChatTemplate:
         before, between = (self.system_parts if system else None) or (self.parts.first, "")
         expected = before + system + between + self.parts.text(contents)[len(self.parts.first) :]
         if self.render(contents, system) != expected:
-            raise ModelError(
-                f"{place}: chat_template changes the text of this conversation; drop the row, or {REMEDY}"
-            )
+            raise ModelError(f"{place}: chat_template changes the text of this conversation; drop the row, or {REMEDY}")
         if not decode:
             return
         answers = [
@@ -373,9 +365,7 @@ class ChatTemplate:
         ]
         spans = trained_spans(ids, labels)
         if len(spans) != len(answers):
-            raise ModelError(
-                f"{place}: {len(spans)} trained spans for {len(answers)} answers; this is a defect"
-            )
+            raise ModelError(f"{place}: {len(spans)} trained spans for {len(answers)} answers; this is a defect")
         for index, (span, answer) in enumerate(zip(spans, answers, strict=True)):
             decoded = self.plain.decode(span[:-1], skip_special_tokens=False)
             if span[-1] != self.end or decoded not in (answer, self._normalised(answer)):

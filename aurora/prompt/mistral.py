@@ -85,9 +85,7 @@ def join_rows(
         ids[place] = control
         is_text[place] = False
     ids[is_text] = numpy.concatenate([ids[:0], *encoded])  # of no rows too
-    stretches = numpy.stack(
-        [bos + texts[::2], texts[1::2] + 1], axis=1
-    ).ravel()  # context, trained, context …
+    stretches = numpy.stack([bos + texts[::2], texts[1::2] + 1], axis=1).ravel()  # context, trained, context …
     answers = numpy.ones(len(bos), dtype=bool) if trained is None else trained
     is_trained = numpy.repeat(numpy.stack([numpy.zeros_like(answers), answers], axis=1).ravel(), stretches)
     return ids, numpy.where(is_trained, ids, numpy.int32(IGNORED)), starts[ends]
@@ -102,9 +100,7 @@ def encode(
     return ids.tolist(), labels.tolist()
 
 
-def trained_spans(
-    ids: Sequence[int] | numpy.ndarray, labels: Sequence[int] | numpy.ndarray
-) -> list[list[int]]:
+def trained_spans(ids: Sequence[int] | numpy.ndarray, labels: Sequence[int] | numpy.ndarray) -> list[list[int]]:
     """Token ids of each trained stretch, its </s> included."""
     ids, labels = numpy.asarray(ids), numpy.asarray(labels)
     edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([0], labels != IGNORED, [0])).astype(numpy.int8)))
@@ -117,11 +113,7 @@ def as_decoded(content: str) -> str:
 
 
 def check_row(
-    processor: "SentencePieceProcessor",
-    ids: numpy.ndarray,
-    labels: numpy.ndarray,
-    answers: Sequence[str],
-    place: str,
+    processor: "SentencePieceProcessor", ids: numpy.ndarray, labels: numpy.ndarray, answers: Sequence[str], place: str
 ) -> None:
     """Raises ModelError unless the trained spans decode to the answers, each with one </s> at its end."""
     spans = trained_spans(ids, labels)
@@ -143,9 +135,7 @@ def check_messages(turns: Sequence[tuple[str | None, str | None]], place: str) -
         raise DataError(f"{place}: an empty conversation; {remedy}")
     for index, (role, content) in enumerate(turns):
         if role not in ("user", "assistant"):
-            raise DataError(
-                f"{place}: unknown role {role!r} at turn {index}, known are user and assistant; {remedy}"
-            )
+            raise DataError(f"{place}: unknown role {role!r} at turn {index}, known are user and assistant; {remedy}")
         if index and role == turns[index - 1][0]:
             raise DataError(f"{place}: two {role} turns in a row ({index - 1}, {index}); {remedy}")
         if index == 0 and role != "user":
@@ -153,6 +143,4 @@ def check_messages(turns: Sequence[tuple[str | None, str | None]], place: str) -
         if not content:
             raise DataError(f"{place}: the {role} turn {index} is empty; {remedy}")
     if turns[-1][0] != "assistant":
-        raise DataError(
-            f"{place}: the last turn ({len(turns) - 1}) is of the user and has no answer; {remedy}"
-        )
+        raise DataError(f"{place}: the last turn ({len(turns) - 1}) is of the user and has no answer; {remedy}")

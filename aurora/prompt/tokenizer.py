@@ -67,9 +67,7 @@ def check_model(folder: Path) -> None:
     """
     expected = {
         "config.json": {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS},
-        "tokenizer_config.json": dict(
-            zip(("unk_token", "bos_token", "eos_token"), SPECIAL_PIECES, strict=True)
-        ),
+        "tokenizer_config.json": dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL_PIECES, strict=True)),
     }
     for name, entries in expected.items():
         file = folder / name

@@ -89,11 +89,7 @@ def card_data(
 
 def told_of_both(base: Path, adapter: Path, sources: Path, scores: dict[str, dict]) -> list[str]:
     """What both cards say between use and provenance."""
-    record, manifest, origins = (
-        read_record(adapter),
-        find_manifest(base) or {},
-        read_instructions(sources),
-    )
+    record, manifest, origins = (read_record(adapter), find_manifest(base) or {}, read_instructions(sources))
     return [
         scores_section(scores),
         limits_section(manifest, origins, record),
@@ -135,10 +131,7 @@ def scores_section(scores: dict[str, dict]) -> str:
     rows = [
         (
             label,
-            *(
-                f"{scores[model][name]['acc']:.4f} ± {scores[model][name]['stderr']:.4f}"
-                for model in ("base", "tuned")
-            ),
+            *(f"{scores[model][name]['acc']:.4f} ± {scores[model][name]['stderr']:.4f}" for model in ("base", "tuned")),
             tuned[name]["n"],
         )
         for name, label in BENCHMARKS.items()
@@ -186,9 +179,7 @@ def data_section(origins: dict[str, dict], rows: dict[str, int]) -> str:
         )
         for name, origin in origins.items()
     ]
-    return "## Data\n\n" + table(
-        ("source", "licence", "from", "revision", "training rows", "DVC hash"), found
-    )
+    return "## Data\n\n" + table(("source", "licence", "from", "revision", "training rows", "DVC hash"), found)
 
 
 def base_section(manifest: dict, record: dict) -> str:

@@ -52,10 +52,7 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], x_label: str, y_lab
     x_ticks, y_ticks = _ticks([x for x, _ in points]), _ticks([y for _, y in points])
 
     def place(x: float, y: float) -> Point:
-        return (
-            left + (right - left) * _share(x, x_ticks),
-            bottom - (bottom - top) * _share(y, y_ticks),
-        )
+        return (left + (right - left) * _share(x, x_ticks), bottom - (bottom - top) * _share(y, y_ticks))
 
     parts = []
     for tick in y_ticks:
@@ -85,9 +82,7 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[
         parts.append(_text(left - 8, y + 15, name, "end"))
         for number, series in enumerate(names):
             wide = width * values.get(series, 0.0)
-            parts.append(
-                f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>"
-            )
+            parts.append(f"<rect x='{x:.1f}' y='{y}' width='{wide:.1f}' height='22' class='fill{SHARES[number]}'/>")
             if wide > 40:
                 parts.append(_text(x + wide / 2, y + 15, f"{100 * values[series]:.0f} %", "middle", "inside"))
             x += wide
@@ -124,9 +119,7 @@ def intervals(
             if series in values:
                 value, height = values[series], y + 6 * (number - (len(names) - 1) / 2)
                 parts.append(_line(across(value.low), height, across(value.high), height, f"line{number}"))
-                parts.append(
-                    f"<circle cx='{across(value.value):.1f}' cy='{height:.1f}' r='3.5' class='fill{number}'/>"
-                )
+                parts.append(f"<circle cx='{across(value.value):.1f}' cy='{height:.1f}' r='3.5' class='fill{number}'/>")
     return _picture(title, bottom + 44, parts)
 
 

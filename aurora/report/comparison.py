@@ -112,10 +112,7 @@ def ledger(
         for name in (languages.get(task), categories.get((task, subject))):
             if name:
                 groups.setdefault(name, []).append(key)
-    found = {
-        name: difference(name, *(_right(side, keys) for side in (before, after)))
-        for name, keys in groups.items()
-    }
+    found = {name: difference(name, *(_right(side, keys) for side in (before, after))) for name, keys in groups.items()}
     spoken = [found.pop(name) for name in dict.fromkeys(languages.values()) if name in found]
     return [*spoken, *by_task, *(found[name] for name in sorted(found))]
 
@@ -154,9 +151,6 @@ def compare_questions(before: dict, after: dict) -> tuple[list[Difference], list
     subjects = numpy.array([f"{key[0]} {key[1]}" for key in keys])
     return (
         [difference(str(name), *(side[tasks == name] for side in right)) for name in numpy.unique(tasks)],
-        [
-            difference(str(name), *(side[subjects == name] for side in right))
-            for name in numpy.unique(subjects)
-        ],
+        [difference(str(name), *(side[subjects == name] for side in right)) for name in numpy.unique(subjects)],
         flipped,
     )

@@ -5,14 +5,7 @@ from pathlib import Path
 from aurora.adapter.record import read_record
 from aurora.core.files import dvc_hash
 from aurora.core.manifests import find_manifest
-from aurora.report.adapter_card import (
-    HERE,
-    base_name,
-    card_data,
-    provenance_section,
-    read_instructions,
-    told_of_both,
-)
+from aurora.report.adapter_card import HERE, base_name, card_data, provenance_section, read_instructions, told_of_both
 
 USE = f"""\
 The LoRA adapter below was added to the base: W + (alpha / r) B A, summed in float32 and rounded once. Tensor names and

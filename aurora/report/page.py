@@ -67,14 +67,10 @@ def _languages(found: ReportInputs) -> list[Block]:
             rows[f"{where}, {model}"] = {
                 "Chinese": chinese,
                 "mixture": mixed,
-                "another language": max(0.0, 1 - chinese - mixed)
-                if side["zh_reply_rate"] is not None
-                else 0.0,
+                "another language": max(0.0, 1 - chinese - mixed) if side["zh_reply_rate"] is not None else 0.0,
             }
         counts = [f"{side['no_language']} of {side['replies' if key is None else 'n']}" for side in sides]
-        measures = [
-            change(sides[0][name], sides[1][name], form) for name, (_, form) in shown_measures.items()
-        ]
+        measures = [change(sides[0][name], sides[1][name], form) for name, (_, form) in shown_measures.items()]
         cells.append((where, *measures, " → ".join(counts)))
     picture = shares("Language of the replies", rows, ("Chinese", "mixture", "another language"))
     header = ("replies to", *(words for words, _ in shown_measures.values()), "without a language")
@@ -135,10 +131,7 @@ def _kinds(found: ReportInputs) -> list[Block]:
         (
             kind.replace("_", " "),
             str(score["n"]),
-            *(
-                change(base[kind][name], tuned[kind][name], form)
-                for name, (_, form) in REPLY_MEASURES.items()
-            ),
+            *(change(base[kind][name], tuned[kind][name], form) for name, (_, form) in REPLY_MEASURES.items()),
             f"{base[kind]['no_language']} → {tuned[kind]['no_language']}",
         )
         for kind, score in base.items()
@@ -157,9 +150,7 @@ def _kinds(found: ReportInputs) -> list[Block]:
 
 def _rounds(found: ReportInputs) -> list[Block]:
     quoted = {row["name"]: row for row in found.paper["table_2"]}
-    total = {
-        key: sum(row[key] for row in found.paper["table_2"]) for key in ("single_round", "multiple_rounds")
-    }
+    total = {key: sum(row[key] for row in found.paper["table_2"]) for key in ("single_round", "multiple_rounds")}
     rows = []
     for name, counts in (*found.clean["sources"].items(), ("total", found.clean["total"])):
         paper = quoted.get(name) if name != "total" else total
@@ -172,10 +163,7 @@ def _rounds(found: ReportInputs) -> list[Block]:
             ]
         )
     header = ("data set", "paper: single (quoted)", "multiple (quoted)", "read: single", "multiple")
-    return [
-        Heading("Table 2: rounds"),
-        Table((*header, "kept: single", "multiple"), rows, frozenset(range(1, 7))),
-    ]
+    return [Heading("Table 2: rounds"), Table((*header, "kept: single", "multiple"), rows, frozenset(range(1, 7)))]
 
 
 def _topics(found: ReportInputs) -> list[Block]:
@@ -194,12 +182,7 @@ def _topics(found: ReportInputs) -> list[Block]:
 def _memory(found: ReportInputs) -> list[Block]:
     paper, memory = found.paper["table_4"], found.results["tuned"]["memory"]
     rows = [
-        (
-            "training",
-            f"{paper['training']} (its repository: {paper['training_by_the_repository']})",
-            "-",
-            "-",
-        ),
+        ("training", f"{paper['training']} (its repository: {paper['training_by_the_repository']})", "-", "-"),
         ("inference", str(paper["inference"]), "-", "-"),
         ("weights of Mixtral-8x7B in these bits", "-", _gib(memory["planned_mixtral_8x7b"]), "-"),
         ("weights of this run's model", "-", _gib(memory["planned"]), _gib(memory["held"])),
@@ -248,10 +231,7 @@ def _merge(found: ReportInputs) -> list[Block]:
             ),
             Table(
                 ("model", *columns),
-                [
-                    (name, *(_number(values.get(column, "-")) for column in columns))
-                    for name, values in pairs.items()
-                ],
+                [(name, *(_number(values.get(column, "-")) for column in columns)) for name, values in pairs.items()],
                 frozenset(range(1, len(columns) + 1)),
             ),
         ]

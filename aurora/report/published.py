@@ -22,21 +22,14 @@ def base_scores(found: ReportInputs) -> list[Block]:
     ]
     measured = [_percent(ours.get(name)) for name in columns]
     bands = {
-        name: [row[name] for row in published if row["untuned"] and name in row]
-        for name in ("ceval", "mmlu", "cmmlu")
+        name: [row[name] for row in published if row["untuned"] and name in row] for name in ("ceval", "mmlu", "cmmlu")
     }
     flags = [_flag(ours.get(name), bands.get(name)) for name in columns]
     paper = next(row for row in found.paper["table_3"] if row["model"] == found.paper["our_name"])
     below = ", ".join(
         f"{NAMES[name]} {paper[name]:g} against {_range(values)}"
         for name in ("mmlu", "cmmlu")
-        if (
-            values := [
-                row[name]
-                for row in published
-                if row["untuned"] and "Instruct" in row["model"] and name in row
-            ]
-        )
+        if (values := [row[name] for row in published if row["untuned"] and "Instruct" in row["model"] and name in row])
     )
     return [
         Heading("Published scores of the untuned base"),
@@ -46,11 +39,7 @@ def base_scores(found: ReportInputs) -> list[Block]:
         ),
         Table(
             ("model", "C-Eval val", "C-Eval test", "MMLU", "CMMLU", "source"),
-            [
-                ["this run, base", *measured, "measured"],
-                ["outside the band of untuned bases?", *flags, ""],
-                *rows,
-            ],
+            [["this run, base", *measured, "measured"], ["outside the band of untuned bases?", *flags, ""], *rows],
             frozenset({1, 2, 3, 4}),
         ),
     ]
@@ -74,11 +63,7 @@ def forgetting(found: ReportInputs) -> list[Block]:
     """What the tune gained and lost, paired by question."""
     rows = []
     for item in ledger(found.questions["base"], found.questions["tuned"], LANGUAGES, found.categories):
-        name = (
-            f"all questions in {item.name}"
-            if item.name in LANGUAGES.values()
-            else NAMES.get(item.name, item.name)
-        )
+        name = f"all questions in {item.name}" if item.name in LANGUAGES.values() else NAMES.get(item.name, item.name)
         interval = f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
         rows.append(
             (
@@ -128,9 +113,7 @@ def protocols(found: ReportInputs) -> list[Block]:
                 rows.append([category, prompt, *map(_percent, parts), f"{quoted.get(category, '-')}", count])
     return [
         Heading("Both protocols"),
-        Table(
-            ("questions", "protocol", *MODELS, "paper, tuned (quoted)", "n"), rows, frozenset({2, 3, 4, 5})
-        ),
+        Table(("questions", "protocol", *MODELS, "paper, tuned (quoted)", "n"), rows, frozenset({2, 3, 4, 5})),
         Paragraph(
             "Accuracy in %, ours ± one standard error. The paper's C-Eval score may be of the test split, whose answers are "
             "not public; ours is of val."
@@ -163,21 +146,14 @@ def confusion(found: ReportInputs) -> list[Block]:
 
 def _sets(results: Mapping) -> dict[tuple[str, str], Mapping]:
     sources = (results.get("language_confusion") or {}).values()
-    return {
-        (task, name): part for tasks in sources for task, sets in tasks.items() for name, part in sets.items()
-    }
+    return {(task, name): part for tasks in sources for task, sets in tasks.items() for name, part in sets.items()}
 
 
 def medical(found: ReportInputs) -> list[Block]:
     """CMB beside what the paper's repository gives; nothing where it was not answered."""
     sides = [found.results[model].get("medical") or {} for model in MODELS]
     rows = [
-        (
-            name if part is None else f"{name}, {part}",
-            *(_percent(side) for side in pair),
-            _count(pair[-1]),
-            "measured",
-        )
+        (name if part is None else f"{name}, {part}", *(_percent(side) for side in pair), _count(pair[-1]), "measured")
         for name, after in sides[-1].items()
         for part in (None, *after["types"])
         for pair in [[side[name] if part is None else side[name]["types"][part] for side in sides]]
@@ -209,11 +185,7 @@ def router(found: ReportInputs) -> list[Block]:
                 f"{100 * sum(changed) / len(changed):.2f}",
             ]
         )
-    header = (
-        "text",
-        "tokens",
-        *(f"{name} {model}" for name in ("entropy", "largest load, %") for model in MODELS),
-    )
+    header = ("text", "tokens", *(f"{name} {model}" for name in ("entropy", "largest load, %") for model in MODELS))
     series = {
         language: [(float(layer), 100 * share) for layer, share in enumerate(shares, start=1)]
         for language, shares in found.router_changes.items()
@@ -245,9 +217,7 @@ def checkpoints(found: ReportInputs) -> list[Block]:
     for name, side in (("base", base), ("tuned", tuned)):
         rows.append([name, *(shown(side[measure], ".4g") for measure in measures), "measured"])
     for row in found.paper["checkpoints"]:
-        rows.append(
-            [f"{row['step']:,}", "-", "-", "-", *(f"{row[name]:g}" for name in OVERLAP_MEASURES), "quoted"]
-        )
+        rows.append([f"{row['step']:,}", "-", "-", "-", *(f"{row[name]:g}" for name in OVERLAP_MEASURES), "quoted"])
     blocks: list[Block] = [
         Heading("Scores by step"),
         Paragraph(
@@ -271,11 +241,7 @@ def other_tasks(found: ReportInputs) -> list[Block]:
         for name in metrics
         if "stderr" not in name
     ]
-    return (
-        [Heading("Further tasks"), Table(("task", "metric", *MODELS), rows, frozenset({2, 3}))]
-        if rows
-        else []
-    )
+    return [Heading("Further tasks"), Table(("task", "metric", *MODELS), rows, frozenset({2, 3}))] if rows else []
 
 
 def _percent(score: Mapping | None) -> str:

@@ -16,9 +16,7 @@ def findings(found: ReportInputs) -> str:
     replies = " to ".join(shown(side["zh_reply_rate"], ".0%") for side in (base, tuned))
     beyond = [item for item in _differences(found) if not item.by_chance]
     if beyond:
-        scores = ", ".join(
-            f"{NAMES[item.name]} by {100 * (item.after - item.before):+.1f} points" for item in beyond
-        )
+        scores = ", ".join(f"{NAMES[item.name]} by {100 * (item.after - item.before):+.1f} points" for item in beyond)
         scores = f"Beyond chance, accuracy changes on {scores}"
     else:
         scores = "No difference in accuracy on the benchmarks is beyond chance"
@@ -54,14 +52,7 @@ def benchmarks(found: ReportInputs) -> list[Block]:
         "accuracy",
         CHANCE,
     )
-    header = (
-        "benchmark",
-        "questions",
-        "base → tuned, %",
-        "difference, points (95 % interval)",
-        "answers",
-        "verdict",
-    )
+    header = ("benchmark", "questions", "base → tuned, %", "difference, points (95 % interval)", "answers", "verdict")
     return [
         Heading("Benchmarks"),
         Picture("accuracy.svg", picture, "Accuracy of base and tuned on the benchmarks, with chance"),
@@ -79,9 +70,7 @@ def _interval(score: Mapping) -> Interval:
 
 
 def _differences(found: ReportInputs) -> list[Difference]:
-    by_name = {
-        item.name: item for item in compare_questions(*(found.questions[model] for model in MODELS))[0]
-    }
+    by_name = {item.name: item for item in compare_questions(*(found.questions[model] for model in MODELS))[0]}
     return [by_name[name] for name in NAMES if name in by_name]
 
 
@@ -105,9 +94,7 @@ def all_models(found: ReportInputs) -> list[Block]:
         asked.append(f"{NAMES[name]} {count:,} questions{limit}, {task['num_fewshot']} shots")
     return [
         Heading("Table 3: all models"),
-        Table(
-            ("model", *NAMES.values(), "source"), ours + rows, frozenset({1, 2, 3}), strong=frozenset({0, 1})
-        ),
+        Table(("model", *NAMES.values(), "source"), ours + rows, frozenset({1, 2, 3}), strong=frozenset({0, 1})),
         Paragraph(
             f"Accuracy in %, ours ± one standard error. Ours: {'; '.join(asked)}. Quoted: 5 shots; see Protocol for "
             "what keeps the two from being the same measurement."
@@ -131,16 +118,11 @@ def subjects(found: ReportInputs) -> list[Block]:
     """Accuracy of both models by subject."""
     scores = {model: found.results[model]["subjects"] for model in MODELS}
     rows = {
-        name.replace("_", " "): {
-            model: _binomial(scores[model][name]) for model in MODELS if name in scores[model]
-        }
+        name.replace("_", " "): {model: _binomial(scores[model][name]) for model in MODELS if name in scores[model]}
         for name in sorted(scores["tuned"])
     }
     picture = intervals("Accuracy by subject, 95 % intervals", rows, MODELS, "accuracy", CHANCE)
-    return [
-        Heading("Accuracy by subject"),
-        Picture("subjects.svg", picture, "Accuracy by subject, base and tuned"),
-    ]
+    return [Heading("Accuracy by subject"), Picture("subjects.svg", picture, "Accuracy by subject, base and tuned")]
 
 
 def _binomial(score: Mapping) -> Interval:
@@ -152,9 +134,7 @@ def protocol(found: ReportInputs) -> list[Block]:
     """What differs between the two evaluations."""
     paper, ours = found.paper["protocol"], found.results["tuned"]["protocol"]
     tasks = ours["tasks"]
-    counts = ", ".join(
-        f"{NAMES[name]} {SPLITS[name]} {found.results['tuned'][name]['n']:,}" for name in tasks
-    )
+    counts = ", ".join(f"{NAMES[name]} {SPLITS[name]} {found.results['tuned'][name]['n']:,}" for name in tasks)
     shots = ", ".join(f"{NAMES[name]} {task['num_fewshot']}" for name, task in tasks.items())
     quantization = ours["quantization"]
     double = ", double quantisation" if quantization["double_quant"] else ""
@@ -163,9 +143,7 @@ def protocol(found: ReportInputs) -> list[Block]:
         "questions": counts,
         "prompt": f"those of lm-eval {ours['lm_eval']}, Chinese for C-Eval and CMMLU",
         "shots": f"{shots}; the first of the dev split, the same for all questions of a subject",
-        "form": "the chat template around the whole"
-        if ours["chat_template"]
-        else "plain text, no chat template",
+        "form": "the chat template around the whole" if ours["chat_template"] else "plain text, no chat template",
         "answer": "the largest of the four letters' log-probabilities behind the prompt",
         "average": "over questions",
     }

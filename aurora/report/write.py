@@ -43,10 +43,7 @@ class Outputs:
 
 def evaluation(results: dict[str, dict]) -> dict:
     """metrics/eval.json: what eval measured on each model, without scores by category, subject and kind of prompt."""
-    found = {
-        model: {name: value for name, value in results[model].items() if name not in APART}
-        for model in MODELS
-    }
+    found = {model: {name: value for name, value in results[model].items() if name not in APART} for model in MODELS}
     for scores in found.values():
         scores["prompts"] = {name: value for name, value in scores["prompts"].items() if name != "kinds"}
         if scores.get("router"):
@@ -221,8 +218,7 @@ def read_router_changes(folders: dict[str, Path], results: dict[str, dict]) -> d
     found: dict[str, list[float]] = {}
     for language in dict.fromkeys(row["language"] for row in rows["base"]):
         base, tuned = (
-            numpy.array([row["top_expert"] for row in rows[model] if row["language"] == language])
-            for model in MODELS
+            numpy.array([row["top_expert"] for row in rows[model] if row["language"] == language]) for model in MODELS
         )
         found[language] = (base != tuned).mean(axis=0).tolist()
     return found

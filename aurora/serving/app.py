@@ -104,9 +104,7 @@ def build_app(
             guarded("/prompts", list_prompts, "GET"),
             *(page(name) for name in ("index.html", "page.css", "page.js")),
         ],
-        middleware=[]
-        if any_host
-        else [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])],
+        middleware=[] if any_host else [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])],
         exception_handlers={RequestError: _say, HTTPException: _say_http},
     )
 
@@ -136,12 +134,7 @@ class _Completion:
             if await request.is_disconnected():
                 break
         message = {"role": "assistant", "content": self.answer.text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": self.answer.finish_reason,
-            "logprobs": None,
-        }
+        choice = {"index": 0, "message": message, "finish_reason": self.answer.finish_reason, "logprobs": None}
         return self._object("chat.completion", choices=[choice], usage=self._usage(), aurora=self._measured())
 
     async def events(self) -> AsyncIterator[str]:
@@ -212,6 +205,4 @@ async def _say(request: Request, error: Any) -> Response:
 
 
 async def _say_http(request: Request, error: Any) -> Response:
-    return await _say(
-        request, RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
-    )
+    return await _say(request, RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))

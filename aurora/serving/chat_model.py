@@ -50,11 +50,7 @@ class ChatModel:
     """A model, its tokeniser and its prompt. Chats may be answered from several threads; they take turns by token."""
 
     def __init__(
-        self,
-        place: ModelPlace,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerFast",
-        form: PromptName,
+        self, place: ModelPlace, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", form: PromptName
     ) -> None:
         self.place, self.model, self.tokenizer = place, model, tokenizer
         self.encode = message_encoder(tokenizer, form)

@@ -32,16 +32,12 @@ def check_chat(messages: Messages) -> None:
         try:
             message["content"].encode()
         except UnicodeEncodeError:
-            raise DataError(
-                f"messages[{index}]: half a character (a lone surrogate); send it whole"
-            ) from None
+            raise DataError(f"messages[{index}]: half a character (a lone surrogate); send it whole") from None
     if turns[-1][1]["role"] != "user":
         raise DataError(f"messages[{turns[-1][0]}]: the last message is the assistant's; end with the user's")
 
 
-def message_encoder(
-    tokenizer: "PreTrainedTokenizerFast", form: PromptName
-) -> Callable[[Messages], list[int]]:
+def message_encoder(tokenizer: "PreTrainedTokenizerFast", form: PromptName) -> Callable[[Messages], list[int]]:
     """Gives the ids of a chat, up to where the answer begins, in the prompt of `form`.
 
     The encoder raises DataError as `check_chat` does.

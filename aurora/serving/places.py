@@ -46,9 +46,7 @@ def project_folders() -> dict[str, Path]:
     names = {"base": "base", "tuned": "merged", "adapter": "adapter"}
     folders = {name: options[option] for name, option in names.items() if option in options}
     kept = stage_options("sft").get("checkpoints", Path("models/checkpoints")) if folders else Path()
-    return folders | {
-        path.name: path for path in sorted(kept.glob("step-*"), key=lambda path: int(path.name[5:]))
-    }
+    return folders | {path.name: path for path in sorted(kept.glob("step-*"), key=lambda path: int(path.name[5:]))}
 
 
 def find_model(name: str) -> ModelPlace:
@@ -56,18 +54,12 @@ def find_model(name: str) -> ModelPlace:
     folders = project_folders()
     folder = folders.get(name) or _checkpoint(name) or Path(name)
     if not folder.is_dir():
-        remedy = (
-            f"it is written by: dvc repro {PRODUCERS.get(name, 'sft')}"
-            if name in folders
-            else _known(folders)
-        )
+        remedy = f"it is written by: dvc repro {PRODUCERS.get(name, 'sft')}" if name in folders else _known(folders)
         raise ModelError(f"{folder}: no such folder; {remedy}")
     label = name if name in folders else folder.resolve().name
     if not (folder / CONFIG).is_file():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder}: neither a model (config.json) nor an adapter ({CONFIG}); give another"
-            )
+            raise ModelError(f"{folder}: neither a model (config.json) nor an adapter ({CONFIG}); give another")
         return ModelPlace(label, folder, None, locked_hash(folder))
     base = folders.get("base")
     if base is None or not base.is_dir():

@@ -33,9 +33,7 @@ class Checkpoints:
     def __init__(self, folder: Path, limit: int, keep: Collection[int] = ()) -> None:
         self.folder, self.limit, self.keep = folder, limit, frozenset(keep)
         self.staging, self.kept = folder / "staging", folder.parent / "kept"
-        self.layouts: list[
-            dict[str, int]
-        ] = []  # of the run so far; more than one where it went on in another
+        self.layouts: list[dict[str, int]] = []  # of the run so far; more than one where it went on in another
 
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""

@@ -70,9 +70,7 @@ class Live(TrainerCallback):
             return
         import dvclive
 
-        self.live = dvclive.Live(
-            str(self.folder), report=None, dvcyaml=None, save_dvc_exp=False, monitor_system=False
-        )
+        self.live = dvclive.Live(str(self.folder), report=None, dvcyaml=None, save_dvc_exp=False, monitor_system=False)
         for entry in state.log_history:
             self.write(entry, entry["step"])
 

@@ -92,9 +92,7 @@ def _first(config: object, *names: str) -> int:
 class Shape:
     """Sizes of a decoder, and what one layer of it holds for a number of tokens, in bytes."""
 
-    def __init__(
-        self, skeleton: "PreTrainedModel", quantization: Quantization, card: int | None = None
-    ) -> None:
+    def __init__(self, skeleton: "PreTrainedModel", quantization: Quantization, card: int | None = None) -> None:
         import torch
         from torch import nn
 
@@ -112,12 +110,8 @@ class Shape:
         # From the weights, since each family has other names for these in its config.
         fused = [getattr(module, part) for _, module, part in fused_tensors(skeleton) if part == "down_proj"]
         self.experts = len(fused[0]) if fused else 1
-        self.experts_each = (
-            _first(config, "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts") if fused else 1
-        )
-        widths = [
-            next((size for size in tensor.shape[1:] if size != self.hidden), self.hidden) for tensor in fused
-        ]
+        self.experts_each = _first(config, "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts") if fused else 1
+        widths = [next((size for size in tensor.shape[1:] if size != self.hidden), self.hidden) for tensor in fused]
         self.inner = max(widths, default=0) or self._dense_width(skeleton)
         self.linear = {
             name.rpartition(".")[2]: module.in_features
@@ -154,9 +148,7 @@ class Shape:
         # Two float32 copies for the gradient of the routing, which a card does without.
         upcast = 4 * self.inner if self.width < 4 and self.card is None else 0
         rows, dense = self.group(tokens)
-        group = (
-            rows * self.width * (6 * self.inner + 2 * self.hidden + upcast) + 3 * dense // 2
-        )  # up and down
+        group = rows * self.width * (6 * self.inner + 2 * self.hidden + upcast) + 3 * dense // 2  # up and down
         return tokens * self.width * self.hidden * (self.experts_each + 2) + group
 
     def forward(self, tokens: int) -> int:
@@ -165,6 +157,8 @@ class Shape:
         product = rows * self.width * (2 * self.inner + 2 * self.hidden) + dense
         gate = rows * self.width * (4 * self.inner + 2 * self.hidden)
         kept = tokens * (self.width * self.hidden * (self.experts_each + 1) + 4 * self.hidden)
+        if self.card is None:  # gate, up and the rows of both, with the dense matrices of up and down
+            return kept + rows * self.width * (3 * self.inner + 2 * self.hidden) + 3 * dense // 2
         return kept + max(product, gate)
 
     def group(self, tokens: int) -> tuple[int, int]:

@@ -49,9 +49,7 @@ class Lora(Section):
             )
         if self.target_parameters and (self.lora_dropout or self.use_dora):
             name = "lora_dropout: 0.0" if self.lora_dropout else "use_dora: false"
-            raise ValueError(
-                f"target_parameters: PEFT has neither dropout nor DoRA for parameters; set {name}"
-            )
+            raise ValueError(f"target_parameters: PEFT has neither dropout nor DoRA for parameters; set {name}")
         return self
 
     def config(self) -> "LoraConfig":
@@ -107,9 +105,7 @@ class Sft(Section):
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
     warmup_steps: Annotated[int, Field(ge=0)]
     """Optimiser steps of linear warm-up, whatever the schedule."""
-    optim: Literal[
-        "adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"
-    ]
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_bnb_8bit", "paged_adamw_8bit"]
     """transformers' optimiser name; the paper used a 4-bit optimiser. On CPU only the fused one gives the same bytes
     on every processor."""
     weight_decay: Annotated[float, Field(ge=0)]

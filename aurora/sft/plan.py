@@ -147,13 +147,9 @@ def measure_rows(path: Path) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{path}: not found; it is written by: dvc repro format") from None
     except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise DataError(
-            f"{path}: not Parquet of rows ({error}); write it again by: dvc repro -f format"
-        ) from None
+        raise DataError(f"{path}: not Parquet of rows ({error}); write it again by: dvc repro -f format") from None
     if not rows:
-        raise DataError(
-            f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json"
-        )
+        raise DataError(f"{path}: no row to train on; see data/clean/metrics.json and data/format/metrics.json")
     return Rows(rows, tokens, longest, most, path.as_posix(), largest_id)
 
 

@@ -26,9 +26,7 @@ def start_folder(start: StartFrom) -> Path:
             _take(start, folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise ModelError(
-            f"params.yaml: sft.start_from.adapter: {weights} not found; name a folder that PEFT wrote"
-        )
+        raise ModelError(f"params.yaml: sft.start_from.adapter: {weights} not found; name a folder that PEFT wrote")
     if (found := sha256_file(weights)) != start.sha256:
         raise ParamsError(
             f"params.yaml: sft.start_from.sha256: {weights} has {found}; write this one if it is the adapter you mean"

@@ -28,13 +28,7 @@ SCRATCH = Path(".aurora/sft")  # ignored by git and DVC; survives a failed stage
 
 
 def train(
-    base: Path,
-    rows: Path,
-    adapter: Path,
-    out: Path,
-    sft: Sft,
-    quantization: Quantization,
-    kept: Path | None = None,
+    base: Path, rows: Path, adapter: Path, out: Path, sft: Sft, quantization: Quantization, kept: Path | None = None
 ) -> str:
     """Trains a LoRA adapter on `rows`/train.parquet; writes it as a PEFT folder, metrics and loss curve to `out`.
 
@@ -69,9 +63,7 @@ def train(
         if last and main:
             changed = len(checkpoints.layouts) > len(read_layouts(last))
             told = (
-                f", in {sft.processes} processes instead of {checkpoints.layouts[-2]['processes']}"
-                if changed
-                else ""
+                f", in {sft.processes} processes instead of {checkpoints.layouts[-2]['processes']}" if changed else ""
             )
             print(f"sft: going on from {last}{told}", file=sys.stderr)
         trainer.args.eval_on_start = last is None
@@ -99,11 +91,7 @@ def train(
     if kept is not None:
         save_kept(trainer, checkpoints.kept, kept, sft.keep_checkpoints, base, record)
     write_outcome(out, metrics, curve(trainer.state.log_history))
-    for folder in (
-        adapter,
-        out,
-        *([kept] if kept is not None else []),
-    ):  # on the disk before the last checkpoint goes
+    for folder in (adapter, out, *([kept] if kept is not None else [])):  # on the disk before the last checkpoint goes
         flush_folder(folder)
     remove(scratch / "datasets")
     checkpoints.prune(1)
@@ -202,9 +190,7 @@ def build_trainer(
         load_weights(model, targets, start_folder(sft.start_from))
     if sft.packing:
         attend_within_documents(model)
-    weights = {
-        parameter: parameter.data.float() for parameter in model.parameters() if parameter.requires_grad
-    }
+    weights = {parameter: parameter.data.float() for parameter in model.parameters() if parameter.requires_grad}
     trainer = LabelledPositionsTrainer(
         model=model,
         args=arguments,

@@ -67,11 +67,7 @@ class LabelledPositionsTrainer(SFTTrainer):
         self.tokens, self.padding, self.seconds = 0, 0, 0.0  # of this process's training, evaluation apart
 
     def _blank_rows(self, count: int) -> Dataset:
-        columns: dict[str, list] = {
-            "input_ids": [self._tokenizer.pad_token_id],
-            "labels": [-100],
-            "seq_lengths": [1],
-        }
+        columns: dict[str, list] = {"input_ids": [self._tokenizer.pad_token_id], "labels": [-100], "seq_lengths": [1]}
         names = self.train_dataset.column_names
         return Dataset.from_dict(
             {name: [columns[name]] * count for name in names}, features=self.train_dataset.features
@@ -145,8 +141,7 @@ class LabelledPositionsTrainer(SFTTrainer):
         self.model.eval()
         for start in list(range(0, len(order), size))[self.args.process_index :: self.args.world_size]:
             examples = [
-                {name: rows[number][name] for name in ("input_ids", "labels")}
-                for number in order[start : start + size]
+                {name: rows[number][name] for name in ("input_ids", "labels")} for number in order[start : start + size]
             ]
             inputs = self._prepare_inputs(self.data_collator(examples))
             with torch.no_grad(), self.compute_loss_context_manager():

@@ -57,10 +57,7 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes safetensors files of at most SHARD_BYTES, or one tensor, and their index, in Hugging Face's names."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name in sorted(tensors):
-        if (
-            shards[-1]
-            and sum(tensor.nbytes for tensor in shards[-1].values()) + tensors[name].nbytes > SHARD_BYTES
-        ):
+        if shards[-1] and sum(tensor.nbytes for tensor in shards[-1].values()) + tensors[name].nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][name] = tensors[name]
     index = {}
@@ -69,6 +66,4 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         safetensors.torch.save_file(shard, folder / file, {"format": "pt"})
         index |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
-    )
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})

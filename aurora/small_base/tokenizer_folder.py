@@ -68,20 +68,14 @@ def fast_tokenizer(model_file: Path) -> "Tokenizer":
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL_PIECE}
     model = models.BPE(
-        vocab=vocabulary,
-        merges=merges(scores),
-        unk_token=SPECIAL_PIECES[0],
-        fuse_unk=True,
-        byte_fallback=True,
+        vocab=vocabulary, merges=merges(scores), unk_token=SPECIAL_PIECES[0], fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_PIECES]
-    )
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_PIECES])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
     )

@@ -124,9 +124,7 @@ class Source(Section):
         if address.watched and self.pin:
             raise ValueError("pin: record is for addresses; DVC watches a path itself: remove pin")
         if hashed and self.pin:
-            raise ValueError(
-                "pin: record stands beside sha256 or git_blob, which pin already; remove one of them"
-            )
+            raise ValueError("pin: record stands beside sha256 or git_blob, which pin already; remove one of them")
         if address.scheme == "hf" and not (address.pinned or self.pin):
             raise ValueError(
                 f"uri '{self.uri}' names no full commit; write @ and 40 hex digits so that the bytes are pinned, or "
@@ -146,9 +144,7 @@ class Source(Section):
     @model_validator(mode="after")
     def _fits_its_uri(self) -> "Source":
         address = self.address
-        if (self.upcycle is not None) != (self.format == "gguf") or (
-            self.upcycle and address.scheme != "pypi"
-        ):
+        if (self.upcycle is not None) != (self.format == "gguf") or (self.upcycle and address.scheme != "pypi"):
             raise ValueError(
                 f"uri '{self.uri}': format gguf wants upcycle and a pypi:// uri, and no other format takes upcycle"
             )
@@ -165,26 +161,20 @@ class Source(Section):
                 "remove them"
             )
         if address.is_glob and address.member is not None:
-            raise ValueError(
-                f"uri '{shown(self.uri)}' takes a part out of several archives; name one of them"
-            )
+            raise ValueError(f"uri '{shown(self.uri)}' takes a part out of several archives; name one of them")
         if not self.licence.strip() or UNPRINTABLE.search(self.licence):
             raise ValueError(
                 "licence is empty or has a control character; give an SPDX identifier or the licensor's words in one line"
             )
         if self.format not in FORMATS[self.kind]:
-            raise ValueError(
-                f"format '{self.format}' is not one of kind {self.kind}: {', '.join(FORMATS[self.kind])}"
-            )
+            raise ValueError(f"format '{self.format}' is not one of kind {self.kind}: {', '.join(FORMATS[self.kind])}")
         return self
 
     @model_validator(mode="after")
     def _instructions_alone_have_columns(self) -> "Source":
         given = [name for name in OF_INSTRUCTIONS if getattr(self, name) is not None]
         if self.kind != "instructions" and (given or self.repeat > 1):
-            raise ValueError(
-                f"{(given or ['repeat'])[0]} is of instructions, and this is a {self.kind}; remove it"
-            )
+            raise ValueError(f"{(given or ['repeat'])[0]} is of instructions, and this is a {self.kind}; remove it")
         columns = self.columns or {"messages": ""}
         if "messages" not in columns and not {"prompt", "answer"} <= columns.keys():
             raise ValueError("columns needs messages, or prompt and answer")

@@ -20,9 +20,7 @@ PACKAGE = re.compile(
 EMBEDDED = "aurora/small_base"  # the room that makes the embedded base
 # Rules in words, for a text of small letters in which one space replaces all that is no letter or digit.
 USE = r"(use|usage|purposes?|applications?|exploitation|products?)"
-STUDY = (
-    r"(research|academic|academia|education|educational|teaching|scholarly|scientific|personal|evaluation)"
-)
+STUDY = r"(research|academic|academia|education|educational|teaching|scholarly|scientific|personal|evaluation)"
 NON_COMMERCIAL = re.compile(
     r"\b(by)?nc\b|\bnon ?commercial|\bncgl\b|\b(intel research|apple amlr)\b"
     r"|\b(no|not|never|without)( (to|be|for|in|any|use|used|licensed|permitted|allowed|intended|available|suitable))*"
@@ -106,9 +104,7 @@ def shown(uri: str) -> str:
 def parse(uri: str) -> Address:
     """Takes a URI apart. Raises ValueError with the rule, the URI (no secret in it) and the remedy."""
     if not uri or uri != uri.strip() or UNPRINTABLE.search(uri):
-        raise ValueError(
-            f"uri {shown(uri)!r} is empty, or has a space at an end or a control character; correct it"
-        )
+        raise ValueError(f"uri {shown(uri)!r} is empty, or has a space at an end or a control character; correct it")
     if len(uri) > LONGEST:
         raise ValueError(f"uri '{shown(uri)[:60]}…' is longer than {LONGEST:,} characters; correct it")
     if TOKENS.search(unquote(uri)):
@@ -165,17 +161,12 @@ def _file(uri: str, place: str) -> str:
 def _web(uri: str, place: str) -> str:
     try:
         parts = urlsplit(place)
-        well_formed = (
-            _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
-        )
+        well_formed = _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
     except ValueError:
         parts, well_formed = urlsplit(""), False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
         raise ValueError(f"uri '{shown(uri)}' is malformed; write https://HOST/PATH")
-    given = [
-        *re.split("[&;]", parts.query),
-        *(part for name in parts.path.split("/") for part in name.split(";")[1:]),
-    ]
+    given = [*re.split("[&;]", parts.query), *(part for name in parts.path.split("/") for part in name.split(";")[1:])]
     keys = (unquote_plus(pair.partition("=")[0]) for pair in given)
     if parts.username is not None or any(SECRETS.search(key) for key in keys):
         raise ValueError(_secret(uri))
@@ -218,9 +209,7 @@ def _package(uri: str) -> Address:
         raise ValueError(
             f"uri '{shown(uri)}' is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it"
         )
-    return Address(
-        "pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"]
-    )
+    return Address("pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"])
 
 
 def non_commercial(licence: str) -> bool:

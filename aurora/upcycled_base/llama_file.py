@@ -55,9 +55,7 @@ class LlamaFile:
         """A whole number of the metadata."""
         value = self.number(key, default)
         if not isinstance(value, int):
-            raise ModelError(
-                f"{self.path.name}: {key} is {value!r}, where a whole number is needed; {REMEDY}"
-            )
+            raise ModelError(f"{self.path.name}: {key} is {value!r}, where a whole number is needed; {REMEDY}")
         return value
 
     def token(self, key: str) -> int | None:
@@ -94,10 +92,7 @@ class LlamaFile:
             "head_dim": count("llama.attention.key_length", hidden // heads),
             "max_position_embeddings": count("llama.context_length"),
             "rms_norm_eps": number("llama.attention.layer_norm_rms_epsilon"),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": number("llama.rope.freq_base", 10_000.0),
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": number("llama.rope.freq_base", 10_000.0)},
             "bos_token_id": self.token("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self.token("tokenizer.ggml.eos_token_id"),
             "pad_token_id": self.token("tokenizer.ggml.padding_token_id"),
@@ -116,9 +111,7 @@ class LlamaFile:
         """Every tensor that the config asks for, by its name in the file, as (rows, columns)."""
         config = self.config
         hidden, inner = config["hidden_size"], config["intermediate_size"]
-        queries, keys = (
-            config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads")
-        )
+        queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
         layer = {
             "attn_norm": (hidden,),
             "attn_q": (queries, hidden),

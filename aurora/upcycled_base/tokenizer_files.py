@@ -25,9 +25,7 @@ def write_tokenizer(llama: LlamaFile, folder: Path) -> None:
     tokenizer, special = fast_tokenizer(llama), special_tokens(llama)
     template = llama.get("tokenizer.chat_template")
     if not template:
-        raise ModelError(
-            f"{llama.path.name}: no tokenizer.chat_template; give the file of a model that chats"
-        )
+        raise ModelError(f"{llama.path.name}: no tokenizer.chat_template; give the file of a model that chats")
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     write_json(
         folder / "tokenizer_config.json",

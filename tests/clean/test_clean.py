@@ -93,9 +93,7 @@ def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Pa
     ]
     found = cleaned({"own": put(tmp_path, "own", rows)}, benchmarks, CLEAN)
     evidence = {outcome.position: outcome.drop for outcome in found.dropped}
-    assert {position: drop.reason for position, drop in evidence.items()} == dict.fromkeys(
-        (0, 1), "contaminated"
-    )
+    assert {position: drop.reason for position, drop in evidence.items()} == dict.fromkeys((0, 1), "contaminated")
     assert evidence[0].evidence.startswith(f"{chinese.place} (1.00): 请选出正确答案。")
     assert evidence[1].evidence.startswith(f"{english.place} (1.00): 出一道题")
     counts = found.metrics["contamination"]
@@ -105,10 +103,7 @@ def test_rows_that_hold_a_benchmark_question_are_dropped_and_listed(tmp_path: Pa
 
 def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
     rows = [
-        row(
-            "這個問題與國際貿易有關嗎？請說明。",
-            "是的，這個問題與國際貿易關係密切，關稅會影響進口商品的價格。",
-        ),
+        row("這個問題與國際貿易有關嗎？請說明。", "是的，這個問題與國際貿易關係密切，關稅會影響進口商品的價格。"),
         row("写出“後”的简体字。", "“後”的簡體字是“后”，這兩個字的讀音與聲調都相同，請記住這個區別。"),
         row("用日语说“东京很大”。", "東京はとても大きいです。"),
     ]
@@ -127,33 +122,14 @@ def test_traditional_script_is_kept_converted_or_dropped(tmp_path: Path):
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, Path]:
-    shared = row(
-        "春天为什么开花？", "因为气温升高，植物在春天开始开花，这是一种适应环境的结果，也便于昆虫传粉。"
-    )
-    near = row(
-        "春天为什么开花？", "因为气温升高，植物在春天开始开花，这是一种适应环境的结果，也便于昆虫授粉。"
-    )
-    first = [
-        shared,
-        row("问", None),
-        row("写一首诗", "<noinput>"),
-        row("你好呀朋友", "你好！\u200b"),
-        near,
-        shared,
-    ]
+    shared = row("春天为什么开花？", "因为气温升高，植物在春天开始开花，这是一种适应环境的结果，也便于昆虫传粉。")
+    near = row("春天为什么开花？", "因为气温升高，植物在春天开始开花，这是一种适应环境的结果，也便于昆虫授粉。")
+    first = [shared, row("问", None), row("写一首诗", "<noinput>"), row("你好呀朋友", "你好！\u200b"), near, shared]
     second = [
-        {
-            "conversation": [
-                {"human": "你好呀朋友", "assistant": "你好！"},
-                {"human": "继续", "assistant": None},
-            ]
-        },
+        {"conversation": [{"human": "你好呀朋友", "assistant": "你好！"}, {"human": "继续", "assistant": None}]},
         7,
     ]
-    return {
-        "one": put(tmp_path, "one", first, expected=7),
-        "two": put(tmp_path, "two", second, "sharegpt"),
-    }
+    return {"one": put(tmp_path, "one", first, expected=7), "two": put(tmp_path, "two", second, "sharegpt")}
 
 
 def test_every_row_is_accounted_for(sources: dict[str, Path]):
@@ -161,12 +137,7 @@ def test_every_row_is_accounted_for(sources: dict[str, Path]):
     found = cleaned(sources, [], off)
     one, two = found.metrics["sources"]["one"], found.metrics["sources"]["two"]
     assert one["read"] == 6 and one["kept"] == 2
-    assert one["dropped"] == {
-        "empty_answer": 1,
-        "exact_duplicate": 1,
-        "near_duplicate": 1,
-        "placeholder_answer": 1,
-    }
+    assert one["dropped"] == {"empty_answer": 1, "exact_duplicate": 1, "near_duplicate": 1, "placeholder_answer": 1}
     assert one["repaired"] == {"invisible_removed": 1}
     assert two["dropped"] == {"exact_duplicate": 1, "not_an_object": 1}  # the first source's row stays
     assert (two["read_single_round"], two["read_multiple_rounds"]) == (1, 1)
@@ -176,9 +147,7 @@ def test_every_row_is_accounted_for(sources: dict[str, Path]):
     ]
     ids = [conversation.id for conversation, _ in found.kept]
     assert ids == sorted(ids)
-    assert {(d.source, d.position) for d in found.dropped} | {
-        (c.source, c.position) for c, _ in found.kept
-    } == {
+    assert {(d.source, d.position) for d in found.dropped} | {(c.source, c.position) for c, _ in found.kept} == {
         *(("one", n) for n in range(6)),
         *(("two", n) for n in range(2)),
     }
@@ -194,15 +163,9 @@ def test_the_cluster_is_the_smallest_id_of_all_that_were_read(sources: dict[str,
 
 def test_the_papers_counts_are_compared_in_words(tmp_path: Path):
     folder = put(
-        tmp_path,
-        "sharegpt_70k",
-        [{"conversation": [{"human": "问", "assistant": "答。"}]}],
-        "sharegpt",
-        76399,
+        tmp_path, "sharegpt_70k", [{"conversation": [{"human": "问", "assistant": "答。"}]}], "sharegpt", 76399
     )
-    notes = cleaned({"sharegpt_70k": folder}, [], CLEAN.model_copy(update={"contamination": None})).metrics[
-        "notes"
-    ]
+    notes = cleaned({"sharegpt_70k": folder}, [], CLEAN.model_copy(update={"contamination": None})).metrics["notes"]
     assert notes[0] == "sharegpt_70k: 76,399 rows are expected, 1 were read"
     assert "41,066 single-round and 35,333 multi-round conversations, the file has 1 and 0" in notes[1]
     assert sum(map(sum, PAPER.values())) == 176678
@@ -240,9 +203,7 @@ def test_kept_and_dropped_are_read_and_cleaning_again_changes_nothing(tmp_path_f
     assert len(found.kept) + len(found.dropped) == total["read"] == max(1, len(rows))
     kept = [[{"role": m.role, "content": m.content} for m in messages_of(c.rounds)] for c, _ in found.kept]
     if kept:
-        again = cleaned(
-            {"own": put(folder / "again", "own", [{"messages": m} for m in kept], "messages")}, [], off
-        )
+        again = cleaned({"own": put(folder / "again", "own", [{"messages": m} for m in kept], "messages")}, [], off)
         assert [c.rounds for c, _ in again.kept] == [c.rounds for c, _ in found.kept]
         assert not again.metrics["total"]["repaired"] and not again.dropped
 
@@ -271,9 +232,7 @@ def mutated(chance: random.Random, value: object, depth: int = 0) -> object:
     deep: object = "底"
     for _ in range(chance.choice([1, 5, 60])):
         deep = [deep] if chance.random() < 0.5 else {"a": deep}
-    return chance.choice(
-        [None, True, 0, -1.5, 1e999, float("nan"), 10**300, "", [], {}, deep, "None", value, [value]]
-    )
+    return chance.choice([None, True, 0, -1.5, 1e999, float("nan"), 10**300, "", [], {}, deep, "None", value, [value]])
 
 
 def written(chance: random.Random, item: object) -> str:
@@ -294,9 +253,7 @@ def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason(tmp_path: P
     rows = 5250
     for name, format_ in (("alpaca_data_zh_51k.json", "alpaca"), ("sharegpt_70k.jsonl", "sharegpt")):
         text = (ROOT / "samples" / name).read_text(encoding="utf-8")
-        base = (
-            json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
-        )
+        base = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
         lines = ["{}\n"]  # tells that these are JSON lines
         for _ in range(rows - 1):
             item = chance.choice(base)
@@ -328,9 +285,7 @@ def test_mutated_files_end_in_an_account_or_in_one_clear_error(tmp_path: Path):
         "alpaca": json.dumps(
             json.loads((ROOT / "samples/alpaca_data_zh_51k.json").read_text())[:12], indent=1
         ).encode(),
-        "sharegpt": b"".join(
-            (ROOT / "samples/sharegpt_70k.jsonl").read_bytes().splitlines(keepends=True)[:12]
-        ),
+        "sharegpt": b"".join((ROOT / "samples/sharegpt_70k.jsonl").read_bytes().splitlines(keepends=True)[:12]),
     }
     table = pyarrow.Table.from_pylist([json.loads(line) for line in whole["sharegpt"].splitlines()])
     pyarrow.parquet.write_table(table, tmp_path / "parquet")
@@ -377,17 +332,21 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stage():
-    arguments = ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"]
+    folders = ["--instructions", "instructions", "--benchmarks", "benchmark", "--prompts", "prompts"]
+    arguments = [*folders, "--out", "clean"]
     return CliRunner().invoke(main, arguments)
 
 
 def test_the_stage_on_the_embedded_sources(raw: Path):
     put(raw / "instructions", "left_behind", [])
+    for name in ("of_another_profile", "language_confusion"):
+        (raw / "prompts" / name).mkdir(parents=True)
     (raw / "instructions/own_file.txt").write_text("")
     result = stage()
     assert result.exit_code == 0, result.output
     assert "removed instructions/left_behind, which params.yaml does not name" in result.stderr
     assert not (raw / "instructions/left_behind").exists()
+    assert [path.name for path in (raw / "prompts").iterdir()] == ["language_confusion"]
     metrics = json.loads((raw / "clean/metrics.json").read_text())
     total = metrics["total"]
     assert result.stdout.splitlines()[-1] == f"clean: kept {total['kept']:,} of {total['read']:,}"
@@ -403,10 +362,7 @@ def test_the_stage_on_the_embedded_sources(raw: Path):
     }  # fmt: skip
     assert reasons <= set(total["dropped"])
     origins = json.loads((raw / "clean/sources.json").read_text())["sources"]
-    folders = [
-        *(raw / "benchmark").iterdir(),
-        *(path for path in (raw / "instructions").iterdir() if path.is_dir()),
-    ]
+    folders = [*(raw / "benchmark").iterdir(), *(path for path in (raw / "instructions").iterdir() if path.is_dir())]
     assert [Path(origin["path"]).name for origin in origins] == [folder.name for folder in sorted(folders)]
     assert [origin["dvc_hash"] for origin in origins] == [dvc_hash(folder) for folder in sorted(folders)]
     page = (raw / "clean/report.html").read_text(encoding="utf-8")
@@ -445,16 +401,9 @@ def test_a_missing_source_names_the_stage_that_writes_it(raw: Path):
 def test_real_rows(real_data: Path, tmp_path: Path):
     """The known defects of the real rows, one by one."""
     one = put(tmp_path, "one", real_data / "instructions/alpaca_data_zh_51k/rows_1517.json")
-    two = put(
-        tmp_path,
-        "two",
-        real_data / "instructions/alpaca_gpt4_data_zh/rows_500_conversations.json",
-        "sharegpt",
-    )
+    two = put(tmp_path, "two", real_data / "instructions/alpaca_gpt4_data_zh/rows_500_conversations.json", "sharegpt")
     three = put(tmp_path, "three", real_data / "instructions/sharegpt_70k/sharegpt_zh_500.jsonl", "sharegpt")
-    found = cleaned(
-        {"one": one, "two": two, "three": three}, [], CLEAN.model_copy(update={"contamination": None})
-    )
+    found = cleaned({"one": one, "two": two, "three": three}, [], CLEAN.model_copy(update={"contamination": None}))
     kept = {(c.source, c.position): messages_of(c.rounds) for c, _ in found.kept}
     dropped = {(outcome.source, outcome.position): outcome.drop.reason for outcome in found.dropped}
     assert len(kept) + len(dropped) == 2517 and not kept.keys() & dropped.keys()
@@ -466,13 +415,9 @@ def test_real_rows(real_data: Path, tmp_path: Path):
     assert all("noinput" not in kept["one", position][0].content for position in markers)
     assert kept["three", 118][-1].role == "assistant" and kept["three", 340][-1].role == "assistant"
     assert len(kept["three", 58]) == 2  # its second prompt is empty
-    rows = json.loads(
-        (real_data / "instructions/alpaca_data_zh_51k/rows_1517.json").read_text(encoding="utf-8")
-    )
+    rows = json.loads((real_data / "instructions/alpaca_data_zh_51k/rows_1517.json").read_text(encoding="utf-8"))
     without = [
-        n
-        for n, r in enumerate(rows)
-        if (r.get("output") or "") and not any("一" <= c <= "龥" for c in r["output"])
+        n for n, r in enumerate(rows) if (r.get("output") or "") and not any("一" <= c <= "龥" for c in r["output"])
     ]
     assert sum(("one", number) in kept for number in without) >= 0.97 * len(without)
     assert len(without) > 140

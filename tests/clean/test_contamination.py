@@ -10,13 +10,9 @@ import pytest
 from aurora.clean.contamination import Question, Questions, read_questions
 from aurora.core.errors import DataError
 
-CHINESE = Question(
-    "ceval/test:0", "下列关于光合作用暗反应阶段的叙述，错误的是____。", ("甲", "乙", "丙", "丁")
-)
+CHINESE = Question("ceval/test:0", "下列关于光合作用暗反应阶段的叙述，错误的是____。", ("甲", "乙", "丙", "丁"))
 ENGLISH = Question(
-    "mmlu/test:0",
-    "Which of the following structures of the brain stem controls breathing?",
-    ("a", "b", "c", "d"),
+    "mmlu/test:0", "Which of the following structures of the brain stem controls breathing?", ("a", "b", "c", "d")
 )
 SHARED = [
     Question(
@@ -41,9 +37,7 @@ def found(*turns: str, share: float = 0.8) -> str | None:
 
 def test_a_question_is_found_whatever_its_punctuation_width_and_surroundings():
     assert found("请回答：下列关于光合作用暗反应阶段的叙述, 错误的是（  ）", "选A") == "ceval/test:0"
-    assert (
-        found("which of the following STRUCTURES of the brain-stem controls breathing", "C") == "mmlu/test:0"
-    )
+    assert found("which of the following STRUCTURES of the brain-stem controls breathing", "C") == "mmlu/test:0"
     assert found("你好", "好的，题目：下列关于光合作用暗反应阶段的叙述，错误的是哪一个？") == "ceval/test:0"
 
 
@@ -56,8 +50,7 @@ def test_words_that_serve_several_questions_need_their_options():
     assert found("下列说法正确的是哪一句", "第一句") is None
     assert (
         found(
-            "下列说法正确的是\nA. 水是单质不是化合物\nB. 铁是金属元素之一\nC. 氧气不能支持燃烧\nD. 食盐就是纯净物",
-            "B",
+            "下列说法正确的是\nA. 水是单质不是化合物\nB. 铁是金属元素之一\nC. 氧气不能支持燃烧\nD. 食盐就是纯净物", "B"
         )
         == "cmmlu/test:2"
     )
@@ -65,10 +58,7 @@ def test_words_that_serve_several_questions_need_their_options():
 
 def test_a_short_question_counts_as_a_whole_prompt():
     index = Questions([Question("cmmlu/x:0", "强奸属于", ("甲", "乙", "丙", "丁"))], 0.8)
-    assert index.find([["强奸属于？", "犯罪"], ["强奸属于什么犯罪行为呢", "重罪"]]) == [
-        ("cmmlu/x:0", 1.0),
-        None,
-    ]
+    assert index.find([["强奸属于？", "犯罪"], ["强奸属于什么犯罪行为呢", "重罪"]]) == [("cmmlu/x:0", 1.0), None]
 
 
 def test_a_term_is_no_question():
@@ -98,8 +88,7 @@ def test_shares_are_those_of_plain_python_sets():
         return "".join(text)
 
     questions = [
-        Question(f"own/test:{n}", made(n % 2 == 0, chance.randrange(61, 110)), ("1", "2", "3", "4"))
-        for n in range(80)
+        Question(f"own/test:{n}", made(n % 2 == 0, chance.randrange(61, 110)), ("1", "2", "3", "4")) for n in range(80)
     ]
     sets = []
     for question in questions:
@@ -119,8 +108,7 @@ def test_shares_are_those_of_plain_python_sets():
     for turns, found in zip(conversations, index.find(conversations), strict=True):
         texts = [plain(turn) for turn in turns]
         shares = {
-            place: sum(any(gram in text for text in texts) for gram in grams) / len(grams)
-            for place, n, grams in sets
+            place: sum(any(gram in text for text in texts) for gram in grams) / len(grams) for place, n, grams in sets
         }
         best = max(shares.values())
         assert (found is not None) is (best >= 0.6)
@@ -182,10 +170,7 @@ def test_planted_real_questions_are_found(real_data: Path, tmp_path: Path):
     for name in ("mmlu", "ceval", "cmmlu"):
         sample = chance.sample([question for question in questions if question.place.startswith(name)], 600)
         alone = index.find([[question.text, "A"] for question in sample])
-        options = [
-            "\n".join([q.text, *(f"{x}. {o}" for x, o in zip("ABCD", q.options, strict=True))])
-            for q in sample
-        ]
+        options = ["\n".join([q.text, *(f"{x}. {o}" for x, o in zip("ABCD", q.options, strict=True))]) for q in sample]
         whole = index.find([[text, "B"] for text in options])
         print(name, sum(map(bool, alone)) / 600, sum(map(bool, whole)) / 600)
         assert sum(map(bool, alone)) >= 0.95 * 600

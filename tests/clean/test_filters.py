@@ -21,16 +21,12 @@ def reason(rule, prompt: str, answer: str) -> str | None:
     return fault.reason if fault else None
 
 
-@pytest.mark.parametrize(
-    "answer", ["<noinput>", "无输入", "<无输出>", "N/A", "...", "。", "纽约时间: <noinput>"]
-)
+@pytest.mark.parametrize("answer", ["<noinput>", "无输入", "<无输出>", "N/A", "...", "。", "纽约时间: <noinput>"])
 def test_placeholders(answer: str):
     assert reason(filters.placeholder_answer, "问", answer) == "placeholder_answer"
 
 
-@pytest.mark.parametrize(
-    "answer", ["是", "无", "42", "+", "没有。", "None", "空气", "`<noinput>` 表示没有输入。"]
-)
+@pytest.mark.parametrize("answer", ["是", "无", "42", "+", "没有。", "None", "空气", "`<noinput>` 表示没有输入。"])
 def test_short_answers_are_no_placeholders(answer: str):
     assert reason(filters.placeholder_answer, "问", answer) is None
 
@@ -163,16 +159,8 @@ def test_leaked_translation_prompts():
         ("把下面的句子改为被动语态", "The cake was eaten by the boy in the garden.", True),
         ("1+1=?", "2", True),
         ("How do I learn to swim well?", "Start in shallow water and get used to it slowly.", False),
-        (
-            "水泳を上手になるにはどうすればいいですか。",
-            "まずは浅い水から始めましょう。ゆっくり慣れてください。",
-            False,
-        ),
-        (
-            "수영을 잘하려면 어떻게 해야 하나요",
-            "얕은 물에서 시작해서 천천히 익숙해지세요 그리고 연습하세요",
-            False,
-        ),
+        ("水泳を上手になるにはどうすればいいですか。", "まずは浅い水から始めましょう。ゆっくり慣れてください。", False),
+        ("수영을 잘하려면 어떻게 해야 하나요", "얕은 물에서 시작해서 천천히 익숙해지세요 그리고 연습하세요", False),
         ("```python\nprint('hello world and all of you out there')\n```", "`hello`", True),
         ("请翻译成日语：你好", "こんにちは、今日はいい天気ですね。", True),
     ],
@@ -211,9 +199,7 @@ def test_traditional_characters_are_told_by_the_two_character_sets():
 def test_go_on():
     assert asks_to_go_on("接。") and asks_to_go_on("续")
     assert asks_to_go_on("继续") and asks_to_go_on("请继续写完") and asks_to_go_on("continue")
-    assert not asks_to_go_on(
-        "继续教育是什么意思？请写一篇一千字的文章来说明它的历史、现状与未来，并举出三个例子说明"
-    )
+    assert not asks_to_go_on("继续教育是什么意思？请写一篇一千字的文章来说明它的历史、现状与未来，并举出三个例子说明")
 
 
 def test_a_cut_answer_that_is_gone_on_with_stays():
@@ -255,11 +241,7 @@ def test_truncation_against_labels_of_real_answers(real_data: Path):
         rows = json.loads((real_data / "instructions" / name).read_text(encoding="utf-8"))
         answers = {row.get("output") or "" for row in rows}
         for kind, number in cut.items():
-            listed = [
-                text
-                for text in answers
-                if bool(re.search(r"(?m)^(\d+[.、]|[-*•]) ?", text)) is (kind == "list")
-            ]
+            listed = [text for text in answers if bool(re.search(r"(?m)^(\d+[.、]|[-*•]) ?", text)) is (kind == "list")]
             true = {text for text in listed if hashlib.sha256(text.encode()).hexdigest()[:32] in labels}
             assert len(true) == number
             found = {text for text in listed if text and cut_off(text, CLEAN.truncated_from)}

@@ -102,9 +102,7 @@ def test_parts_that_are_compared_alone_give_what_the_whole_gives(
 ):
     body = sentence(random.Random(4), 200)
     rows = [
-        text
-        for pair in zip(texts, [f"{body}{number}" for number in range(len(texts))], strict=True)
-        for text in pair
+        text for pair in zip(texts, [f"{body}{number}" for number in range(len(texts))], strict=True) for text in pair
     ]
     whole = find(rows, 0.8)
     monkeypatch.setattr(near_duplicates, "TOGETHER", together)

@@ -69,11 +69,7 @@ def test_a_further_column_is_not_the_missing_input(tmp_path: Path, column: str):
 
 
 def test_a_source_without_input_ignores_other_columns_and_one_with_it_misses_it():
-    bare = {
-        "instruction": "给出三个建议。",
-        "output": ANSWER,
-        "text": "Below is an instruction that describes.",
-    }
+    bare = {"instruction": "给出三个建议。", "output": ANSWER, "text": "Below is an instruction that describes."}
     assert rounds(bare, "alpaca")
     layout = layout_of("own", "alpaca", [row("问", "答"), bare])
     assert parse(bare, layout).reason == "stray_key"
@@ -84,10 +80,7 @@ def test_a_source_without_input_ignores_other_columns_and_one_with_it_misses_it(
 
 @pytest.mark.parametrize("instruction", ["", None, "  "])
 def test_the_prompt_is_what_is_there(instruction: object):
-    assert (
-        rounds({"instruction": instruction, "input": "讲个故事", "output": ANSWER}, "alpaca")[0][0]
-        == "讲个故事"
-    )
+    assert rounds({"instruction": instruction, "input": "讲个故事", "output": ANSWER}, "alpaca")[0][0] == "讲个故事"
 
 
 # 3. System prompts
@@ -134,8 +127,7 @@ def test_equal_rounds_with_other_system_prompts_are_other_rows(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "mark",
-    [{"weight": 0}, {"loss": False}, {"train": False}, {"loss_weight": 0.0}, {"mask": True}, {"weight": 0.0}],
+    "mark", [{"weight": 0}, {"loss": False}, {"train": False}, {"loss_weight": 0.0}, {"mask": True}, {"weight": 0.0}]
 )
 def test_a_marked_answer_stays_as_context(mark: dict):
     turns = messages(("user", "一"), ("assistant", "坏的。"), ("user", "二"), ("assistant", "好的。"))
@@ -173,15 +165,10 @@ def test_reasoning_and_tool_calls_are_counted_and_kept():
     assert found.rounds[0].answer == "很冷。" and json.loads(found.tools)[0]["function"] == tools[0]
 
 
-@pytest.mark.parametrize(
-    "behind", [[], [{"role": "tool", "content": "3"}], [{"role": "user", "content": "上海呢？"}]]
-)
+@pytest.mark.parametrize("behind", [[], [{"role": "tool", "content": "3"}], [{"role": "user", "content": "上海呢？"}]])
 def test_a_row_may_end_on_its_call(behind: list):
     call = {"function": {"name": "weather", "arguments": '{"city": "北京"}'}}
-    turns = [
-        {"role": "user", "content": "北京冷吗？"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-    ]
+    turns = [{"role": "user", "content": "北京冷吗？"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     found = applied({"messages": turns + behind, "tools": [{"name": "weather", "parameters": {}}]})
     (last,) = json.loads(found.rounds[0].steps)
     assert last["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "北京"}}
@@ -449,9 +436,7 @@ KINDS = ["json", "data", "jsonl", "pretty", "gz", "zst", "csv", "tsv", "parquet"
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("item", "format_"), KNOWN)
 def test_each_layout_in_each_kind_of_file(tmp_path: Path, item: dict, format_: str, kind: str):
-    if kind in ("csv", "tsv") and (
-        isinstance(item.get("prompt"), list) or isinstance(item.get("messages"), dict)
-    ):
+    if kind in ("csv", "tsv") and (isinstance(item.get("prompt"), list) or isinstance(item.get("messages"), dict)):
         pytest.skip("Arrow's and TRL's forms of turns have none in a table")
     if kind in ("parquet", "save_to_disk") and '"type"' in json.dumps(item):
         pytest.skip("Arrow has one type for every content")
@@ -486,9 +471,7 @@ def test_columns_and_roles_of_a_source(tmp_path: Path):
     found = cleaned(tmp_path / "a", rows, columns={"prompt": "Q", "input": "ctx", "answer": "A"})
     assert found.kept[0][0].rounds[0].prompt == "你好\n朋友"
     rows = [{"talk": [{"role": "医生", "content": ANSWER}, {"role": "患者", "content": "你好"}, {"role": "医生", "content": ANSWER}]}]  # fmt: skip
-    found = cleaned(
-        tmp_path / "b", rows, columns={"messages": "talk"}, roles={"医生": "assistant", "患者": "user"}
-    )
+    found = cleaned(tmp_path / "b", rows, columns={"messages": "talk"}, roles={"医生": "assistant", "患者": "user"})
     assert found.kept[0][0].rounds[0][:2] == ("你好", ANSWER)
 
 
@@ -528,9 +511,7 @@ def test_rules_of_one_source(tmp_path: Path):
         overridden(CLEAN, {"near_duplicates": None}, "own")
 
 
-def test_the_stage_writes_why_each_row_went_where_none_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_stage_writes_why_each_row_went_where_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     raw = tmp_path / "raw"
     put(raw / "instructions", "own", [row("问", "")])
     for name in ("mmlu", "ceval", "cmmlu"):

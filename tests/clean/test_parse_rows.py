@@ -41,8 +41,7 @@ def test_null_is_no_text():
 
 
 @pytest.mark.parametrize(
-    "marker",
-    ["<noinput>", "无输入。", "<无输入>", '"<noinput>"', "<noinput>.", "不需要输入。", "<没有输入>", "N/A"],
+    "marker", ["<noinput>", "无输入。", "<无输入>", '"<noinput>"', "<noinput>.", "不需要输入。", "<没有输入>", "N/A"]
 )
 def test_a_no_input_marker_is_no_input(marker: str):
     turns = parse({"instruction": "讲个故事", "input": marker, "output": "从前"}, LAYOUTS["alpaca"])
@@ -90,10 +89,7 @@ def test_a_system_turn_is_read_as_one():
     assert contents({"messages": turns}, "messages") == [("system", "简短。"), ("user", "问")]
 
 
-ROWS = [
-    {"instruction": "一", "input": "", "output": "1"},
-    {"instruction": "二", "input": None, "output": "2"},
-]
+ROWS = [{"instruction": "一", "input": "", "output": "1"}, {"instruction": "二", "input": None, "output": "2"}]
 
 
 def test_list_lines_and_parquet_give_the_same_rows(tmp_path: Path):
@@ -130,12 +126,7 @@ def test_each_format_in_parquet_is_what_it_is_in_json(row: dict, format_: str, t
 
 
 def test_parquet_of_other_types_loses_no_row(tmp_path: Path):
-    table = pyarrow.table(
-        {
-            "instruction": pyarrow.array([b"\xff\xfe", b"x"]),
-            "output": pyarrow.array([1.5, None]),
-        }
-    )
+    table = pyarrow.table({"instruction": pyarrow.array([b"\xff\xfe", b"x"]), "output": pyarrow.array([1.5, None])})
     pyarrow.parquet.write_table(table, tmp_path / "f")
     assert [reason(item) for item in read_items(tmp_path / "f")] == ["wrong_type", "wrong_type"]
     (tmp_path / "cut").write_bytes((tmp_path / "f").read_bytes()[:-20])

@@ -21,11 +21,7 @@ from aurora.core import parquet
 from aurora.core.errors import DataError, ResourceError
 from stages.clean import main
 
-SOURCES = {
-    "alpaca_data_zh_51k": "alpaca",
-    "alpaca_gpt4_data_zh": "alpaca",
-    "sharegpt_70k": "sharegpt",
-}
+SOURCES = {"alpaca_data_zh_51k": "alpaca", "alpaca_gpt4_data_zh": "alpaca", "sharegpt_70k": "sharegpt"}
 STAGE = ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"]
 
 
@@ -77,9 +73,7 @@ VALUES = [12345, -0.5e-10, "字\\\" ,]}\u2028🏃", "", None, True, {"a": [{"b":
 @pytest.mark.parametrize("block", [4, 7, 64])
 @pytest.mark.parametrize("indent", [None, 3])
 @pytest.mark.parametrize("escaped", [True, False])
-def test_a_list_is_read_as_json_reads_it(
-    tmp_path: Path, block: int, indent: int | None, escaped: bool, monkeypatch
-):
+def test_a_list_is_read_as_json_reads_it(tmp_path: Path, block: int, indent: int | None, escaped: bool, monkeypatch):
     monkeypatch.setattr(read_files, "BLOCK", block)
     values = VALUES if escaped else [value for value in VALUES if value != "\ud800"]
     text = json.dumps(values, ensure_ascii=escaped, indent=indent)

@@ -70,9 +70,7 @@ def first_rounds(folder: Path):
     for name in ("alpaca_data_zh_51k/rows_1517.json", "alpaca_gpt4_data_zh/rows_500_alpaca.json"):
         for row in json.loads((folder / name).read_text(encoding="utf-8")):
             if row.get("instruction") and row.get("output"):
-                rounds.append(
-                    (row["instruction"] + (f"\n{row['input']}" if row["input"] else ""), row["output"])
-                )
+                rounds.append((row["instruction"] + (f"\n{row['input']}" if row["input"] else ""), row["output"]))
     for line in (folder / "sharegpt_70k/sharegpt_zh_500.jsonl").read_text(encoding="utf-8").splitlines():
         first = json.loads(line)["conversation"][0]
         if first["human"] and first["assistant"]:

@@ -47,10 +47,7 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def models(project: Path) -> dict[str, ChatModel]:
     names = {"base": "data/raw/model/base", "tuned": "models/merged"}
-    return {
-        name: ChatModel.load(find_model(str(project / folder)), DENSE, "mistral")
-        for name, folder in names.items()
-    }
+    return {name: ChatModel.load(find_model(str(project / folder)), DENSE, "mistral") for name, folder in names.items()}
 
 
 def reply(model: ChatModel, messages: list[dict], tokens: int = 6) -> str:
@@ -67,8 +64,7 @@ def talk(*lines: str | bytes, models: tuple[str, ...] = ()):
 def test_each_round_sees_the_ones_before_until_reset(models):
     first = reply(models["tuned"], HELLO)
     second = reply(
-        models["tuned"],
-        [*HELLO, {"role": "assistant", "content": first}, {"role": "user", "content": "你是谁？"}],
+        models["tuned"], [*HELLO, {"role": "assistant", "content": first}, {"role": "user", "content": "你是谁？"}]
     )
     done = talk("你好", "", "你是谁？", "/reset", "你好")
     assert done.exit_code == 0, done.output
@@ -79,8 +75,7 @@ def test_each_round_sees_the_ones_before_until_reset(models):
 def test_a_line_of_broken_utf8_or_beyond_the_context_is_one_line_and_the_conversation_stays(models):
     first = reply(models["tuned"], HELLO)
     second = reply(
-        models["tuned"],
-        [*HELLO, {"role": "assistant", "content": first}, {"role": "user", "content": "再见"}],
+        models["tuned"], [*HELLO, {"role": "assistant", "content": first}, {"role": "user", "content": "再见"}]
     )
     done = talk("你好", b"\xe4\xbd", "好" * 5000, "/nonsense", "再见")
     assert done.exit_code == 1
@@ -180,13 +175,8 @@ def test_two_models_answer_side_by_side(models):
     assert done.exit_code == 0, done.output
     lines = [line.split(" │ ") for line in done.stdout.splitlines() if " │" in line]
     assert [cell.strip() for cell in lines[0]] == ["base", "tuned"]
-    columns = [
-        "".join(cells).replace(" ", "")
-        for cells in zip(*[(*line, "")[:2] for line in lines[1:]], strict=True)
-    ]
-    wanted = [
-        printable(reply(models[name], HELLO)).replace(" ", "").replace("\n", "") for name in ("base", "tuned")
-    ]
+    columns = ["".join(cells).replace(" ", "") for cells in zip(*[(*line, "")[:2] for line in lines[1:]], strict=True)]
+    wanted = [printable(reply(models[name], HELLO)).replace(" ", "").replace("\n", "") for name in ("base", "tuned")]
     assert columns == wanted
 
 

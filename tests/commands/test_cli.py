@@ -53,6 +53,4 @@ def test_the_shell_completes_commands_stages_and_sources(
 def test_completion_outside_a_repository_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     complete = ShellComplete(main, {}, "aurora", "_AURORA_COMPLETE")
-    assert (
-        complete.get_completions(["why"], "") == complete.get_completions(["preview", "--source"], "") == []
-    )
+    assert complete.get_completions(["why"], "") == complete.get_completions(["preview", "--source"], "") == []

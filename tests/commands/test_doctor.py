@@ -25,9 +25,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_pins_that_are_not_kept_are_faults():
-    found = {
-        finding.name: finding for finding in doctor.versions(["click==0.1", "no-such-package==1", "numpy"])
-    }
+    found = {finding.name: finding for finding in doctor.versions(["click==0.1", "no-such-package==1", "numpy"])}
     assert found["click"].fault and "pinned 0.1" in found["click"].found
     assert "pip install click==0.1" in found["click"].remedy
     assert found["no-such-package"].fault and found["no-such-package"].remedy == "make environment"
@@ -43,9 +41,7 @@ def test_pins_are_those_of_the_checkout(folder: Path):
     found = {finding.name: finding for finding in doctor.versions()}
     assert found.keys() == {"python", "packages", "click"} and found["click"].fault
     (folder / "pyproject.toml").write_text("[project")
-    with pytest.raises(
-        ParamsError, match=r"pyproject\.toml: no \[project\] to read .*git checkout pyproject\.toml"
-    ):
+    with pytest.raises(ParamsError, match=r"pyproject\.toml: no \[project\] to read .*git checkout pyproject\.toml"):
         list(doctor.versions())
 
 
@@ -88,9 +84,7 @@ def test_the_remote_is_shown_without_its_secret(folder: Path):
     assert found["dvc remote"].found == "none" and "dvc remote add" in found["dvc remote"].remedy
     use_remote("https://name:secret@127.0.0.1:9/path")
     found = shared()
-    assert found["dvc remote"].fault and found["dvc remote"].found.startswith(
-        "far (https://127.0.0.1:9/path) takes no"
-    )
+    assert found["dvc remote"].fault and found["dvc remote"].found.startswith("far (https://127.0.0.1:9/path) takes no")
 
 
 def test_a_remote_and_a_cache_are_written_to(folder: Path, tmp_path: Path):

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = sorted(
-    path for folder in ("aurora", "stages", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
-)
+FILES = sorted(path for folder in ("aurora", "stages", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -88,31 +88,20 @@ OTHERS = {
     "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 64, "vocab_size": 32000},  # no intermediate_size
     "gemma3": {  # a nested text_config
         "text_config": SMALL | {"head_dim": 16},
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
+        "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
     },
 }
 
 
 @pytest.mark.parametrize(("kind", "target"), [("bloom", "query_key_value"), ("gemma3", "q_proj")])
-def test_a_config_without_intermediate_size_or_with_a_nested_one_is_planned(
-    case: Path, kind: str, target: str
-):
+def test_a_config_without_intermediate_size_or_with_a_nested_one_is_planned(case: Path, kind: str, target: str):
     shutil.rmtree(BASE)
     config = CONFIG_MAPPING[kind](**OTHERS[kind])
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(BASE)
     params = load_params(Path("params.yaml"))
-    sft = params.sft.model_copy(
-        update={"lora": params.sft.lora.model_copy(update={"target_modules": (target,)})}
-    )
-    found = plan(
-        sft, params.quantization.model_copy(update={"bits": 32}), BASE, measure_rows(ROWS / "train.parquet")
-    )
+    sft = params.sft.model_copy(update={"lora": params.sft.lora.model_copy(update={"target_modules": (target,)})})
+    found = plan(sft, params.quantization.model_copy(update={"bits": 32}), BASE, measure_rows(ROWS / "train.parquet"))
     held = {tensor.data_ptr(): 4 * tensor.numel() for tensor in model.parameters()}  # tied ones once
     assert found.training["model"] == pytest.approx(sum(held.values()), rel=0.01)
     assert found.training["one layer or the logits"] > 4 * 32000
@@ -124,9 +113,7 @@ def test_predicted_memory_is_what_live_tensors_reach(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     params = middling(tmp_path, **SHAPES[shape])
     found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
-    trainer = build_trainer(
-        BASE, ROWS, params.sft, params.quantization, tmp_path, Checkpoints(tmp_path / "c", 2)
-    )
+    trainer = build_trainer(BASE, ROWS, params.sft, params.quantization, tmp_path, Checkpoints(tmp_path / "c", 2))
     live = LiveBytes()
     live.count([*trainer.model.parameters(), *trainer.model.buffers()])
     assert found.training["model"] == pytest.approx(live.now, rel=0.03)  # the adapter is counted apart
@@ -151,9 +138,7 @@ def test_predicted_memory_is_what_live_tensors_reach(tmp_path: Path, monkeypatch
         ),
     ],
 )
-def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
-    tmp_path: Path, monkeypatch, dtype: str
-):
+def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(tmp_path: Path, monkeypatch, dtype: str):
     monkeypatch.chdir(tmp_path)
     params = middling(tmp_path, checkpointing=False, dtype=dtype, dropout=0.0)
     held_out = ROWS / "held_out.parquet"
@@ -167,9 +152,7 @@ def test_predicted_memory_of_an_evaluation_is_what_live_tensors_reach(
         (0, 0, 6 * 208): lambda: generate(model, [[1, *range(3, 202)]] * 6, 8, frozenset([2])),
     }
     for (tokens, context, replying), part in parts.items():
-        found = inference_memory(
-            meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None
-        )
+        found = inference_memory(meta_model(BASE), params.quantization, tokens, context, replying, SLICE, None)
         live = LiveBytes()
         live.count([*model.parameters(), *model.buffers()])
         with live:
@@ -218,9 +201,7 @@ def test_the_paper_s_own_run_fits_its_card_and_not_a_small_one(monkeypatch):
     # The packed model by the paper's own arithmetic, 4.127 bits a weight; the paper measured 45 GiB in training.
     assert 22.3 < found.training["model"] / 2**30 < 23.3
     check(found, 45 * 2**30)
-    with pytest.raises(
-        ResourceError, match=r"training takes about 2\d\.\d\d GiB, and the card has 20\.00 GiB free; "
-    ):
+    with pytest.raises(ResourceError, match=r"training takes about 2\d\.\d\d GiB, and the card has 20\.00 GiB free; "):
         check(found, 20 * 2**30)
 
 
@@ -229,9 +210,7 @@ def test_a_machine_that_is_too_small_is_one_line(case: Path, monkeypatch):
     found = plan(params.sft, params.quantization, BASE, measure_rows(ROWS / "train.parquet"))
     check(found)
     monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("toy", 0, 1000))
-    with pytest.raises(
-        ResourceError, match=r"training takes about 0\.\d\d GiB, and toy has 0\.00 GiB free; lower sft"
-    ):
+    with pytest.raises(ResourceError, match=r"training takes about 0\.\d\d GiB, and toy has 0\.00 GiB free; lower sft"):
         check(found)
     monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("toy", 1, 2**40))
     with pytest.raises(ResourceError, match=r"sft\.processes is 2, and there are 1 cards here"):
@@ -266,14 +245,10 @@ def test_rows_that_are_damaged_or_missing_are_one_line(case: Path, monkeypatch):
         measure_rows(case / "bad.parquet")
     texts = {"input_ids": [["one"]], "labels": [["two"]]}
     pyarrow.parquet.write_table(pyarrow.table(texts), case / "bad.parquet")
-    with pytest.raises(
-        DataError, match=r"bad\.parquet: column input_ids is list<.*string>, not a list of int32"
-    ):
+    with pytest.raises(DataError, match=r"bad\.parquet: column input_ids is list<.*string>, not a list of int32"):
         measure_rows(case / "bad.parquet")
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: False)
-    with pytest.raises(
-        DataError, match=r"sources\.alpaca_data_zh_51k states no number of rows.*dvc repro format"
-    ):
+    with pytest.raises(DataError, match=r"sources\.alpaca_data_zh_51k states no number of rows.*dvc repro format"):
         rows_of(write_params(case), ROWS)
 
 
@@ -281,9 +256,7 @@ def test_the_command_prints_the_plan_and_fails_where_the_machine_is_too_small(ca
     (case / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     assert stage_paths()["rows"] == Path("data/format")
     content = YAML(typ="safe").load((case / "dvc.yaml").read_text())
-    content["stages"]["sft"]["cmd"] = (
-        "python -m stages.sft --base base --rows rows --adapter models/adapter --out out"
-    )
+    content["stages"]["sft"]["cmd"] = "python -m stages.sft --base base --rows rows --adapter models/adapter --out out"
     with (case / "dvc.yaml").open("w") as file:
         YAML().dump(content, file)
     monkeypatch.setattr("aurora.commands.plan.is_current", lambda target: True)
@@ -312,9 +285,7 @@ def test_questions_are_counted_where_they_are_fetched_and_published_numbers_stan
     assert costs["paper"][1] > 2 * costs["lm_eval"][1]  # shots that are drawn anew share less
     small = load_params(ROOT / "params.yaml").eval
     counted = protocol_costs(small, ROOT / "samples")
-    lines = [
-        path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "samples/cmmlu/test").glob("*.csv")
-    ]
+    lines = [path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "samples/cmmlu/test").glob("*.csv")]
     only = small.model_copy(update={"tasks": {"cmmlu": small.tasks["cmmlu"]}})
     assert set(counted) == {"lm_eval"}
     assert 0 < protocol_costs(only, ROOT / "samples")["lm_eval"][0] <= sum(lines)

@@ -31,9 +31,7 @@ def test_base_and_tuned_are_served_at_the_address_that_it_says(project: Path):
     assert running.stderr is not None
     try:
         said = next((line for line in running.stderr if line.startswith("serving ")), "")
-        found = re.search(
-            r"serving base, tuned at (http://127\.0\.0\.1:\d+) .*not for the open internet", said
-        )
+        found = re.search(r"serving base, tuned at (http://127\.0\.0\.1:\d+) .*not for the open internet", said)
         assert found, said
         with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", timeout=60) as client:
             assert [model.id for model in client.models.list()] == ["base", "tuned"]
@@ -54,10 +52,7 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(project: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, said in {
-            (
-                "--port",
-                port,
-            ): f"127.0.0.1 port {port}: Address already in use; give another by --port or --host",
+            ("--port", port): f"127.0.0.1 port {port}: Address already in use; give another by --port or --host",
             ("--host", "203.0.113.1", "--port", "0"): "203.0.113.1 port 0: ",
             ("--api-key",): "--api-key: AURORA_API_KEY is not set",
             ("nowhere",): "nowhere: no such folder; give base, tuned, adapter, or a folder",

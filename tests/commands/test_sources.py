@@ -45,17 +45,8 @@ def test_the_table_says_what_is_here(checkout: Path):
     cells = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     count = len((checkout / "samples/sharegpt_70k.jsonl").read_text().splitlines())
     size = (checkout / "samples/sharegpt_70k.jsonl").stat().st_size
-    assert cells["sharegpt_70k"] == [
-        "instructions",
-        "repository",
-        "Apache-2.0",
-        f"{count:,}",
-        f"{size:,}",
-        "yes",
-    ]
-    questions = sum(
-        1 for path in (checkout / "samples/mmlu").rglob("*.csv") for _ in csv.reader(path.open(newline=""))
-    )
+    assert cells["sharegpt_70k"] == ["instructions", "repository", "Apache-2.0", f"{count:,}", f"{size:,}", "yes"]
+    questions = sum(1 for path in (checkout / "samples/mmlu").rglob("*.csv") for _ in csv.reader(path.open(newline="")))
     assert (cells["mmlu"][3], cells["mmlu"][5]) == (f"{questions:,}", "yes")
     assert cells["ceval"] == ["benchmark", "repository", "Apache-2.0", "-", "-", "no"]
     assert cells["base"] == ["model", "repository", "Apache-2.0", "-", "-", "no"]
@@ -74,18 +65,11 @@ def test_a_profile_shows_pins_and_marks_what_is_not_for_commerce(checkout: Path)
 
 def test_bytes_of_another_source_are_not_taken_for_this_one(checkout: Path):
     source = load_params().sources["mmlu"]
-    fetch(
-        "mmlu",
-        source.model_copy(update={"uri": "samples/ceval", "format": "ceval"}),
-        FOLDERS["mmlu"],
-    )
+    fetch("mmlu", source.model_copy(update={"uri": "samples/ceval", "format": "ceval"}), FOLDERS["mmlu"])
     assert next(line for line in shown().splitlines() if line.startswith("mmlu")).endswith("another uri")
 
 
-FOLDERS = {
-    "mmlu": Path("data/raw/benchmark/mmlu"),
-    "sharegpt_70k": Path("data/raw/instructions/sharegpt_70k"),
-}
+FOLDERS = {"mmlu": Path("data/raw/benchmark/mmlu"), "sharegpt_70k": Path("data/raw/instructions/sharegpt_70k")}
 
 
 def edited(section: str = "sources", **values: object) -> str:
@@ -102,11 +86,7 @@ def test_bytes_that_do_not_fit_the_pins_of_today_are_stale(checkout: Path):
     folder, source = FOLDERS["sharegpt_70k"], load_params().sources["sharegpt_70k"]
     manifest = fetch("sharegpt_70k", source, folder)
     path = folder / "sharegpt_70k.jsonl"
-    right = {
-        "sha256": manifest["files"][0]["sha256"],
-        "bytes": path.stat().st_size,
-        "git_blob": git_blob_id(path),
-    }
+    right = {"sha256": manifest["files"][0]["sha256"], "bytes": path.stat().st_size, "git_blob": git_blob_id(path)}
     wrong = {"sha256": "0" * 64, "bytes": 5, "git_blob": "0" * 40}
     assert edited().endswith("yes")
     for pin in right:
@@ -130,11 +110,7 @@ def test_pins_of_an_archive_are_compared_with_the_archive(checkout: Path):
         file.write("samples/sharegpt_70k.jsonl", "data/rows.jsonl")
     packed, folder = Path("rows.zip").read_bytes(), FOLDERS["sharegpt_70k"]
     blob = git_blob_id(Path("rows.zip"))
-    values = {
-        "uri": "file:rows.zip!/data",
-        "sha256": hashlib.sha256(packed).hexdigest(),
-        "git_blob": blob,
-    }
+    values = {"uri": "file:rows.zip!/data", "sha256": hashlib.sha256(packed).hexdigest(), "git_blob": blob}
     source = Source(kind="instructions", format="sharegpt", licence="Apache-2.0", **values)
     fetch("sharegpt_70k", source, folder)
     assert edited("downloads", **values).endswith("yes")
@@ -188,7 +164,5 @@ def test_a_source_that_cannot_be_read_does_not_hide_the_others(checkout: Path):
     fetch("sharegpt_70k", source, FOLDERS["sharegpt_70k"])
     fetch("mmlu", load_params().sources["mmlu"], FOLDERS["mmlu"])
     lines = {line.split()[0]: line for line in shown().splitlines()}
-    assert (
-        " unreadable: data/raw/instructions/sharegpt_70k/sharegpt_70k.jsonl: no JSON" in lines["sharegpt_70k"]
-    )
+    assert " unreadable: data/raw/instructions/sharegpt_70k/sharegpt_70k.jsonl: no JSON" in lines["sharegpt_70k"]
     assert lines["mmlu"].endswith("yes")

@@ -50,16 +50,12 @@ def test_another_version_is_one_line_with_both_remedies(folder: Path, monkeypatc
 
 
 def test_an_extra_may_be_absent_but_not_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    Path("versions.yaml").write_text(
-        f"data: {{numpy: '{version('numpy')}'}}\ntraining: {{torchao: '0.18.0'}}\n"
-    )
+    Path("versions.yaml").write_text(f"data: {{numpy: '{version('numpy')}'}}\ntraining: {{torchao: '0.18.0'}}\n")
     have = {"numpy": version("numpy")}
     monkeypatch.setattr("aurora.core.declared.installed", lambda name: have.get(name, "none"))
     require_versions()
     have["torchao"] = "0.17.0"
-    with pytest.raises(
-        ResourceError, match=r"^sft: torchao 0\.17\.0 is installed, but versions\.yaml tracks"
-    ):
+    with pytest.raises(ResourceError, match=r"^sft: torchao 0\.17\.0 is installed, but versions\.yaml tracks"):
         require_versions()
 
 

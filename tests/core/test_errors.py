@@ -21,10 +21,7 @@ def card() -> None:
     ("function", "reason"),
     [
         (card, r"CUDA out of memory\. Tried to allocate 2\.00 GiB\."),
-        (
-            lambda: torch.empty(1 << 60, dtype=torch.uint8),
-            r".*can't allocate memory: you tried to allocate.*",
-        ),
+        (lambda: torch.empty(1 << 60, dtype=torch.uint8), r".*can't allocate memory: you tried to allocate.*"),
         (lambda: bytes(1 << 62), "Python's own"),
     ],
     ids=["card", "host", "python"],
@@ -33,9 +30,7 @@ def test_a_lack_of_memory_is_one_line(function: Callable, reason: str, capsys: p
     with pytest.raises(SystemExit, match="1"):
         exit_with_message(function)()
     said = capsys.readouterr().err
-    pattern = (
-        rf"error: memory ran out \({reason}\); `aurora plan` shows what a training needs and what to lower in"
-    )
+    pattern = rf"error: memory ran out \({reason}\); `aurora plan` shows what a training needs and what to lower in"
     assert re.match(pattern, said) and said.count("\n") == 1, said
 
 
@@ -61,9 +56,7 @@ def test_a_full_disk_is_one_line_wherever_it_comes_from(tmp_path: Path, capsys: 
         with pytest.raises(SystemExit, match="1"):
             exit_with_message(function)()
         said = capsys.readouterr().err
-        assert re.fullmatch(
-            r"error: the disk is full \(.+\); free some space and run dvc repro again\n", said
-        )
+        assert re.fullmatch(r"error: the disk is full \(.+\); free some space and run dvc repro again\n", said)
 
 
 def test_a_mistake_is_one_line_and_a_defect_is_none(capsys: pytest.CaptureFixture[str]):

@@ -23,10 +23,7 @@ def hold(path: Path) -> subprocess.Popen:
 def test_a_second_process_is_refused_with_the_first_one_s_id(tmp_path: Path):
     path = tmp_path / "scratch/lock"
     first = hold(path)
-    with (
-        pytest.raises(LockedError, match=rf"process {first.pid} is working here.*kill {first.pid}$"),
-        locked(path),
-    ):
+    with pytest.raises(LockedError, match=rf"process {first.pid} is working here.*kill {first.pid}$"), locked(path):
         pass
     first.kill()  # which frees the lock, the file left behind or not
     first.wait()

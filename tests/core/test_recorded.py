@@ -59,8 +59,7 @@ def test_a_flipped_bit_of_an_input_is_found_that_dvc_takes_for_whole(project: Pa
     flip(path)
     assert "up to date" in dvc(project, "status")
     with pytest.raises(
-        DataError,
-        match=r"^made: has other bytes than dvc\.lock records for first .*aurora verify.* dvc commit first$",
+        DataError, match=r"^made: has other bytes than dvc\.lock records for first .*aurora verify.* dvc commit first$"
     ):
         recorded.require_recorded_inputs("second@one")
     recorded.require_recorded_inputs("first")  # does not read it
@@ -114,9 +113,7 @@ def test_a_cache_that_takes_no_file_is_found_before_the_hours(project: Path):
     recorded.require_cache(1)
     with pytest.raises(ResourceError, match=r"GiB free, and the outputs take .*dvc gc"):
         recorded.require_cache(2**60)
-    dvc(
-        project, "cache", "dir", "--local", str(project / "given.txt")
-    )  # no folder: root may write everywhere
+    dvc(project, "cache", "dir", "--local", str(project / "given.txt"))  # no folder: root may write everywhere
     with pytest.raises(ResourceError, match=r"given\.txt: DVC's cache takes no file"):
         recorded.require_cache()
     dvc(project, "cache", "dir", "--local", "../elsewhere")

@@ -7,11 +7,7 @@ import pytest
 
 from aurora.eval.answers import answer_metrics, dictionary_share, normalised
 
-HUMAN = [
-    "感冒的时候，应该多喝热水。如果没有好转，请去看医生。",
-    "熊猫喜欢吃竹子。",
-    "中国的首都是北京。",
-]
+HUMAN = ["感冒的时候，应该多喝热水。如果没有好转，请去看医生。", "熊猫喜欢吃竹子。", "中国的首都是北京。"]
 
 
 @pytest.mark.parametrize(

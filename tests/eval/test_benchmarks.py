@@ -26,17 +26,12 @@ SPLITS = {"ceval": ("dev", "val"), "mmlu": ("dev", "test"), "cmmlu": ("dev", "te
 
 def upstream_rows(root: Path, benchmark: str, split: str, subject: str) -> list[dict]:
     """Rows in the fields of the data set on the hub, read without the code under test."""
-    name = {"ceval": f"{subject}_{split}.csv", "mmlu": f"{subject}_{split}.csv", "cmmlu": f"{subject}.csv"}[
-        benchmark
-    ]
+    name = {"ceval": f"{subject}_{split}.csv", "mmlu": f"{subject}_{split}.csv", "cmmlu": f"{subject}.csv"}[benchmark]
     base = root / "data" if benchmark == "mmlu" else root
     with open(base / split / name, encoding="utf-8", newline="") as file:
         if benchmark != "mmlu":
             return list(csv.DictReader(file))
-        return [
-            {"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5])}
-            for row in csv.reader(file)
-        ]
+        return [{"question": row[0], "choices": row[1:5], "answer": "ABCD".index(row[5])} for row in csv.reader(file)]
 
 
 def stock_task(root: Path, benchmark: str, subject: str, folder: Path) -> ConfigurableTask:
@@ -82,16 +77,12 @@ def test_prompts_of_the_samples_are_stock(root: Path, tmp_path: Path, benchmark:
 def test_prompts_of_real_subjects_are_stock(real_data: Path, tmp_path: Path, benchmark: str) -> None:
     root = real_data / "benchmarks" / benchmark
     subject = read_benchmark(root, benchmark, 5)[1]
-    assert_same_requests(
-        load_task(benchmark, subject, 5), stock_task(root, benchmark, subject.name, tmp_path)
-    )
+    assert_same_requests(load_task(benchmark, subject, 5), stock_task(root, benchmark, subject.name, tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "requests"), [("ceval", 5384), ("mmlu", 56168), ("cmmlu", 46328)])
-def test_prompts_of_the_full_suite_are_stock(
-    real_data: Path, tmp_path: Path, benchmark: str, requests: int
-) -> None:
+def test_prompts_of_the_full_suite_are_stock(real_data: Path, tmp_path: Path, benchmark: str, requests: int) -> None:
     root = real_data / "benchmarks" / benchmark
     found = 0
     for subject in read_benchmark(root, benchmark, 5):
@@ -114,9 +105,9 @@ def test_real_files_are_read_whole(real_data: Path, benchmark: str, subjects: in
 def test_samples_have_questions_and_shots(root: Path, benchmark: str) -> None:
     found = read_benchmark(root / "samples" / benchmark, benchmark, 5)
     assert sum(len(subject.questions) for subject in found) >= 20
-    assert [
-        len(subject.questions) for subject in read_benchmark(root / "samples" / benchmark, benchmark, 5, 2)
-    ] == [2] * len(found)
+    assert [len(subject.questions) for subject in read_benchmark(root / "samples" / benchmark, benchmark, 5, 2)] == [
+        2
+    ] * len(found)
 
 
 def test_zero_shots_need_no_dev_files(root: Path, tmp_path: Path) -> None:
@@ -132,13 +123,9 @@ def test_zero_shots_need_no_dev_files(root: Path, tmp_path: Path) -> None:
 def test_texts_that_look_like_numbers_or_nothing_stay(tmp_path: Path) -> None:
     for split in ("dev", "test"):
         (tmp_path / split).mkdir()
-        (tmp_path / split / f"anatomy_{split}.csv").write_text(
-            '"Which?",None,0.10,NA,"a, b",D\n', encoding="utf-8"
-        )
+        (tmp_path / split / f"anatomy_{split}.csv").write_text('"Which?",None,0.10,NA,"a, b",D\n', encoding="utf-8")
     (subject,) = read_benchmark(tmp_path, "mmlu", 1)
-    assert subject.questions == [
-        {"question": "Which?", "choices": ["None", "0.10", "NA", "a, b"], "answer": 3}
-    ]
+    assert subject.questions == [{"question": "Which?", "choices": ["None", "0.10", "NA", "a, b"], "answer": 3}]
 
 
 def broken(root: Path, tmp_path: Path, benchmark: str, path: str, content: str | None) -> Path:
@@ -157,19 +144,9 @@ HEADER = "id,question,A,B,C,D,answer\n"
 @pytest.mark.parametrize(
     ("benchmark", "path", "content", "message"),
     [
-        (
-            "ceval",
-            "val/*",
-            "id,question,A,B,C,answer\n0,q,1,2,3,A\n",
-            r"no column 'D' in its header id,question",
-        ),
+        ("ceval", "val/*", "id,question,A,B,C,answer\n0,q,1,2,3,A\n", r"no column 'D' in its header id,question"),
         ("cmmlu", "test/*", ",Question,A,B,C,D\n0,q,1,2,3,4\n", r"no column 'Answer'"),
-        (
-            "ceval",
-            "val/*",
-            HEADER + "0,q,1,2,3,4,A\n1,q,1,2,3,4,E\n",
-            r"line 3: the answer is 'E', not A, B, C or D",
-        ),
+        ("ceval", "val/*", HEADER + "0,q,1,2,3,4,A\n1,q,1,2,3,4,E\n", r"line 3: the answer is 'E', not A, B, C or D"),
         ("ceval", "val/*", HEADER + "0,q,1,2,3,4,A,B\n", r"line 2: 8 fields under 7 columns"),
         ("ceval", "val/*", HEADER, r"no questions"),
         ("ceval", "val/*", "", r"empty; it needs a header"),
@@ -198,9 +175,7 @@ def test_a_subject_that_lm_eval_does_not_know_is_named(root: Path) -> None:
     subject = read_benchmark(root / "samples" / "ceval", "ceval", 5)[0]
     from dataclasses import replace
 
-    with pytest.raises(
-        DataError, match="ceval subject 'cooking': lm-eval's ceval-valid has none of this name"
-    ):
+    with pytest.raises(DataError, match="ceval subject 'cooking': lm-eval's ceval-valid has none of this name"):
         load_task("ceval", replace(subject, name="cooking"), 5)
 
 

@@ -27,13 +27,7 @@ from aurora.core.files import write_json
 from aurora.core.parquet import write_parquet
 from aurora.eval.answers import answer_metrics
 from aurora.eval.benchmarks import read_benchmark
-from aurora.eval.evaluate import (
-    evaluate,
-    load_other_tasks,
-    read_subjects,
-    score_benchmarks,
-    score_other_tasks,
-)
+from aurora.eval.evaluate import evaluate, load_other_tasks, read_subjects, score_benchmarks, score_other_tasks
 from aurora.eval.held_out import held_out_loss
 from aurora.eval.params import BenchmarkParams, Eval
 from aurora.eval.prefix import PassRunner, PrefixLM
@@ -75,9 +69,7 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model, benchmarks, prompts and held_out.parquet."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_model(folder / "model")
-    (folder / "prompts.yaml").write_text(
-        "medical:\n- 我肚子疼\ndialogue:\n- [你好, 再见]\n", encoding="utf-8"
-    )
+    (folder / "prompts.yaml").write_text("medical:\n- 我肚子疼\ndialogue:\n- [你好, 再见]\n", encoding="utf-8")
     for name in NAMES:
         shutil.copytree(root / "samples" / name, folder / "benchmarks" / name)
     source = folder / "sources" / "language_confusion"
@@ -86,9 +78,7 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(source / "manifest.json", manifest | {"rows": None, "files": []})
     draw = numpy.random.default_rng(0)
     rows = []
-    for number, prompt in enumerate(
-        ["你是谁？", "请写一首诗", "Who are you?", "今天天气怎么样？", "介绍一下北京"]
-    ):
+    for number, prompt in enumerate(["你是谁？", "请写一首诗", "Who are you?", "今天天气怎么样？", "介绍一下北京"]):
         prompt_length, length = draw.integers(5, 30, 2).tolist()
         ids = [1, *draw.integers(3, 32000, prompt_length + length).tolist(), 2]
         labels = [-100] * (prompt_length + 1) + ids[prompt_length + 1 :]
@@ -135,10 +125,7 @@ def test_results_follow_from_the_questions(outcome: Path) -> None:
     replies = pyarrow.parquet.read_table(outcome / "replies.parquet").to_pylist()
     assert [row["id"] for row in replies] == ["0", "1", "3"]
     assert {"zh_reply_rate", "mixed_rate", "repetition", "mean_length"} <= results.keys()
-    found, expected = (
-        answer_metrics(*zip(*((row["reply"], row["answer"]) for row in replies), strict=True)),
-        {},
-    )
+    found, expected = (answer_metrics(*zip(*((row["reply"], row["answer"]) for row in replies), strict=True)), {})
     for name, value in found.items():
         expected[name] = value if value is None else pytest.approx(value, abs=1e-6)
     assert {name: results[name] for name in expected} == expected
@@ -177,9 +164,7 @@ def read_safetensors(folder: Path) -> int:
 def test_group_scores_are_stock(root: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     subjects = {name: read_benchmark(root / "samples" / name, name, 2, 3) for name in NAMES}
-    ours, _ = score_benchmarks(
-        PrefixLM(tiny_model(), tokenizer=tokenizer, batch_tokens=512), subjects, PARAMS
-    )
+    ours, _ = score_benchmarks(PrefixLM(tiny_model(), tokenizer=tokenizer, batch_tokens=512), subjects, PARAMS)
     stock = HFLM(tiny_model(), tokenizer=tokenizer, batch_size=4)
     for name, group in (("ceval", "ceval-valid"), ("mmlu", "mmlu"), ("cmmlu", "cmmlu")):
         tasks = {(task := load_task(name, subject, 2)).task_name: task for subject in subjects[name]}
@@ -275,11 +260,7 @@ def stage(place: Path, **paths: Path) -> tuple[int, str, list[str]]:
     } | paths
     arguments = [part for name, path in given.items() for part in (f"--{name}", str(path))]
     found = CliRunner().invoke(main, arguments)
-    return (
-        found.exit_code,
-        found.stdout,
-        [line for line in found.stderr.splitlines() if line.startswith("error")],
-    )
+    return (found.exit_code, found.stdout, [line for line in found.stderr.splitlines() if line.startswith("error")])
 
 
 def test_a_prompt_longer_than_the_context_is_counted_and_listed(
@@ -301,9 +282,7 @@ def test_a_prompt_longer_than_the_context_is_counted_and_listed(
     results = json.loads((tmp_path / "out/results.json").read_text())
     table = pyarrow.parquet.read_table(tmp_path / "out/questions.parquet").to_pylist()
     expected = {place: length - limit for place, length in lengths.items() if length > limit}
-    found = {
-        (row["task"], row["subject"], row["id"]): row["cut_tokens"] for row in table if row["cut_tokens"]
-    }
+    found = {(row["task"], row["subject"], row["id"]): row["cut_tokens"] for row in table if row["cut_tokens"]}
     assert found == expected and expected
     assert results["too_long"] == len(expected)
     assert f"{len(expected)} prompts are longer than the context" in capsys.readouterr().err
@@ -313,11 +292,7 @@ def test_a_prompt_longer_than_the_context_is_counted_and_listed(
     ("path", "content", "message"),
     [
         ("ceval/val", "id,question,A,B,C,D\n0,q,1,2,3,4\n", "no column 'answer'"),
-        (
-            "ceval/val",
-            "id,question,A,B,C,D,answer\n0,q,1,2,3,4,E\n",
-            "line 2: the answer is 'E', not A, B, C or D",
-        ),
+        ("ceval/val", "id,question,A,B,C,D,answer\n0,q,1,2,3,4,E\n", "line 2: the answer is 'E', not A, B, C or D"),
         ("mmlu/data/test", "q,1,2,3,4,\n", "line 1: the answer is '', not A, B, C or D"),
         ("cmmlu/test", ",Question,A,B,C,D,Answer\n0,q,1,2,3,4,a\n", "line 2: the answer is 'a'"),
         ("cmmlu/test", ",Question,A,A,B,C,D,Answer\n0,q,1,2,3,4,5,A\n", "column 'A' stands twice"),
@@ -378,22 +353,14 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("medical: []\n", encoding="utf-8")
     for settings, paths, message in (
-        (
-            text,
-            {"benchmarks": faulty},
-            "ceval subject 'cooking': lm-eval's ceval-valid has none of this name",
-        ),
+        (text, {"benchmarks": faulty}, "ceval subject 'cooking': lm-eval's ceval-valid has none of this name"),
         (text, {"prompts": prompts}, "prompts.yaml: medical: expected a list of prompts"),
         (
             text.replace("other_tasks: {}", "other_tasks: {hellaswagg: {num_fewshot: 0, limit: 2}}"),
             {},
             "eval.other_tasks.hellaswagg: lm-eval has no task of this name; did you mean hellaswag?",
         ),
-        (
-            text.replace("    cmmlu: {num_fewshot: 5", "    cmlu: {num_fewshot: 5"),
-            {},
-            "eval.tasks.cmlu",
-        ),
+        (text.replace("    cmmlu: {num_fewshot: 5", "    cmlu: {num_fewshot: 5"), {}, "eval.tasks.cmlu"),
     ):
         Path("params.yaml").write_text(settings, encoding="utf-8")
         code, output, errors = stage(place, **paths, out=tmp_path / "out")
@@ -408,12 +375,7 @@ def test_other_tasks_of_lm_eval_are_scored_like_stock(
     import datasets
 
     rows = [
-        {
-            "id": str(number),
-            "question": question,
-            "choices": {"text": choices, "label": list("ABCD")},
-            "answerKey": key,
-        }
+        {"id": str(number), "question": question, "choices": {"text": choices, "label": list("ABCD")}, "answerKey": key}
         for number, (question, choices, key) in enumerate(
             [
                 ("Which is a metal?", ["iron", "a piece of wood", "glass", "clean water"], "A"),
@@ -425,12 +387,8 @@ def test_other_tasks_of_lm_eval_are_scored_like_stock(
     parts = {name: datasets.Dataset.from_list(rows) for name in ("train", "validation", "test")}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(parts))
     tokenizer = load_tokenizer(tmp_path)
-    params = PARAMS.model_copy(
-        update={"other_tasks": {"arc_easy": BenchmarkParams(num_fewshot=1, limit=None)}}
-    )
-    ours, cut = score_other_tasks(
-        PrefixLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params), params
-    )
+    params = PARAMS.model_copy(update={"other_tasks": {"arc_easy": BenchmarkParams(num_fewshot=1, limit=None)}})
+    ours, cut = score_other_tasks(PrefixLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params), params)
     stock = lm_evaluate(HFLM(tiny_model(), tokenizer=tokenizer), load_other_tasks(params)["arc_easy"])
     theirs = stock["results"]["arc_easy"]
     assert ours == {"arc_easy": {name: value for name, value in theirs.items() if isinstance(value, float)}}
@@ -455,9 +413,7 @@ def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.minutes
-def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(
-    place: Path, tmp_path: Path, root: Path
-) -> None:
+def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(place: Path, tmp_path: Path, root: Path) -> None:
     command, environment = stage_command(place, root, tmp_path, ("whole", "killed"))
     quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command, cwd=tmp_path / "whole", check=True, **quiet)
@@ -492,9 +448,7 @@ def test_two_processes_write_the_bytes_of_one_and_keep_what_was_done_when_one_is
     while process.poll() is None and remembered(tmp_path / "killed") < 20:
         time.sleep(0.02)
     (second,) = (
-        each
-        for each in psutil.Process(process.pid).children(recursive=True)
-        if each.environ().get("RANK") == "1"
+        each for each in psutil.Process(process.pid).children(recursive=True) if each.environ().get("RANK") == "1"
     )
     second.kill()
     assert process.wait() == 1
@@ -508,9 +462,7 @@ def test_two_processes_write_the_bytes_of_one_and_keep_what_was_done_when_one_is
     assert not list((tmp_path / "killed/.aurora/eval").glob("*.1.sqlite"))
 
 
-def stage_command(
-    place: Path, root: Path, folder: Path, names: tuple[str, ...]
-) -> tuple[list[str], dict[str, str]]:
+def stage_command(place: Path, root: Path, folder: Path, names: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
     """The stage's command and environment; each of the folders `names` gets the params."""
     params = (root / "params.yaml").read_text(encoding="utf-8").replace("limit: null", "limit: 4")
     params = params.replace("batch_tokens: 1024", "batch_tokens: 128").replace("bits: 4", "bits: 32")

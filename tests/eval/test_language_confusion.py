@@ -44,9 +44,7 @@ def test_rates_are_over_what_is_left_to_judge() -> None:
 
 
 def test_a_foreign_cache_of_jieba_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        jieba.Tokenizer, "initialize", lambda *_: pytest.fail("reads a cache of the temporary folder")
-    )
+    monkeypatch.setattr(jieba.Tokenizer, "initialize", lambda *_: pytest.fail("reads a cache of the temporary folder"))
     language_confusion.words.__globals__["segmenter"].cache_clear()
     assert language_confusion.words("我来到北京清华大学") == ["我", "来到", "北京", "清华大学"]
 
@@ -70,10 +68,7 @@ def published_rates(replies: list[str]) -> tuple[float, float]:
             with_line_errors += 1
         elif any(token.strip() in english_words() for line in lines for token in jieba.cut(line)):
             with_word_errors += 1
-    return (
-        1 - with_line_errors / max(1, non_skipped),
-        1 - with_word_errors / max(1, non_skipped - with_line_errors),
-    )
+    return (1 - with_line_errors / max(1, non_skipped), 1 - with_word_errors / max(1, non_skipped - with_line_errors))
 
 
 # LPR and WPR that the published script, run with its own word list, gives for these replies.

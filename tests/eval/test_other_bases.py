@@ -103,9 +103,7 @@ def test_the_chat_template_asks_as_lm_eval_does_with_it(root: Path, tmp_path: Pa
     task = load_task("ceval", subjects["ceval"][0], 2)
     task.build_all_requests = ConfigurableTask.build_all_requests.__get__(task)
     task.fewshot_context = ConfigurableTask.fewshot_context.__get__(task)
-    lm_evaluate(
-        stock, {"tasks": {name: task}, "groups": {}}, apply_chat_template=True, fewshot_as_multiturn=True
-    )
+    lm_evaluate(stock, {"tasks": {name: task}, "groups": {}}, apply_chat_template=True, fewshot_as_multiturn=True)
     assert [request.args for request in theirs] == [request.args for request in ours]
 
 

@@ -54,9 +54,7 @@ def csv_rows(path: Path, benchmark: str) -> list[dict]:
     """As the repository's loaders give them: for MMLU the first row is taken for a header."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         if benchmark == "mmlu":
-            return [dict(zip(("question", *"ABCD", "answer"), row, strict=True)) for row in csv.reader(file)][
-                1:
-            ]
+            return [dict(zip(("question", *"ABCD", "answer"), row, strict=True)) for row in csv.reader(file)][1:]
         rows = list(csv.DictReader(file))
     for row in rows:
         row.setdefault("question", row.get("Question"))

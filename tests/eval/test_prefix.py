@@ -87,9 +87,7 @@ def test_answers_are_stock(
     assert_close(ours.loglikelihood(requests, disable_tqdm=True), expected, 1e-5)
 
 
-def test_eager_attention_gives_the_same(
-    tokenizer: PreTrainedTokenizerFast, requests: list, expected: list
-) -> None:
+def test_eager_attention_gives_the_same(tokenizer: PreTrainedTokenizerFast, requests: list, expected: list) -> None:
     ours = PrefixLM(tiny_model("eager"), tokenizer=tokenizer, batch_tokens=300)
     assert_close(ours.loglikelihood(requests, disable_tqdm=True), expected, 1e-5)
 
@@ -251,9 +249,7 @@ def recorded(lm: HFLM) -> list[tuple[float, bool]]:
     return answers
 
 
-def answers_of(
-    lm: HFLM, subjects: dict[str, list[Subject]]
-) -> tuple[dict[str, dict], numpy.ndarray, list[str]]:
+def answers_of(lm: HFLM, subjects: dict[str, list[Subject]]) -> tuple[dict[str, dict], numpy.ndarray, list[str]]:
     """Scores, log-probabilities (Q, 4) and predictions of lm-eval's own evaluation of the subjects."""
     lm.cut = {}
     answers = recorded(lm)
@@ -320,9 +316,7 @@ def test_bfloat16_is_as_near_to_float32_as_stock_on_three_thousand_real_question
 def test_tokens_of_the_full_suite(real_data: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = requests_of(real_data / "benchmarks", 10**6)
     ours = PrefixLM(tiny_model(), tokenizer=tokenizer)
-    rows = list(
-        {tuple(context): None for context, _ in ours.encode_pairs([request.args for request in asked])}
-    )
+    rows = list({tuple(context): None for context, _ in ours.encode_pairs([request.args for request in asked])})
     stock_tokens = sum(map(len, rows))
     tokens = sum(len(step.tokens) for step in plan_passes(rows, 8192))
     assert stock_tokens > 17_000_000

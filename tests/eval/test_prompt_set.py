@@ -64,12 +64,7 @@ def test_a_dialogue_goes_on_from_the_replies_of_the_model(
     processor = sentencepiece_processor(VOCABULARY)
     turns = [Message("user", "你好"), Message("assistant", "我在"), Message("user", "再说一遍")]
     turns += [Message("assistant", "我在"), Message("user", "好的")]
-    expected = {
-        "你好": turns[:1],
-        "你是谁?": [Message("user", "你是谁?")],
-        "再说一遍": turns[:3],
-        "好的": turns,
-    }
+    expected = {"你好": turns[:1], "你是谁?": [Message("user", "你是谁?")], "再说一遍": turns[:3], "好的": turns}
     for text, messages in expected.items():  # what training has in front of the answer
         ids, labels = encode(processor, [*messages, Message("assistant", "我在")], form)
         assert dict(asked)[text] == ids[: len(ids) - len(trained_spans(ids, labels)[-1])]
@@ -103,9 +98,7 @@ def test_replies_are_those_of_transformers(tmp_path: Path) -> None:
 
 def test_a_dialogue_that_may_outgrow_the_context_is_named(tmp_path: Path) -> None:
     dialogues = [Dialogue("long", 3, ("你好" * 40, "再见" * 40))]
-    with pytest.raises(
-        DataError, match=r"long, prompt 3: up to \d+ tokens with its replies, but the context has 64"
-    ):
+    with pytest.raises(DataError, match=r"long, prompt 3: up to \d+ tokens with its replies, but the context has 64"):
         answer_prompt_set(tiny_model(), load_tokenizer(tmp_path), dialogues, "mistral", PARAMS, 64)
 
 

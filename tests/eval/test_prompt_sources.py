@@ -52,19 +52,14 @@ def fetched(tmp_path: Path, root: Path) -> Path:
     files = [path.relative_to(german.parents[2]).as_posix() for path in german.parents[2].rglob("*.csv")]
     place(folder / "language_confusion", "language_confusion", sorted(files))
     lines = "".join(json.dumps(line) + "\n" for line in LINES)
-    (place(folder / "alignbench", "alignbench", ["data.jsonl"]) / "data.jsonl").write_text(
-        lines, encoding="utf-8"
-    )
+    (place(folder / "alignbench", "alignbench", ["data.jsonl"]) / "data.jsonl").write_text(lines, encoding="utf-8")
     return folder
 
 
 def test_prompts_are_read_answered_and_written(root: Path, tmp_path: Path) -> None:
     folder = fetched(tmp_path, root)
     sources = read_prompt_sources(folder)
-    assert [(source.name, len(source.rows)) for source in sources] == [
-        ("alignbench", 2),
-        ("language_confusion", 10),
-    ]
+    assert [(source.name, len(source.rows)) for source in sources] == [("alignbench", 2), ("language_confusion", 10)]
     model, tokenizer = tiny_model(), load_tokenizer(tmp_path)
     encoded = encode_sources(tokenizer, sources, "mistral", PARAMS, 4096)
     out = tmp_path / "out"
@@ -135,9 +130,7 @@ def test_the_medical_examination_is_scored_as_its_authors_do(tmp_path: Path) -> 
 
 def test_a_prompt_beyond_the_context_is_one_line(root: Path, tmp_path: Path) -> None:
     sources = read_prompt_sources(fetched(tmp_path, root))
-    with pytest.raises(
-        DataError, match=r"alignbench, prompt \d: \d+ tokens, and a reply of 6, but the context has 12"
-    ):
+    with pytest.raises(DataError, match=r"alignbench, prompt \d: \d+ tokens, and a reply of 6, but the context has 12"):
         encode_sources(load_tokenizer(tmp_path), sources, "mistral", PARAMS, 12)
 
 

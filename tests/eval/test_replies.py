@@ -34,23 +34,11 @@ from aurora.eval.replies import (
         ("我推荐使用 Python 和 TensorFlow 来完成这个项目。", "Chinese"),  # names
         ("《哈利·波特》（Harry Potter）的作者是 J. K. Rowling。", "Chinese"),
         ("OpenAI 在 2023 年发布了 GPT-4。", "Chinese"),
-        (
-            "详见 https://www.example.com/docs/getting-started?lang=en 上的说明，或写信给 help@example.com。",
-            "Chinese",
-        ),
-        (
-            "可以这样写：\n```python\nfor number in range(10):\n    print(number)  # print all of them\n```",
-            "Chinese",
-        ),
-        (
-            "可以这样写：\n```python\nfor number in range(10):\n    print(number, end",
-            "Chinese",
-        ),  # cut off in code
+        ("详见 https://www.example.com/docs/getting-started?lang=en 上的说明，或写信给 help@example.com。", "Chinese"),
+        ("可以这样写：\n```python\nfor number in range(10):\n    print(number)  # print all of them\n```", "Chinese"),
+        ("可以这样写：\n```python\nfor number in range(10):\n    print(number, end", "Chinese"),  # cut off in code
         ("使用 `sorted(list, key=len)` 就能按长度排序。", "Chinese"),
-        (
-            "代码如下：\n#include <stdio.h>\nint main() {\n    int sum = 0; // add all\n    return sum;\n}",
-            "Chinese",
-        ),
+        ("代码如下：\n#include <stdio.h>\nint main() {\n    int sum = 0; // add all\n    return sum;\n}", "Chinese"),
         ("可以用下面的函数：\ndef double(number):\n    result = number * 2\n    print(result)", "Chinese"),
         ("第一，早睡早起；\n第二，多喝水（每天八杯）", "Chinese"),
         ("Use the function below:\nresult = double(number)", "other"),
@@ -81,10 +69,7 @@ from aurora.eval.replies import (
             + "用户只为使用的部分付费，不必自己购买服务器。" * 3,
             "mixed",
         ),
-        (
-            "计算机协会（Association for Computing Machinery）成立于一九四七年，是世界上最早的计算机学会。",
-            "Chinese",
-        ),
+        ("计算机协会（Association for Computing Machinery）成立于一九四七年，是世界上最早的计算机学会。", "Chinese"),
         ("的" + "\ufffd" * 21, "other"),  # bytes that are no text
         ("\ufffd\ufffd", "other"),
         ("这是一个被截断的句子\ufffd", "Chinese"),
@@ -116,11 +101,7 @@ def test_metrics_count_each_reply_once() -> None:
     assert metrics["mean_length"] == sum(map(len, replies)) / 5
     for nothing, count in ((["1", "2"], 2), ([], 0)):
         metrics = reply_metrics(nothing)
-        assert (metrics["zh_reply_rate"], metrics["mixed_rate"], metrics["no_language"]) == (
-            None,
-            None,
-            count,
-        )
+        assert (metrics["zh_reply_rate"], metrics["mixed_rate"], metrics["no_language"]) == (None, None, count)
     assert reply_metrics([""])["zh_reply_rate"] == 0
 
 
@@ -186,9 +167,7 @@ def test_tokens_are_those_of_transformers() -> None:
     model = tiny_model()
     prompts = [[1, 5, 9], [1, 400, 7, 8, 30, 99, 1234], [1], [1, 17, 31999, 20, 4]]
     alone = [
-        model.generate(torch.tensor([tokens]), max_new_tokens=24, do_sample=False, eos_token_id=-1)[
-            0, len(tokens) :
-        ]
+        model.generate(torch.tensor([tokens]), max_new_tokens=24, do_sample=False, eos_token_id=-1)[0, len(tokens) :]
         for tokens in prompts
     ]
     assert generate(model, prompts, 24, frozenset([-1])) == [tokens.tolist() for tokens in alone]

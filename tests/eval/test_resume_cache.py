@@ -45,19 +45,13 @@ def test_a_flipped_bit_of_a_value_is_computed_again(filled: Path):
 
 def test_a_value_of_another_key_is_none(filled: Path):
     with sqlite3.connect(filled) as database:
-        database.execute(
-            "UPDATE answers SET value = (SELECT value FROM answers WHERE key = x'01') WHERE key = x'02'"
-        )
-        database.execute(
-            "UPDATE answers SET digest = (SELECT digest FROM answers WHERE key = x'01') WHERE key = x'02'"
-        )
+        database.execute("UPDATE answers SET value = (SELECT value FROM answers WHERE key = x'01') WHERE key = x'02'")
+        database.execute("UPDATE answers SET digest = (SELECT digest FROM answers WHERE key = x'01') WHERE key = x'02'")
     assert ResumeCache(filled).get(bytes([2])) is None
 
 
 @pytest.mark.parametrize("place", range(0, 25 * PAGE, PAGE))
-def test_a_damaged_file_gives_right_values_or_none(
-    filled: Path, place: int, capsys: pytest.CaptureFixture[str]
-):
+def test_a_damaged_file_gives_right_values_or_none(filled: Path, place: int, capsys: pytest.CaptureFixture[str]):
     data = bytearray(filled.read_bytes())
     data[place : place + 512] = b"\xff" * len(data[place : place + 512])
     filled.write_bytes(data)
@@ -66,9 +60,7 @@ def test_a_damaged_file_gives_right_values_or_none(
     cache.put(b"new", b"value")
     assert cache.get(b"new") == b"value"
     if place == 0:
-        assert (
-            "is damaged (file is not a database); what it held is computed again" in capsys.readouterr().err
-        )
+        assert "is damaged (file is not a database); what it held is computed again" in capsys.readouterr().err
 
 
 def test_another_file_of_that_name_begins_anew(tmp_path: Path):

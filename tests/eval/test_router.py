@@ -17,10 +17,7 @@ ROWS = [[1, 5, 9, 400, 31], [1, 8, 30], [1, *range(100, 140)]]
 
 def test_logits_are_those_of_transformers() -> None:
     model = tiny_model()
-    expected = [
-        torch.stack(model(torch.tensor([row]), output_router_logits=True).router_logits)[:, 1:]
-        for row in ROWS
-    ]
+    expected = [torch.stack(model(torch.tensor([row]), output_router_logits=True).router_logits)[:, 1:] for row in ROWS]
     found = router_logits(model, routers(model), ROWS, 16)
     assert found.shape == (2, 46, 8)
     assert found == pytest.approx(torch.cat(expected, dim=1).detach().numpy(), abs=2e-5)

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from aurora.eval.token_tree import Pass, plan_passes
 
-ROWS = st.lists(
-    st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=30, unique=True
-)
+ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=30, unique=True)
 
 
 def path_to(passes: list[Pass], index: int | None) -> list[int]:

@@ -46,9 +46,7 @@ def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         if os.geteuid() == 0 and shutil.which("setpriv"):
             command = [*ordinary, *command]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, cwd=project, env=environment, capture_output=True, text=True, umask=0o022
-        )
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, umask=0o022)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("export: ") and done.stdout.count("\n") == 1
     return {name: out / name for name in ("merged", "adapter")}
@@ -92,16 +90,7 @@ print(json.dumps({"version": transformers.__version__, "logits": logits, "tokens
 @pytest.mark.slow
 def test_transformers_4_gives_the_logits_and_tokens_of_transformers_5(exported, tmp_path: Path):
     old = ["transformers==4.57.3", "huggingface-hub==0.36.2", "tokenizers==0.22.1"]
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(tmp_path / "old"),
-    ]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "old")]
     if subprocess.run([*install, *old], capture_output=True).returncode:
         pytest.skip("transformers 4.57 cannot be installed here")
     folder = Path(shutil.copytree(exported["merged"], tmp_path / "merged"))
@@ -146,8 +135,7 @@ def test_older_readers_find_the_rope_theta_and_all_the_same_end(exported):
     config = json.loads((folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1_000_000.0
     ends = [
-        json.loads((folder / name).read_text())["eos_token_id"]
-        for name in ("config.json", "generation_config.json")
+        json.loads((folder / name).read_text())["eos_token_id"] for name in ("config.json", "generation_config.json")
     ]
     assert ends == [2, 2] and AutoTokenizer.from_pretrained(folder).eos_token_id == 2
 
@@ -156,18 +144,10 @@ def test_provenance_names_the_hub_s_ids_and_dvc_s_hashes(exported, project: Path
     told = json.loads((exported["merged"] / "provenance.json").read_text())
     assert told["dvc_hash"] == dvc_hash(project / "models/merged")
     assert told["adapter"] == dvc_hash(project / "models/adapter")
-    assert told["base"] == {
-        "uri": "hf://owner/tiny-mixtral@" + "1" * 40,
-        "revision": "1" * 40,
-        "licence": "Apache-2.0",
-    }
+    assert told["base"] == {"uri": "hf://owner/tiny-mixtral@" + "1" * 40, "revision": "1" * 40, "licence": "Apache-2.0"}
     assert told["data"][0]["revision"] == "2" * 40
     card = ModelCard.load(exported["merged"] / "README.md").data
-    assert (card.base_model, card.datasets, card.license) == (
-        "owner/tiny-mixtral",
-        ["owner/chats"],
-        "apache-2.0",
-    )
+    assert (card.base_model, card.datasets, card.license) == ("owner/tiny-mixtral", ["owner/chats"], "apache-2.0")
     for folder in exported.values():
         texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")]
         assert not [text for text in texts if str(project) in text or "data/raw" in text]
@@ -183,23 +163,15 @@ def test_a_dry_run_says_the_sizes_and_writes_nothing(exported, tmp_path: Path, n
     done = export(f"--{name}", "--dry-run", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert not list(tmp_path.iterdir())
-    found = {
-        line.split("  ")[-1]: int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[:-1]
-    }
-    written = {
-        path.name: path.stat().st_size for path in exported[name].iterdir() if path.name != "SHA256SUMS"
-    }
+    found = {line.split("  ")[-1]: int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[:-1]}
+    written = {path.name: path.stat().st_size for path in exported[name].iterdir() if path.name != "SHA256SUMS"}
     assert found == written
     assert f"{sum(written.values()):,}  bytes of disk are needed" in done.stdout
 
 
 def one_line(done) -> str:
     assert done.exit_code == 1, done.output
-    lines = [
-        line
-        for line in done.stderr.splitlines()
-        if line.strip() and not line.startswith(("export:", "sha256:"))
-    ]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("export:", "sha256:"))]
     assert len(lines) == 1 and lines[0].startswith("error: ")
     return lines[0]
 
@@ -215,18 +187,10 @@ def copy(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 @pytest.mark.parametrize(
     ("lost", "what", "said"),
     [
-        (
-            "models/merged",
-            "--merged",
-            "models/merged/config.json: not found; it is written by: dvc repro merge",
-        ),
+        ("models/merged", "--merged", "models/merged/config.json: not found; it is written by: dvc repro merge"),
         ("models/adapter", "--adapter", "adapter_config.json: not found; it is written by: dvc repro sft"),
         ("data/raw/model/base", "--adapter", "data/raw/model/base/config.json: not found"),
-        (
-            "metrics/model_card.md",
-            "--merged",
-            "metrics/model_card.md: not found; it is written by: dvc repro report",
-        ),
+        ("metrics/model_card.md", "--merged", "metrics/model_card.md: not found; it is written by: dvc repro report"),
         ("data/clean/sources.json", "--merged", "sources.json: not found; it is written by: dvc repro clean"),
         ("dvc.yaml", "--merged", "no dvc.yaml here"),
     ],
@@ -278,9 +242,7 @@ def test_a_disk_that_fills_up_leaves_nothing(copy: Path, monkeypatch: pytest.Mon
 def test_the_template_is_that_of_the_training(project: Path, form: str):
     tokenizer = AutoTokenizer.from_pretrained(project / "models/merged")
     template = training_template(tokenizer, form)
-    found = tokenizer.apply_chat_template(
-        CHAT, chat_template=template, add_generation_prompt=True, return_dict=False
-    )
+    found = tokenizer.apply_chat_template(CHAT, chat_template=template, add_generation_prompt=True, return_dict=False)
     assert found == message_encoder(tokenizer, form)(CHAT)
     assert found.count(tokenizer.bos_token_id) == (2 if form == "bos_every_turn" else 1)
 

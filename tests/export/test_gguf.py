@@ -55,21 +55,13 @@ class Running:
 
     def post(self, path: str, body: dict) -> dict:
         request = urllib.request.Request(
-            self.server.listening_address + path,
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        body = {
-            "prompt": ids,
-            "n_predict": count,
-            "temperature": 0,
-            "return_tokens": True,
-            "cache_prompt": False,
-        }
+        body = {"prompt": ids, "n_predict": count, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         return self.post("/completion", body)["tokens"]
 
 
@@ -98,10 +90,7 @@ def test_llama_cpp_says_the_greedy_tokens_of_transformers(llama: Running, projec
 def test_the_template_in_the_file_gives_the_training_s_tokens(llama: Running, project: Path):
     wanted = message_encoder(load_tokenizer(project / "models/merged"), "mistral")(CHAT)
     text = llama.post("/apply-template", {"messages": CHAT})["prompt"]
-    assert (
-        llama.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
-        == wanted
-    )
+    assert llama.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"] == wanted
 
 
 def test_the_folder_has_card_sums_and_modelfile(f16: Path):
@@ -121,19 +110,12 @@ func main() {
     json.NewDecoder(os.Stdin).Decode(&given)
     template.Must(template.New("t").Parse(given.Template)).Execute(os.Stdout, given)
 }"""
-    given = {
-        "Template": template,
-        "Messages": [{"Role": each["role"], "Content": each["content"]} for each in chat],
-    }
+    given = {"Template": template, "Messages": [{"Role": each["role"], "Content": each["content"]} for each in chat]}
     folder = Path("go").resolve()
     folder.mkdir(exist_ok=True)
     (folder / "main.go").write_text(source)
     done = subprocess.run(
-        ["go", "run", str(folder / "main.go")],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=True,
+        ["go", "run", str(folder / "main.go")], input=json.dumps(given), capture_output=True, text=True, check=True
     )
     return done.stdout
 
@@ -176,9 +158,7 @@ def test_8_bits_run_too(project: Path, tmp_path: Path):
 def test_a_dry_run_comes_close_to_the_size(f16: Path, tmp_path: Path):
     done = CliRunner().invoke(main, ["export", "--gguf", "F16", "--dry-run", str(tmp_path / "tiny")])
     assert done.exit_code == 0, done.output
-    sizes = {
-        line.split("  ")[-1]: int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[:-1]
-    }
+    sizes = {line.split("  ")[-1]: int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[:-1]}
     # A GGUF file holds the vocabulary too, which counts in a model of a few MB.
     assert 0.5 < sizes[f16.name] / f16.stat().st_size < 1.1
     assert not list(tmp_path.iterdir())
@@ -199,9 +179,7 @@ def test_an_unknown_type_or_a_missing_tool_is_one_line(project: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_the_converter_refuses_is_one_line_and_leaves_nothing(
-    project: Path, tmp_path: Path, monkeypatch
-):
+def test_a_model_that_the_converter_refuses_is_one_line_and_leaves_nothing(project: Path, tmp_path: Path, monkeypatch):
     from aurora.core.errors import ModelError
     from aurora.merge.gguf import write_gguf
 
@@ -214,9 +192,7 @@ def test_a_model_that_the_converter_refuses_is_one_line_and_leaves_nothing(
 
 def test_four_bits_are_smaller_and_run(project: Path, tmp_path: Path, f16: Path):
     if not shutil.which("llama-quantize"):
-        pytest.importorskip(
-            "llama_cpp", reason="llama.cpp's quantiser is not installed: pip install -e '.[gguf]'"
-        )
+        pytest.importorskip("llama_cpp", reason="llama.cpp's quantiser is not installed: pip install -e '.[gguf]'")
     path = export(project, tmp_path / "four", "Q4_K_M")
     assert path.stat().st_size < 0.7 * f16.stat().st_size
     assert len(Running(path).greedy([1, 733, 16289], 3)) == 3

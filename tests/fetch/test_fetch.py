@@ -140,23 +140,16 @@ def test_a_local_fault_is_one_line_and_leaves_nothing(make: str | None, uri: str
 def test_a_link_that_leads_out_of_the_repository_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, absolute: bool
 ):
-    write(
-        {"home/secret/rows.json": b"secret", "home/rows.json": b"secret", "repository/samples/own.json": ROWS}
-    )
+    write({"home/secret/rows.json": b"secret", "home/rows.json": b"secret", "repository/samples/own.json": ROWS})
     monkeypatch.chdir("repository")
     Path(link).parent.mkdir(exist_ok=True)
     Path(link).symlink_to(tmp_path / ("home/rows.json" if link.endswith("json") else "home/secret"))
-    uri = {
-        "own.json": "own.json",
-        "own/rows.json": "own",
-        "own": "own/rows.json",
-        "own/below": "own/below/rows.json",
-    }[link]
+    uri = {"own.json": "own.json", "own/rows.json": "own", "own": "own/rows.json", "own/below": "own/below/rows.json"}[
+        link
+    ]
     if absolute and link != "own/rows.json":  # then the user has named what it leads to
         return
-    with pytest.raises(
-        SourceError, match=r"^sources\.own: .* is a link that leads out of (the repository|it); give"
-    ):
+    with pytest.raises(SourceError, match=r"^sources\.own: .* is a link that leads out of (the repository|it); give"):
         fetch("own", source(str(Path(uri).absolute()) if absolute else uri), Path("out"))
     assert not Path("out").exists()
     Path("near.json").symlink_to("samples/own.json")
@@ -171,9 +164,7 @@ def test_dvc_s_own_links_are_followed(tmp_path: Path, monkeypatch: pytest.Monkey
     for command in (
         "git init -q", "dvc init -q", f"dvc config cache.dir {tmp_path}/cache", "dvc config cache.type symlink", "dvc add -q own.json"
     ):  # fmt: skip
-        command = (
-            command.replace("dvc", f"{sys.executable} -m dvc", 1) if command.startswith("dvc") else command
-        )
+        command = command.replace("dvc", f"{sys.executable} -m dvc", 1) if command.startswith("dvc") else command
         subprocess.run(command.split(), check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
     assert Path("own.json").is_symlink()
     assert fetch("own", source("own.json"), Path("out"))["files"][0]["sha256"] == sha256(ROWS)
@@ -254,12 +245,7 @@ def test_a_web_file_is_pinned_by_sha256_or_git_blob(hub: LocalHub):
 
 
 def test_shards_of_the_hub_come_by_a_glob(hub: LocalHub):
-    files = {
-        "data/train-0.json": ROWS,
-        "data/train-1.json": CHANGED,
-        "data/test-0.json": b"-",
-        "train-2.json": b"-",
-    }
+    files = {"data/train-0.json": ROWS, "data/train-1.json": CHANGED, "data/test-0.json": b"-", "train-2.json": b"-"}
     hub.repositories["datasets", "o/n"] = Repository(COMMIT, files)
     uri = f"hf://datasets/o/n@{COMMIT}/data/train-*.json"
     manifest = fetch("own", source(uri), Path("out"), "downloads")
@@ -500,9 +486,7 @@ def test_a_recorded_branch_may_move_without_a_change_of_its_bytes(hub: LocalHub)
         fetch("base", base, Path("out"))
 
 
-def test_bytes_that_are_here_need_no_network_whatever_pins_them(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
-):
+def test_bytes_that_are_here_need_no_network_whatever_pins_them(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
     packed = zipped({"a.csv": b"1"})
     hub.files |= {"/rows.json": ROWS, "/rows.zip": packed}
     files = {"config.json": b"{}", "model.safetensors": b"1"}
@@ -563,24 +547,18 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_manifest_is_no_record_and_one_line(hub: LocalHub, damage: bytes | Callable):
     hub.files["/rows.json"] = ROWS
-    own, recording = (
-        source(f"{hub.url}/rows.json", **pin) for pin in ({"sha256": sha256(ROWS)}, {"pin": "record"})
-    )
+    own, recording = (source(f"{hub.url}/rows.json", **pin) for pin in ({"sha256": sha256(ROWS)}, {"pin": "record"}))
     whole = fetch("own", own, Path("out"))
     content = damage if isinstance(damage, bytes) else json.dumps(damage(whole)).encode()
     Path("out/manifest.json").write_bytes(content)
-    with pytest.raises(
-        SourceError, match=r"sources\.own: pin: record, and out/manifest\.json is damaged or of ano"
-    ):
+    with pytest.raises(SourceError, match=r"sources\.own: pin: record, and out/manifest\.json is damaged or of ano"):
         fetch("own", recording, Path("out"))
     assert Path("out/manifest.json").read_bytes() == content
     assert fetch("own", own, Path("out")) == whole
     assert hub.count("/rows.json") == 2
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", "stages: []", "stages: {a: 1}", "stages: {a: {outs: [1]}}", "a: [", "a: \x00"]
-)
+@pytest.mark.parametrize("text", ["[]", "stages: []", "stages: {a: 1}", "stages: {a: {outs: [1]}}", "a: [", "a: \x00"])
 def test_a_damaged_lock_is_one_line(hub: LocalHub, text: str):
     Path("dvc.lock").write_text(text)
     with pytest.raises(SourceError, match=r"sources\.own: dvc\.lock: not readable .* git checkout dvc\.lock"):
@@ -617,19 +595,14 @@ def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
 def test_a_second_process_does_not_touch_what_has_come(hub: LocalHub):
     hub.files["/rows.json"] = ROWS
     own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
-    with (
-        fetching.locked(SCRATCH / "own/lock"),
-        pytest.raises(ResourceError, match=r"sources\.own: .*is working here"),
-    ):
+    with fetching.locked(SCRATCH / "own/lock"), pytest.raises(ResourceError, match=r"sources\.own: .*is working here"):
         fetch("own", own, Path("out"))
     fetch("own", own, Path("out"))
 
 
 def stage(folder: Path, hub: LocalHub, *arguments: str, **environment: str) -> subprocess.Popen:
     """Starts a command with the local hub for the real one."""
-    surroundings = (
-        os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "DVC_NO_ANALYTICS": "1"} | environment
-    )
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "DVC_NO_ANALYTICS": "1"} | environment
     return subprocess.Popen(
         arguments, cwd=folder, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -645,10 +618,7 @@ def params(folder: Path, section: str, **entries: dict) -> None:
 
 
 FETCH_FAR = (sys.executable, "-m", "stages.fetch", "far", "--section", "downloads")
-ENDS = [
-    signal.SIGKILL,
-    *(pytest.param(how, marks=pytest.mark.minutes) for how in (signal.SIGTERM, signal.SIGINT)),
-]
+ENDS = [signal.SIGKILL, *(pytest.param(how, marks=pytest.mark.minutes) for how in (signal.SIGTERM, signal.SIGINT))]
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -678,9 +648,7 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     assert "Traceback" not in error
     assert list(Path("data").iterdir()) == []
     if kind == "hub" and how == signal.SIGKILL:
-        assert list(
-            SCRATCH.rglob("*.incomplete")
-        )  # which the next run removes, since nothing goes on with it
+        assert list(SCRATCH.rglob("*.incomplete"))  # which the next run removes, since nothing goes on with it
     done = stage(tmp_path, hub, *command)
     _, error = done.communicate(timeout=120)
     assert done.returncode == 0, error
@@ -693,18 +661,13 @@ def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(
     assert not SCRATCH.joinpath("far").exists()
 
 
-def test_a_source_that_has_moved_between_sections_is_still_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_source_that_has_moved_between_sections_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
     def entry(key: str, uri: str) -> dict:
         return {"params": {"params.yaml": {key: {"uri": uri}}}, "outs": [{"path": "data/raw/model/base"}]}
 
-    stages = {
-        "fetch@base": entry("sources.base", "own"),
-        "fetch_hub@base": entry("hub_models.base", "hf://x"),
-    }
+    stages = {"fetch@base": entry("sources.base", "own"), "fetch_hub@base": entry("hub_models.base", "hf://x")}
     Path("dvc.lock").write_text(json.dumps({"stages": stages}))
     found = {uri: _locked(uri, Path("data/raw/model/base")) for uri in ("hf://x", "own", "hf://y")}
     assert found == {"hf://x": True, "own": True, "hf://y": False}
@@ -750,27 +713,13 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
         return output
 
     def changed() -> set[str]:
-        names = (
-            "fetch_download@far",
-            "fetch_download@kept",
-            "fetch@mmlu",
-            "fetch@alpaca_data_zh_51k",
-            "fetch@base",
-        )
+        names = ("fetch_download@far", "fetch_download@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k", "fetch@base")
         found = json.loads(run("dvc", "status", "--json", *names))
         return {name for name in names if name in found and found[name] != ["changed command"]}
 
     run("git", "init", "-q")
     run("dvc", "init", "-q")
-    run(
-        "dvc",
-        "repro",
-        "-q",
-        "fetch_download@far",
-        "fetch_download@kept",
-        "fetch@mmlu",
-        "fetch@alpaca_data_zh_51k",
-    )
+    run("dvc", "repro", "-q", "fetch_download@far", "fetch_download@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k")
     assert Path(repository, "data/raw/instructions/far/rows.json").read_bytes() == ROWS * 2000
     seen = len(hub.requests)
     run("dvc", "repro", "-q", "fetch_download@far", "fetch_download@kept", "fetch@mmlu")
@@ -787,9 +736,7 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
         assert changed() == clean | affected, path
         (repository / path).write_text(text)
 
-    (repository / "aurora/hub/__init__.py").write_text(
-        (repository / "aurora/hub/__init__.py").read_text() + "# \n"
-    )
+    (repository / "aurora/hub/__init__.py").write_text((repository / "aurora/hub/__init__.py").read_text() + "# \n")
     ran = run("dvc", "repro", "fetch_download@far")
     assert "fetch far: 1 file" in ran  # it ran, and took what DVC's cache holds
     shutil.rmtree(repository / "data")
@@ -810,9 +757,7 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
     shutil.rmtree(clone / ".dvc/cache", ignore_errors=True)
     assert "fetch far: 1 file" in run("dvc", "repro", "fetch_download@far", at=clone)  # by way of the remote
     assert len(hub.requests) == seen
-    assert "fetch kept: 1 file" in run(
-        "dvc", "repro", "fetch_download@kept", at=clone
-    )  # and the record with its bytes
+    assert "fetch kept: 1 file" in run("dvc", "repro", "fetch_download@kept", at=clone)  # and the record with its bytes
     assert len(hub.requests) == seen
     md5 = hashlib.md5(ROWS).hexdigest()
     for store in (clone / ".dvc/cache", tmp_path / "remote"):  # the bytes are lost, the record is not

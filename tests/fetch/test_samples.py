@@ -35,14 +35,7 @@ def test_clean_has_work_of_many_kinds(root: Path):
     sources = json.loads((root / "metrics/clean.json").read_text(encoding="utf-8"))["sources"]
     reasons = {reason for source in sources.values() for reason in source["dropped"]}
     repaired = {kind for source in sources.values() for kind in source["repaired"]}
-    assert {
-        "contaminated",
-        "empty_answer",
-        "exact_duplicate",
-        "near_duplicate",
-        "mojibake",
-        "other_model",
-    } <= reasons
+    assert {"contaminated", "empty_answer", "exact_duplicate", "near_duplicate", "mojibake", "other_model"} <= reasons
     assert {"refusal", "truncated_answer", "unreachable_prompt", "placeholder_answer"} <= reasons
     assert {"html_removed", "invisible_removed", "key_translated", "no_input_marker"} <= repaired
     assert "trailing_user_trimmed" in repaired

@@ -40,9 +40,7 @@ def first_round(ids: list[int], labels: list[int]) -> dict[str, str]:
     return {"prompt": prompt[7:-8], "reply": PROCESSOR.decode(ids[start : ids.index(2)])}
 
 
-def run(
-    tmp_path: Path, rows: list[Row], rules: Format = PARAMS, **options: object
-) -> tuple[list[dict], dict]:
+def run(tmp_path: Path, rows: list[Row], rules: Format = PARAMS, **options: object) -> tuple[list[dict], dict]:
     """Rows of both sides, each with its `side`, and the metrics."""
     clusters = options.pop("clusters", None)
     conversations = write(tmp_path / "conversations.parquet", rows, clusters)
@@ -63,22 +61,15 @@ def test_rows_hold_the_rounds_of_their_conversations(tmp_path):
     found, metrics = run(tmp_path, rows)
     assert len({row["id"] for row in found}) == len(found)
     kept = {key: [] for key in by_id}
-    for row in sorted(
-        found, key=lambda row: (row["id"].partition(".")[0], int(row["id"].partition(".")[2] or 0))
-    ):
+    for row in sorted(found, key=lambda row: (row["id"].partition(".")[0], int(row["id"].partition(".")[2] or 0))):
         assert len(row["input_ids"]) == len(row["labels"]) <= PARAMS.max_length
         messages = by_id[row["id"].partition(".")[0]]
         answers = [PROCESSOR.decode(span[:-1]) for span in trained_spans(row["input_ids"], row["labels"])]
         start = len(kept[row["id"].partition(".")[0]])
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
-        taken = [pair for pair in pairs[start:] if len(encode(PROCESSOR, pair)[0]) <= PARAMS.max_length][
-            : len(answers)
-        ]
+        taken = [pair for pair in pairs[start:] if len(encode(PROCESSOR, pair)[0]) <= PARAMS.max_length][: len(answers)]
         assert [answer.content for _, answer in taken] == answers
-        assert encode(PROCESSOR, [turn for pair in taken for turn in pair]) == (
-            row["input_ids"],
-            row["labels"],
-        )
+        assert encode(PROCESSOR, [turn for pair in taken for turn in pair]) == (row["input_ids"], row["labels"])
         assert (row["prompt"], row["reply"]) == (taken[0][0].content, taken[0][1].content)
         kept[row["id"].partition(".")[0]] += [None] * len(answers)
     rounds = sum(len(messages) // 2 for messages in by_id.values())
@@ -102,9 +93,7 @@ def test_metrics_are_true(tmp_path):
         assert part["row_tokens_max"] == max(lengths)
         assert part["row_tokens_median"] == sorted(lengths)[(len(lengths) - 1) // 2]
         assert part["conversations"] - part["conversations_dropped"] == len(rows)
-        assert part["rounds"] == (
-            part["rounds_kept"] + part["rounds_dropped_too_long"] + part["rounds_dropped_rest"]
-        )
+        assert part["rounds"] == (part["rounds_kept"] + part["rounds_dropped_too_long"] + part["rounds_dropped_rest"])
     assert read["rounds_dropped_rest"] > 0 and read["rounds_dropped_too_long"] > 0
     counted = [key for key, value in read.items() if isinstance(value, int) and "max" not in key]
     for key in (key for key in counted if not key.startswith("row_tokens")):
@@ -120,9 +109,7 @@ def test_the_plot_of_lengths_draws_columns_of_the_table(tmp_path, root):
     run(tmp_path, many(60))
     header = (tmp_path / "out" / "lengths.csv").read_text().splitlines()[0].split(",")
     plots = {
-        name: plot
-        for entry in yaml.safe_load((root / "dvc.yaml").read_text())["plots"]
-        for name, plot in entry.items()
+        name: plot for entry in yaml.safe_load((root / "dvc.yaml").read_text())["plots"] for name, plot in entry.items()
     }
     (plot,) = [plot for plot in plots.values() if "metrics/lengths.csv" in plot["y"]]
     template = json.loads((root / ".dvc" / "plots" / f"{plot['template']}.json").read_text())
@@ -231,9 +218,7 @@ def test_bytes_do_not_depend_on_threads_nor_on_the_run(tmp_path):
     run(tmp_path, rows, threads=3)
     assert first == [(tmp_path / "out" / name).read_bytes() for name in names]
     metadata = pyarrow.parquet.read_table(tmp_path / "out" / "train.parquet").column("id").to_pylist()
-    assert [name.partition(".")[0] for name in metadata] == sorted(
-        name.partition(".")[0] for name in metadata
-    )
+    assert [name.partition(".")[0] for name in metadata] == sorted(name.partition(".")[0] for name in metadata)
 
 
 def test_row_groups_are_whole(tmp_path):
@@ -309,9 +294,7 @@ def test_chinese_cost_is_counted_character_by_character():
 def test_every_broken_file_gets_one_line(tmp_path):
     path = tmp_path / "conversations.parquet"
 
-    def failure(
-        kind: type[AuroraError] = DataError, rules: Format = PARAMS, tokenizer: Path = MODEL_FILE
-    ) -> str:
+    def failure(kind: type[AuroraError] = DataError, rules: Format = PARAMS, tokenizer: Path = MODEL_FILE) -> str:
         with pytest.raises(kind) as caught:
             format_rows(path, tokenizer, tmp_path / "out", rules)
         assert "\n" not in str(caught.value)
@@ -356,9 +339,7 @@ def test_the_row_of_a_broken_conversation_is_named(tmp_path):
     talks[BATCH + 7][1]["role"] = "user"
     column = pyarrow.array(talks, table.schema.field("messages").type)
     pyarrow.parquet.write_table(table.set_column(3, "messages", column), path)
-    with pytest.raises(
-        DataError, match=rf"row {BATCH + 7}: two user turns in a row \(0, 1\); run dvc repro clean"
-    ):
+    with pytest.raises(DataError, match=rf"row {BATCH + 7}: two user turns in a row \(0, 1\); run dvc repro clean"):
         format_rows(path, MODEL_FILE, tmp_path / "out", PARAMS)
 
 
@@ -366,15 +347,10 @@ def test_a_tokeniser_that_loses_text_is_caught(tmp_path, monkeypatch):
     import aurora.format.prompt_formats
 
     def losing(processor, texts, threads=1):
-        return [
-            numpy.array(processor.encode(text.replace("你".encode(), b"")), dtype=numpy.int32)
-            for text in texts
-        ]
+        return [numpy.array(processor.encode(text.replace("你".encode(), b"")), dtype=numpy.int32) for text in texts]
 
     monkeypatch.setattr(aurora.format.prompt_formats, "encode_texts", losing)
-    with pytest.raises(
-        ModelError, match="the tokens trained in round 0 decode to '好', but the answer is '你好'"
-    ):
+    with pytest.raises(ModelError, match="the tokens trained in round 0 decode to '好', but the answer is '你好'"):
         run(tmp_path, [("a", talk(f"q{number}", "你好")) for number in range(CHECKED)])
 
 
@@ -423,18 +399,8 @@ def untouched(base: Path) -> None:
     ("change", "last", "max_length", "message"),
     [
         (another_vocabulary, talk("q", "r"), 256, "its 32,000 pieces (sha256 "),
-        (
-            other_special_tokens,
-            talk("q", "r"),
-            256,
-            "vocab_size is 32002, but that of the tokeniser is 32000; give",
-        ),
-        (
-            another_template,
-            talk("q", "r"),
-            256,
-            "chat_template has no [INST] … [/INST], so it is of another model",
-        ),
+        (other_special_tokens, talk("q", "r"), 256, "vocab_size is 32002, but that of the tokeniser is 32000; give"),
+        (another_template, talk("q", "r"), 256, "chat_template has no [INST] … [/INST], so it is of another model"),
         (
             untouched,
             (*talk("q", "r"), Message("assistant", "again")),
@@ -450,9 +416,7 @@ def untouched(base: Path) -> None:
         ),
     ],
 )
-def test_bad_input_ends_the_stage_with_one_line(
-    tmp_path, monkeypatch, root, change, last, max_length, message
-):
+def test_bad_input_ends_the_stage_with_one_line(tmp_path, monkeypatch, root, change, last, max_length, message):
     from stages.format import main
 
     text = (root / "params.yaml").read_text()
@@ -463,18 +427,9 @@ def test_bad_input_ends_the_stage_with_one_line(
     (tmp_path / "base/tokenizer.model").write_bytes(MODEL_FILE.read_bytes())
     change(tmp_path / "base")
     long = [("a", talk(f"{number} " + "words " * 30, "more words " * 15)) for number in range(100, 140)]
-    conversations = write(
-        tmp_path / "conversations.parquet", long if max_length == 16 else [*long, ("a", last)]
-    )
+    conversations = write(tmp_path / "conversations.parquet", long if max_length == 16 else [*long, ("a", last)])
     names = sorted(path.name for path in tmp_path.iterdir())
-    arguments = [
-        "--conversations",
-        str(conversations),
-        "--tokenizer",
-        "base/tokenizer.model",
-        "--out",
-        "format",
-    ]
+    arguments = ["--conversations", str(conversations), "--tokenizer", "base/tokenizer.model", "--out", "format"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -535,9 +490,7 @@ def test_the_trainer_takes_the_rows_and_isolates_packed_ones(tmp_path):
     rows = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=32000, num_key_value_heads=1, num_local_experts=2, initializer_range=0.3, **sizes
-    )
+    config = MixtralConfig(vocab_size=32000, num_key_value_heads=1, num_local_experts=2, initializer_range=0.3, **sizes)
     model = MixtralForCausalLM(config)
 
     def losses(**options: object) -> tuple[float, int]:
@@ -550,12 +503,7 @@ def test_the_trainer_takes_the_rows_and_isolates_packed_ones(tmp_path):
             bf16=False,
             **options,
         )
-        trainer = SFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            processing_class=tokenizer,
-        )
+        trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in trainer.get_train_dataloader():

@@ -39,25 +39,18 @@ CALLED = [{"role": "assistant", "content": "", "tool_calls": CALL}, {"role": "to
 
 def base(folder: Path, template: str) -> Path:
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(),
-        chat_template=template,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        tokenizer_object=vocabulary(), chat_template=template, bos_token="<|im_start|>", eos_token="<|im_end|>"
     )
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def formatted(
-    tmp_path: Path, rows: list, more: dict, tokenizer: Path = MODEL_FILE, **rules
-) -> tuple[dict, dict]:
+def formatted(tmp_path: Path, rows: list, more: dict, tokenizer: Path = MODEL_FILE, **rules) -> tuple[dict, dict]:
     """Rows of both sides by id, and the metrics; `more` as `write` takes it."""
     tmp_path.mkdir(exist_ok=True)
     path = write(tmp_path / "conversations.parquet", rows, more=more)
     metrics = format_rows(path, tokenizer, tmp_path / "out", params(**rules))
-    tables = [
-        pyarrow.parquet.read_table(tmp_path / "out" / f"{side}.parquet") for side in ("train", "held_out")
-    ]
+    tables = [pyarrow.parquet.read_table(tmp_path / "out" / f"{side}.parquet") for side in ("train", "held_out")]
     return {row["id"]: row for table in tables for row in table.to_pylist()}, metrics
 
 
@@ -88,10 +81,7 @@ def test_a_system_prompt_goes_to_the_first_prompt_as_mistral_common_puts_it(tmp_
     row = found[identity(rows[0][1])]
     assert row["input_ids"] == witness("只用中文回答。", "你好", "您好。", "写诗", "花开了。")
     assert metrics["system_prompts"] == 1
-    assert (
-        metrics["sources"]["own"]["system_prompts"] == 1
-        and "system_prompts" not in metrics["sources"]["other"]
-    )
+    assert metrics["sources"]["own"]["system_prompts"] == 1 and "system_prompts" not in metrics["sources"]["other"]
 
 
 def test_each_row_of_a_long_conversation_has_the_system_prompt(tmp_path: Path):
@@ -130,10 +120,7 @@ def test_repeated_rows_are_trained_so_often_and_held_out_once(tmp_path: Path):
     more = columns(rows, repeat=(pyarrow.int32(), 3, []))
     once, before = formatted(tmp_path / "a", rows, {})
     found, metrics = formatted(tmp_path / "b", rows, more)
-    assert (
-        metrics["train_rows"] == 3 * before["train_rows"]
-        and metrics["held_out_rows"] == before["held_out_rows"]
-    )
+    assert metrics["train_rows"] == 3 * before["train_rows"] and metrics["held_out_rows"] == before["held_out_rows"]
     for key, row in found.items():
         assert row["input_ids"] == once[key.partition("#")[0]]["input_ids"]
 
@@ -147,12 +134,9 @@ def test_a_template_that_knows_system_gets_it_as_such(tmp_path: Path, template: 
     row = found[identity(rows[0][1])]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     turns = [
-        {"role": ("user", "assistant")[n % 2], "content": text}
-        for n, text in enumerate(("你好", "您好。", "x", "y"))
+        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(("你好", "您好。", "x", "y"))
     ]
-    expected = tokenizer.apply_chat_template(
-        [{"role": "system", "content": "只用中文回答。"}, *turns], tokenize=False
-    )
+    expected = tokenizer.apply_chat_template([{"role": "system", "content": "只用中文回答。"}, *turns], tokenize=False)
     text = tokenizer.decode(row["input_ids"])
     assert text == expected.replace("中文", "中文<|im_end|>").replace("\nx", "\nx<|im_end|>")
     marks = sum(index == tokenizer.eos_token_id for index in row["input_ids"])
@@ -180,9 +164,7 @@ def test_calls_are_trained_and_results_are_not(tmp_path: Path):
         tools=FUNCTIONS, return_dict=True, return_assistant_tokens_mask=True,
     )  # fmt: skip
     assert row["input_ids"] == expected["input_ids"]
-    assert [label != IGNORED for label in row["labels"]] == [
-        bool(mask) for mask in expected["assistant_masks"]
-    ]
+    assert [label != IGNORED for label in row["labels"]] == [bool(mask) for mask in expected["assistant_masks"]]
     assert metrics["sources"]["own"]["trained_tokens"] == sum(expected["assistant_masks"])
 
 
@@ -190,9 +172,7 @@ def test_a_call_at_the_end_is_trained(tmp_path: Path):
     folder = base(tmp_path / "base", TOOLS)
     rows = [("own", talk("你好", "您好。", "北京冷吗？", "[the call as text]")), *filler()]
     called = [["", json.dumps(CALLED[:1], ensure_ascii=False)]]
-    more = columns(
-        rows, steps=(STEPS, [""], called), tools=(TEXT, "", [json.dumps(FUNCTIONS, ensure_ascii=False)])
-    )
+    more = columns(rows, steps=(STEPS, [""], called), tools=(TEXT, "", [json.dumps(FUNCTIONS, ensure_ascii=False)]))
     found, _ = formatted(tmp_path, rows, more, folder, prompt="chat_template", max_length=512)
     row = found[identity(rows[0][1])]
     turns = [
@@ -203,26 +183,17 @@ def test_a_call_at_the_end_is_trained(tmp_path: Path):
         [*turns, CALLED[0]], tools=FUNCTIONS, return_dict=True, return_assistant_tokens_mask=True
     )
     assert row["input_ids"] == expected["input_ids"]
-    assert [label != IGNORED for label in row["labels"]] == [
-        bool(mask) for mask in expected["assistant_masks"]
-    ]
+    assert [label != IGNORED for label in row["labels"]] == [bool(mask) for mask in expected["assistant_masks"]]
 
 
 @pytest.mark.parametrize("prompt", ["mistral", "chat_template"])
 def test_without_tools_in_the_template_the_rounds_before_the_first_call_are_kept(tmp_path: Path, prompt: str):
     folder = MODEL_FILE if prompt == "mistral" else base(tmp_path / "base", CHATML)
-    rows = [
-        ("own", talk("你好", "您好。", "北京冷吗？", "很冷。")),
-        ("own", talk("上海冷吗？", "不冷。")),
-        *filler(),
-    ]
+    rows = [("own", talk("你好", "您好。", "北京冷吗？", "很冷。")), ("own", talk("上海冷吗？", "不冷。")), *filler()]
     called = json.dumps(CALLED, ensure_ascii=False)
     more = columns(rows, steps=(STEPS, [""], [["", called], [called]]), tools=(TEXT, "", ["[]", "[]"]))
     found, metrics = formatted(tmp_path, rows, more, folder, prompt=prompt)
-    assert (
-        len(trained_spans(found[identity(rows[0][1])]["input_ids"], found[identity(rows[0][1])]["labels"]))
-        == 1
-    )
+    assert len(trained_spans(found[identity(rows[0][1])]["input_ids"], found[identity(rows[0][1])]["labels"])) == 1
     assert identity(rows[1][1]) not in found
     own = metrics["sources"]["own"]
     assert (own["rounds"], own["rounds_kept"], own["rounds_dropped_tool_calls"]) == (3, 1, 2)

@@ -75,12 +75,7 @@ def test_tokens_cover_the_ids_and_spell_the_text():
 
 
 def test_bytes_that_spell_nothing_are_shown_as_such():
-    assert list(characters("龘".encode()[:2] + b"a\xff")) == [
-        ("\ufffd", 1),
-        ("\ufffd", 1),
-        ("a", 1),
-        ("\ufffd", 1),
-    ]
+    assert list(characters("龘".encode()[:2] + b"a\xff")) == [("\ufffd", 1), ("\ufffd", 1), ("a", 1), ("\ufffd", 1)]
 
 
 def test_the_terminal_shows_trained_text_in_green():
@@ -137,10 +132,7 @@ def test_the_command_shows_rows(folder):
     assert CliRunner().invoke(preview, arguments).stdout.count(" trained\n") == 3
     missing = CliRunner().invoke(preview, [*arguments, "--source", "nobody"])
     assert missing.exit_code == 1
-    assert (
-        missing.stderr
-        == f"error: {folder}/train.parquet: no row of source 'nobody'; there are alpaca, sharegpt\n"
-    )
+    assert missing.stderr == f"error: {folder}/train.parquet: no row of source 'nobody'; there are alpaca, sharegpt\n"
     near = CliRunner().invoke(preview, [*arguments, "--source", "sharegbt"])
     assert near.stderr.endswith("no row of source 'sharegbt'; did you mean sharegpt?\n")
     missing = CliRunner().invoke(preview, ["--rows", str(folder / "none")])

@@ -13,9 +13,7 @@ from aurora.format.params import Format
 from aurora.format.split import is_held_out, split
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
-RULES = Format(
-    prompt="mistral", max_length=1024, long_conversation="continue", long_round="drop", held_out=0.3
-)
+RULES = Format(prompt="mistral", max_length=1024, long_conversation="continue", long_round="drop", held_out=0.3)
 SIGNS = [chr(code) for code in range(0x4E00, 0x5200)]
 
 

@@ -94,9 +94,7 @@ def test_a_file_of_a_data_set_comes_with_what_the_hub_says_of_it(hub: LocalHub, 
     data.branches["main"] = COMMIT
     for uri in (DATA, DATA.replace(COMMIT, "main")):
         got = bring(uri)
-        assert {name: digests.sha256 for name, digests in got.files.items()} == {
-            "a/rows.jsonl": sha256(SHARD)
-        }
+        assert {name: digests.sha256 for name, digests in got.files.items()} == {"a/rows.jsonl": sha256(SHARD)}
         assert got.revision == COMMIT
     assert here("rows.jsonl") == [SHARD]
     assert hub.count(STORED) == 1  # the second call found it whole
@@ -227,9 +225,7 @@ def test_a_fault_is_survived(hub: LocalHub, data: Repository, faults: list[Fault
 def test_what_came_whole_is_kept_and_the_rest_brought_later(hub: LocalHub, model: Repository):
     other = f"/storage/{sha256(OTHER)}"
     hub.faults[other] = [Fault(status=503)] * 3
-    with pytest.raises(
-        Unreachable, match=f"^{NAME}: HTTP 503; run again later: files that came whole are kept"
-    ):
+    with pytest.raises(Unreachable, match=f"^{NAME}: HTTP 503; run again later: files that came whole are kept"):
         bring(NAME)
     assert hub.count(other) == 3
     bring(NAME)
@@ -237,9 +233,7 @@ def test_what_came_whole_is_kept_and_the_rest_brought_later(hub: LocalHub, model
     assert {path.name: path.read_bytes() for path in Path("files").iterdir() if path.is_file()} == MODEL
 
 
-def test_an_interrupted_web_file_goes_on_where_a_hash_can_tell(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interrupted_web_file_goes_on_where_a_hash_can_tell(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)  # bytes that the library writes at once
     hub.files[WEB], cut = SHARD, [Fault(cut_after=150_000), *[Fault(cut_after=0)] * 99]
     hub.faults[WEB] = list(cut)
@@ -293,9 +287,7 @@ def test_a_token_is_the_environment_s_goes_to_the_hub_alone_and_no_signature_is_
         with pytest.raises(SourceError) as caught:
             fetch("own", own, Path("out"))
         assert "\n" not in str(caught.value)
-        said += str(caught.value) + "".join(
-            path.read_text(errors="replace") for path in Path().rglob("*.json")
-        )
+        said += str(caught.value) + "".join(path.read_text(errors="replace") for path in Path().rglob("*.json"))
     said += caplog.text + "".join(capfd.readouterr())
     for secret in ("signed", "X-Amz", TOKEN):
         assert secret not in said

@@ -129,11 +129,7 @@ def test_a_bomb_by_ratio_is_refused_before_it_fills_the_disk(kind: str, tmp_path
 
 
 def test_a_bomb_by_size_or_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    refused(
-        tmp_path,
-        packed_tar("gz", header(tarfile.DIRTYPE, name="data/x") * 60_000),
-        "more than 200 times its size",
-    )
+    refused(tmp_path, packed_tar("gz", header(tarfile.DIRTYPE, name="data/x") * 60_000), "more than 200 times its size")
     content = archive("tar.", {f"data/{number}": b"x" * 3000 for number in range(4)})
     monkeypatch.setattr(archives, "TOTAL_LIMIT", 10_000)
     refused(tmp_path, content, "more than 10,000 bytes")
@@ -143,9 +139,7 @@ def test_a_bomb_by_size_or_number_is_refused(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("packing", ["", "gz", "bz2", "xz"])
-@pytest.mark.parametrize(
-    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
-)
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
 def test_a_header_that_would_fill_the_memory_is_never_read(kind: bytes, packing: str, tmp_path: Path):
     size = 48 << 20
     content = packed_tar(packing, header(size=1), b"1" + bytes(511), header(kind, size), bytes(size))

@@ -31,12 +31,7 @@ from aurora.model.quantization import Quantization
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
-SMALL = SHAPE | {
-    "vocab_size": 96,
-    "intermediate_size": 64,
-    "num_local_experts": 4,
-    "initializer_range": 0.2,
-}
+SMALL = SHAPE | {"vocab_size": 96, "intermediate_size": 64, "num_local_experts": 4, "initializer_range": 0.2}
 ROWS = [
     ([1, 5, 6, 7, 8, 9, 10, 2], [-100, -100, -100, 7, 8, 9, 10, 2]),
     ([1, 40, 41, 42, 43, 44, 45, 46, 47, 2], [-100, 40, 41, 42, 43, 44, 45, 46, 47, 2]),
@@ -84,10 +79,7 @@ def test_the_measures_are_torch_s_own():
     wanted, found = torch.randn(2, 7, 50) * 3, torch.randn(2, 7, 50) * 3
     result = compare(list(wanted), iter(found))
     kl = torch.nn.functional.kl_div(
-        found.view(-1, 50).log_softmax(-1),
-        wanted.view(-1, 50).log_softmax(-1),
-        log_target=True,
-        reduction="batchmean",
+        found.view(-1, 50).log_softmax(-1), wanted.view(-1, 50).log_softmax(-1), log_target=True, reduction="batchmean"
     )
     assert result["kl_divergence"] == pytest.approx(kl.item(), rel=1e-5)
     assert result["max_abs"] == pytest.approx((wanted - found).abs().max().item())
@@ -123,9 +115,7 @@ def test_other_bases_are_measured_in_4_bits_too(folders, tmp_path: Path, kind: s
     places = {name: tmp_path / name for name in ("base", "adapter", "merged")}
     places["held_out.parquet"] = folders["held_out.parquet"]
     model = AutoModelForCausalLM.from_pretrained(write_base(places["base"], kind))
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False
-    )
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     tuned = get_peft_model(model, lora).eval()
     tuned.save_pretrained(places["adapter"])
     merge(places["base"], places["adapter"], places["merged"])

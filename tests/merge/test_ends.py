@@ -37,12 +37,7 @@ def test_a_stock_generate_of_the_merged_folder_ends_where_answers_were_trained_t
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()  # fmt: skip
     adapted.save_pretrained(tmp_path / "adapter")
     asked = torch.tensor([[1, 20, 30, 40]])
-    told = {
-        "do_sample": False,
-        "max_new_tokens": 12,
-        "pad_token_id": 0,
-        "attention_mask": torch.ones_like(asked),
-    }
+    told = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "attention_mask": torch.ones_like(asked)}
     said = adapted.generate(input_ids=asked, **told)[0].tolist()[4:]
     assert len(said) == 12 and said[3] not in said[:3]
     write_parquet(tmp_path / "rows.parquet", pyarrow.table({"labels": [[-100, 5, said[3]]] * 3}))

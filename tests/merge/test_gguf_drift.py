@@ -34,12 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def folders(root: Path) -> tuple[Path, Path, Path, Path]:
-    return (
-        root / "data/raw/model/base",
-        root / "models/adapter",
-        root / "models/merged",
-        root / "held_out.parquet",
-    )
+    return (root / "data/raw/model/base", root / "models/adapter", root / "models/merged", root / "held_out.parquet")
 
 
 def test_f16_is_the_merged_model_under_llama_cpp(project: Path):

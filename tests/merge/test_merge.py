@@ -31,11 +31,7 @@ from aurora.merge.merge import merge
 from aurora.model.folder import BITS, read_headers, read_shards, read_tensor_infos
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = SHAPE | {
-    "vocab_size": 320,
-    "intermediate_size": 64,
-    "num_local_experts": 4,
-}
+CONFIG = SHAPE | {"vocab_size": 320, "intermediate_size": 64, "num_local_experts": 4}
 # Recipes beside r 4 on q and v, each in PEFT's own words.
 RECIPES = {
     "plain": {},
@@ -82,9 +78,7 @@ def small(tmp_path_factory) -> tuple[Path, Path]:
     """As `folders`, in bfloat16 alone, for what has nothing to do with types."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("small")
-    MixtralForCausalLM(MixtralConfig(**CONFIG)).to(torch.bfloat16).save_pretrained(
-        path / "base", max_shard_size="60KB"
-    )
+    MixtralForCausalLM(MixtralConfig(**CONFIG)).to(torch.bfloat16).save_pretrained(path / "base", max_shard_size="60KB")
     return path / "base", write_adapter(path / "base", path / "adapter")
 
 
@@ -153,9 +147,7 @@ def test_the_sum_is_rounded_once(folders, tmp_path: Path):
     for name, delta in read_deltas(adapter).items():
         exact = before[name].double() + delta.scale * (delta.b().double() @ delta.a().double())
         step = (after[name].double() - exact).abs() / exact.abs().clamp(min=1e-3)
-        assert (
-            step.max() <= torch.finfo(before[name].dtype).eps / 2 + 1e-5
-        )  # half a unit, and float32's own sum
+        assert step.max() <= torch.finfo(before[name].dtype).eps / 2 + 1e-5  # half a unit, and float32's own sum
 
 
 STOCK = """
@@ -281,11 +273,7 @@ def test_every_kind_of_adapter_is_merged_as_peft_merges_it(tmp_path: Path, recip
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=1e-6, msg=name)
     changed = {name for name in ours if not torch.equal(ours[name], before[name])}
-    assert (
-        changed
-        == set(read_deltas(adapter, base))
-        == {n for n in ours if not torch.equal(theirs[n], before[n])}
-    )
+    assert changed == set(read_deltas(adapter, base)) == {n for n in ours if not torch.equal(theirs[n], before[n])}
 
 
 # Links, copies and the disk
@@ -364,9 +352,7 @@ def test_a_file_system_with_reflinks_writes_the_adapted_tensors_alone(small, tmp
         merge(*small, tmp_path / "merged")
         assert contents(mount / "merged") == contents(tmp_path / "merged")
         assert contents(mount / "base") == before
-        adapted = sum(
-            2 * delta.shape[0] * delta.shape[1] for delta in read_deltas(mount / "adapter").values()
-        )
+        adapted = sum(2 * delta.shape[0] * delta.shape[1] for delta in read_deltas(mount / "adapter").values())
         assert f"merge: {adapted:,} bytes written" in capsys.readouterr().err
     finally:
         subprocess.run(["umount", mount], check=True)
@@ -433,9 +419,7 @@ def test_a_disk_that_fills_up_leaves_nothing(small, tmp_path: Path, monkeypatch)
 # Interrupted and run again
 
 
-def test_it_goes_on_after_an_interruption_at_any_shard_and_ends_in_the_same_bytes(
-    small, tmp_path: Path, monkeypatch
-):
+def test_it_goes_on_after_an_interruption_at_any_shard_and_ends_in_the_same_bytes(small, tmp_path: Path, monkeypatch):
     merge(*small, tmp_path / "whole")
     expected, take = contents(tmp_path / "whole"), merging._take
     shards = len(read_shards(small[0]))
@@ -484,19 +468,14 @@ merging.merge(*map(Path, sys.argv[1:4]))
 
 @pytest.mark.parametrize("failure", [ModelError("drift: no"), OSError(errno.EIO, "Input/output error", "x")])
 def test_a_measure_that_fails_costs_no_merge(small, tmp_path: Path, monkeypatch, capsys, failure: Exception):
-    out, metrics = (
-        tmp_path / "out",
-        merge(*small, tmp_path / "whole", lambda folder: {"found": 1}),
-    )
+    out, metrics = (tmp_path / "out", merge(*small, tmp_path / "whole", lambda folder: {"found": 1}))
     capsys.readouterr()
 
     def fails(folder: Path) -> dict:
         raise failure
 
     kind = type(failure) if isinstance(failure, AuroraError) else ResourceError
-    with pytest.raises(
-        kind, match=r"no|Input/output error.*; what is merged is kept in .*/\.out\."
-    ) as caught:
+    with pytest.raises(kind, match=r"no|Input/output error.*; what is merged is kept in .*/\.out\.") as caught:
         merge(*small, out, fails)
     assert "disk" not in str(caught.value)
     assert not out.exists()
@@ -650,9 +629,7 @@ def test_other_weights_pickles_and_the_base_s_card_stay_behind(pair, tmp_path: P
     (base / "templates/chat.jinja").write_text("{{ messages }}")
     merge(base, adapter, tmp_path / "merged")
     found = {
-        path.relative_to(tmp_path / "merged").as_posix()
-        for path in (tmp_path / "merged").rglob("*")
-        if path.is_file()
+        path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*") if path.is_file()
     }
     extra = found - set(read_shards(base))
     assert extra == {
@@ -719,9 +696,7 @@ def test_a_sum_that_the_type_cannot_hold_is_refused(tmp_path: Path):
         {f"base_model.model.a.lora_{key}.weight": value for key, value in parts.items()},
         tmp_path / "adapter/adapter_model.safetensors",
     )
-    refused(
-        tmp_path / "base", tmp_path / "adapter", tmp_path / "out", "together are not finite in torch.float16"
-    )
+    refused(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", "together are not finite in torch.float16")
 
 
 @pytest.mark.parametrize(
@@ -963,11 +938,7 @@ def test_a_header_that_safetensors_refuses_is_refused_in_one_line(tmp_path: Path
     path = with_header(tmp_path / "model.safetensors", header, 12)
     with pytest.raises(SafetensorError):
         safe_open(path, "np").__enter__()
-    for read in (
-        lambda: read_tensor_infos(path),
-        lambda: read_headers(tmp_path),
-        lambda: read_shards(tmp_path),
-    ):
+    for read in (lambda: read_tensor_infos(path), lambda: read_headers(tmp_path), lambda: read_shards(tmp_path)):
         with pytest.raises(ModelError, match="damaged") as caught:
             read()
         assert "\n" not in str(caught.value)
@@ -1065,16 +1036,11 @@ def test_the_stage_writes_metrics_and_can_skip_the_drift(pair, tmp_path: Path, m
 
 def damage(folder: Path, kind: str) -> None:
     """One mistake in the inputs of the stage."""
-    file, shard = (
-        folder / "adapter/adapter_model.safetensors",
-        sorted((folder / "base").glob("*.safetensors"))[0],
-    )
+    file, shard = (folder / "adapter/adapter_model.safetensors", sorted((folder / "base").glob("*.safetensors"))[0])
     weights = load_file(file)
     name = next(name for name in weights if "lora_B" in name)
     if kind == "another base":
-        save_file(
-            {key: value[:, :3].clone() if "lora_A" in key else value for key, value in weights.items()}, file
-        )
+        save_file({key: value[:, :3].clone() if "lora_A" in key else value for key, value in weights.items()}, file)
     elif kind == "no number":
         save_file(weights | {name: weights[name] / 0}, file)
     elif kind == "adapter cut off":
@@ -1134,9 +1100,7 @@ def test_the_stage_says_a_mistake_in_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     names = {"base": "base", "adapter": "adapter", "rows": "held_out.parquet"}
     names |= {"merged": "models/merged", "out": "data/merge"}
-    result = CliRunner().invoke(
-        stage.main, [word for name, path in names.items() for word in (f"--{name}", path)]
-    )
+    result = CliRunner().invoke(stage.main, [word for name, path in names.items() for word in (f"--{name}", path)])
     assert result.exit_code == 1, result.output
     line = result.stderr.splitlines()[-1]
     assert re.match(rf"error: .*({told})", line)

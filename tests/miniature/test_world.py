@@ -45,9 +45,7 @@ def test_training_held_out_and_exam_questions_share_facts_but_no_sentence(world:
 def test_the_samples_are_what_the_generator_writes(tmp_path: Path, monkeypatch, root: Path) -> None:
     monkeypatch.setattr(samples, "SAMPLES", tmp_path)
     samples.write()
-    written = {
-        path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
-    }
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     tracked = {
         path.relative_to(root / "samples"): path.read_bytes()
         for top in {path.parts[0] for path in written}

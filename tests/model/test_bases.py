@@ -66,9 +66,7 @@ def assert_same_logits(one: PreTrainedModel, other: PreTrainedModel) -> None:
 def experts_of(folder: Path) -> list[str]:
     """Leaf names of the fused experts."""
     parameters = meta_model(folder).named_parameters()
-    return sorted(
-        {name.rpartition(".")[2] for name, tensor in parameters if tensor.dim() == 3 and "experts." in name}
-    )
+    return sorted({name.rpartition(".")[2] for name, tensor in parameters if tensor.dim() == 3 and "experts." in name})
 
 
 def attention_of(folder: Path) -> list[str]:
@@ -88,12 +86,7 @@ def train_adapter(folder: Path, bits: int, **lora: object) -> None:
 
 
 def assert_merged_is_peft_s() -> None:
-    merge(
-        Path("base"),
-        Path("adapter"),
-        Path("merged"),
-        ends=ends_of(Path("base"), Path("rows/held_out.parquet")),
-    )
+    merge(Path("base"), Path("adapter"), Path("merged"), ends=ends_of(Path("base"), Path("rows/held_out.parquet")))
     stock = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
     adapted = PeftModel.from_pretrained(stock, "adapter").eval()
     with torch.no_grad():
@@ -140,12 +133,7 @@ def assert_scores_are_lm_eval_s(folder: Path) -> None:
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = torch.tensor([prompt])
         whole = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=2,
-            pad_token_id=2,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=2
         )[0, len(prompt) :].tolist()
         assert reply == (whole[: whole.index(2)] if 2 in whole else whole)
 

@@ -56,9 +56,7 @@ def test_gradients_logits_and_files_are_those_of_peft_on_dense_weights(kind, lor
     dense = dequantised(packed, base)
     targets = find_targets(meta_model(base), lora.config(), "test")
     ours = attach(packed, targets)
-    assert (
-        is_packed(ours) and sum(w.numel() for w in ours.parameters() if w.requires_grad) == targets.trainable
-    )
+    assert is_packed(ours) and sum(w.numel() for w in ours.parameters() if w.requires_grad) == targets.trainable
     theirs = get_peft_model(dense, lora.config())
     torch.manual_seed(5)
     for name, weight in theirs.named_parameters():
@@ -81,9 +79,7 @@ def test_gradients_logits_and_files_are_those_of_peft_on_dense_weights(kind, lor
         mine.loss.backward()
         other.loss.backward()
         gradients = {name: w.grad for name, w in ours.named_parameters() if "lora_" in name}
-        gradients = renamed(
-            {n.replace(".default", ""): g for n, g in gradients.items()}, targets, to_disk=True
-        )
+        gradients = renamed({n.replace(".default", ""): g for n, g in gradients.items()}, targets, to_disk=True)
         expected = {n.replace(".default", ""): w.grad for n, w in theirs.named_parameters() if "lora_" in n}
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
@@ -126,7 +122,5 @@ def test_nothing_dense_lives_or_is_kept_for_backward():
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
             result = experts(hidden, index, weights)
         result.sum().backward()
-    assert max(tensor.numel() for tensor in kept) <= max(
-        w.numel() for w in experts.parameters() if w.requires_grad
-    )
+    assert max(tensor.numel() for tensor in kept) <= max(w.numel() for w in experts.parameters() if w.requires_grad)
     assert live.peak < dense / 2

@@ -113,10 +113,7 @@ def test_half_precision_is_as_near_to_float32_as_dense_weights_are(kind, dtype):
     exact = run(dense.float(), hidden.float(), index, weights)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == other.dtype
-        error, usual = (
-            (mine.float() - truth).norm() / truth.norm(),
-            (other.float() - truth).norm() / truth.norm(),
-        )
+        error, usual = ((mine.float() - truth).norm() / truth.norm(), (other.float() - truth).norm() / truth.norm())
         assert error < 1.2 * usual + 1e-6
         assert error < 0.02
 
@@ -132,9 +129,7 @@ def test_other_mixtures_of_experts(kind):
     dense, packed = dense_and_packed(kind)
     index, weights = routing("random", 50)
     hidden = torch.randn(50, HIDDEN)
-    for ours, theirs in zip(
-        run(packed, hidden, index, weights), run(dense, hidden, index, weights), strict=True
-    ):
+    for ours, theirs in zip(run(packed, hidden, index, weights), run(dense, hidden, index, weights), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -144,9 +139,7 @@ def test_each_expert_is_packed_as_bitsandbytes_packs_a_linear_layer(double_quant
     weight = (torch.randn(3, 256, 192) * torch.rand(3, 256, 1)).to(dtype)
     packed = PackedExperts.of(weight, double_quant)
     for expert, matrix in enumerate(weight):
-        codes, state = bnb.quantize_4bit(
-            matrix, blocksize=64, compress_statistics=double_quant, quant_type="nf4"
-        )
+        codes, state = bnb.quantize_4bit(matrix, blocksize=64, compress_statistics=double_quant, quant_type="nf4")
         assert torch.equal(packed.codes[expert].view(-1), codes.view(-1))
         assert torch.equal(packed.dense(expert), bnb.dequantize_4bit(codes, state))
 
@@ -192,10 +185,7 @@ def test_groups_slabs_and_fused_kernels_do_not_change_a_product(transposed, dtyp
     rows = torch.randn(17, 64 if transposed else 128).to(dtype)
     pieces = zip(experts, [0, *ends], ends, strict=False)
     expected = torch.cat(
-        [
-            rows[a:b].float() @ (packed.dense(e).T if transposed else packed.dense(e)).float()
-            for e, a, b in pieces
-        ]
+        [rows[a:b].float() @ (packed.dense(e).T if transposed else packed.dense(e)).float() for e, a, b in pieces]
     )
     close = 1e-6 if dtype == torch.float32 else 2**-8
     group = Group(experts, ends)
@@ -225,9 +215,7 @@ def test_one_token_dequantises_only_its_experts(monkeypatch):
     seen: list[list[int]] = []
     original = PackedExperts.dense_of
     monkeypatch.setattr(
-        PackedExperts,
-        "dense_of",
-        lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype),
+        PackedExperts, "dense_of", lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype)
     )
     packed(torch.randn(1, HIDDEN), torch.tensor([[6, 1]]), torch.tensor([[0.5, 0.5]]))
     assert seen == [[1, 6], [1, 6]]
@@ -281,18 +269,14 @@ def test_no_dense_weight_is_saved_for_backward(mode):
         assert weights_in(saved_floats(dense)[0]), "the witness must see the dense weights of the eager path"
 
 
-@pytest.mark.parametrize(
-    "mode, times", [("plain", 2 + 2), ("not reentrant", 2 + 2), ("reentrant", 2 + 2 + 2)]
-)
+@pytest.mark.parametrize("mode, times", [("plain", 2 + 2), ("not reentrant", 2 + 2), ("reentrant", 2 + 2 + 2)])
 def test_how_often_a_group_is_dequantised(mode, times, monkeypatch):
     """Forward needs both tensors once and backward too; checkpointing stops its recomputation before the experts."""
     packed = dense_and_packed()[1]
     seen = []
     original = PackedExperts.dense_of
     monkeypatch.setattr(
-        PackedExperts,
-        "dense_of",
-        lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype),
+        PackedExperts, "dense_of", lambda self, picked, dtype=None: seen.append(picked) or original(self, picked, dtype)
     )
     index, weights = routing("random", 40)
     hidden = torch.randn(40, HIDDEN, requires_grad=True)
@@ -314,9 +298,7 @@ def test_no_dense_weight_lives_after_forward():
     alive = [
         tensor.shape
         for tensor in gc.get_objects()
-        if isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
-        and tensor.shape[-2:] == (2 * INNER, HIDDEN)
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-2:] == (2 * INNER, HIDDEN)
     ]
     assert result.requires_grad and not alive
 
@@ -336,8 +318,7 @@ def test_autocast_computes_in_the_dtype_of_the_packed_tensors():
 @pytest.mark.parametrize("double_quant, bits", [(True, 4.13), (False, 4.51)])
 def test_bits_a_parameter_at_the_true_shape(double_quant, bits):
     stores = [
-        PackedExperts(shape, double_quant, torch.bfloat16, "meta")
-        for shape in [(8, 28672, 4096), (8, 4096, 14336)]
+        PackedExperts(shape, double_quant, torch.bfloat16, "meta") for shape in [(8, 28672, 4096), (8, 4096, 14336)]
     ]
     held = sum(tensor.numel() * tensor.element_size() for store in stores for tensor in store.parameters())
     assert 4 < 8 * held / (3 * 8 * 4096 * 14336) <= bits

@@ -49,9 +49,7 @@ def folder(tmp_path_factory) -> Path:
     """A small Mixtral in bfloat16, in several shards."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("mixtral")
-    MixtralForCausalLM(MixtralConfig(**SMALL)).to(torch.bfloat16).save_pretrained(
-        path, max_shard_size="100KB"
-    )
+    MixtralForCausalLM(MixtralConfig(**SMALL)).to(torch.bfloat16).save_pretrained(path, max_shard_size="100KB")
     assert len(list(path.glob("*.safetensors"))) > 3
     return path
 
@@ -107,9 +105,7 @@ def test_bfloat16_gives_the_bits_of_dense_weights(folder):
 
 def with_lora(model) -> PeftModel:
     torch.manual_seed(3)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     return get_peft_model(model, config)
 
 
@@ -159,10 +155,7 @@ def test_greedy_tokens_are_those_of_dense_weights(packed, folder):
     inputs = batch("left")
     del inputs["labels"]
     options = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
-    ours, theirs = (
-        packed.generate(**inputs, **options),
-        dequantised(packed, folder).generate(**inputs, **options),
-    )
+    ours, theirs = (packed.generate(**inputs, **options), dequantised(packed, folder).generate(**inputs, **options))
     assert ours.shape == (3, 61) and torch.equal(ours, theirs)
     assert len(ours[:, 21:].unique()) > 5
 
@@ -189,9 +182,7 @@ def test_a_dense_matrix_is_found_and_named(packed, name):
 
 def test_bits_16_and_32_are_dense(folder):
     for bits, dtype in ((16, torch.bfloat16), (32, torch.float32)):
-        model = load_model(
-            folder, Quantization(bits=bits, double_quant=True, compute_dtype="float32"), device="cpu"
-        )
+        model = load_model(folder, Quantization(bits=bits, double_quant=True, compute_dtype="float32"), device="cpu")
         assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
@@ -200,20 +191,12 @@ def test_a_packed_checkpoint_is_bit_identical(folder, tmp_path, double_quant):
     settings = Quantization(bits=4, double_quant=double_quant, compute_dtype="float32")
     first = load_model(folder, settings, device="cpu")
     save_packed(first, tmp_path / "packed")
-    assert sorted(path.suffix for path in (tmp_path / "packed").iterdir()) == [
-        ".json",
-        ".json",
-        ".safetensors",
-    ]
+    assert sorted(path.suffix for path in (tmp_path / "packed").iterdir()) == [".json", ".json", ".safetensors"]
     second = load_model(tmp_path / "packed", settings, device="cpu")
     before, after = first.state_dict(), second.state_dict()
     assert before.keys() == after.keys()
-    assert all(
-        torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items()
-    )
-    assert [
-        name for name, weight in second.named_parameters() if "experts" in name and weight.requires_grad
-    ] == []
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+    assert [name for name, weight in second.named_parameters() if "experts" in name and weight.requires_grad] == []
     with torch.no_grad():
         assert torch.equal(first(**batch()).logits, second(**batch()).logits)
     gradients(with_lora(second))
@@ -246,14 +229,8 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
         (lambda held: held.pop(f"{GATE_UP}.offsets"), rf"{GATE_UP}.offsets is missing"),
         (lambda held: held.pop(f"{QUERY}.absmax"), rf"{QUERY}.absmax is missing"),
         (lambda held: held.pop(QUERY), rf"{QUERY} is missing"),
-        (
-            lambda held: held.update({"model.extra": torch.zeros(3)}),
-            "model.extra is not a tensor of this packed",
-        ),
-        (
-            lambda held: held.update({f"{GATE_UP}.codes": held[f"{GATE_UP}.codes"][:7].clone()}),
-            r"U8 \(7, 192, 32\)",
-        ),
+        (lambda held: held.update({"model.extra": torch.zeros(3)}), "model.extra is not a tensor of this packed"),
+        (lambda held: held.update({f"{GATE_UP}.codes": held[f"{GATE_UP}.codes"][:7].clone()}), r"U8 \(7, 192, 32\)"),
         (
             lambda held: held.update({f"{GATE_UP}.scales": held[f"{GATE_UP}.scales"].float()}),
             "scales is F32 .*, not U8",
@@ -266,9 +243,7 @@ def test_a_broken_packed_checkpoint_is_named_in_one_line(packed, tmp_path, monke
     held = load_file(file)
     change(held)
     save_file(held, file, metadata={"format": "pt"})
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     with pytest.raises(ModelError, match=f"{told}.*; pack the 16-bit model again"):
         load_model(tmp_path / "packed", NF4, device="cpu")
 
@@ -328,9 +303,7 @@ def module_tokenizer(path: Path):
 
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<{number}>": number for number in range(3, 256)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
-        eos_token="</s>",
-        bos_token="<s>",
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="</s>", bos_token="<s>"
     )
     tokenizer.save_pretrained(path)
     return load_tokenizer(path)
@@ -375,9 +348,7 @@ def test_there_is_one_loader(root):
         for path in (root / folder).rglob("*.py")
         if re.search(r"^    .*ForCausalLM.from_pretrained", path.read_text(encoding="utf-8"), re.M)
     }
-    assert loaders - {"aurora/report/adapter_card.py"} == {
-        "aurora/model/loading.py"
-    }  # a card shows how to load it
+    assert loaders - {"aurora/report/adapter_card.py"} == {"aurora/model/loading.py"}  # a card shows how to load it
     users = {path.stem for path in (root / "aurora").rglob("*.py") if "import load_model" in path.read_text()}
     assert {"train", "evaluate"} <= users
 
@@ -430,9 +401,7 @@ def break_it(path: Path, kind: str) -> None:
     elif kind == "dtype":
         edit_tensors(path, lambda tensors: tensors.update({DOWN: torch.zeros(64, 96, dtype=torch.int8)}))
     elif kind == "dtype float8":
-        edit_tensors(
-            path, lambda tensors: tensors.update({DOWN: torch.zeros(64, 96).to(torch.float8_e4m3fn)})
-        )
+        edit_tensors(path, lambda tensors: tensors.update({DOWN: torch.zeros(64, 96).to(torch.float8_e4m3fn)}))
     elif kind == "transformers 4 in 4 bits":
         edit_config(path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     elif kind == "gptq":
@@ -457,10 +426,7 @@ def break_it(path: Path, kind: str) -> None:
         ("another kind of model", "no language model that loads"),
         ("missing expert", r"layers\.1\..*experts.3.w1.weight is missing; config.json asks for 8 experts"),
         ("extra expert", r"layers\.1\..*experts.8.w1.weight is one too many; config.json asks for 8 experts"),
-        (
-            "wrong shape of one expert",
-            r"layers\.0\..*experts.5.w2.weight is \(64, 95\), its sisters \(64, 96\)",
-        ),
+        ("wrong shape of one expert", r"layers\.0\..*experts.5.w2.weight is \(64, 95\), its sisters \(64, 96\)"),
         ("wrong shape of all experts", r"w\d.weight is \(.*\), which with its sisters is not \(8, .*\)"),
         ("wrong shape of attention", r"k_proj.weight is \(32, 64\), config.json asks for \(64, 64\)"),
         ("missing norm", "model.norm.weight is missing"),
@@ -479,9 +445,7 @@ def test_a_broken_folder_is_named_in_one_line(folder, tmp_path, monkeypatch, kin
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     break_it(broken, kind)
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     with pytest.raises(ModelError, match=told) as caught:
         load_model(broken, NF4, device="cpu")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -527,17 +491,13 @@ def test_experts_that_lie_fused_on_disk_load_in_4_bits(tmp_path, kind):
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     ids = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        single, fused = (
-            load_model(tmp_path / name, NF4, device="cpu")(ids).logits for name in ("single", "fused")
-        )
+        single, fused = (load_model(tmp_path / name, NF4, device="cpu")(ids).logits for name in ("single", "fused"))
     assert torch.equal(single, fused)
 
 
 def test_experts_that_nf4_cannot_hold_are_told_with_the_remedy(tmp_path, monkeypatch):
     folder = write_base(tmp_path, "mixtral", hidden_size=36, intermediate_size=50, num_attention_heads=2)
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     with pytest.raises(ModelError, match=r"gate_up_proj is \(4, 100, 36\), and NF4 .* quantization.bits: 16"):
         load_model(folder, NF4, device="cpu")
 
@@ -551,9 +511,7 @@ def test_experts_outside_the_interface_are_refused_in_4_bits_alone(tmp_path):
 
 def test_a_device_too_small_is_told_before_loading_with_the_sum(folder, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda device: 100_000)
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     with pytest.raises(
         ResourceError,
         match=r"loading in 4 bits takes .* GiB held \+ .* GiB while .* = .* GiB, and cpu has 0.00 GiB free",
@@ -567,9 +525,7 @@ def test_a_training_step_that_will_not_fit_is_told_before_loading(folder, monkey
     sft = load_params(Path(__file__).parent.parent.parent / "params.yaml").sft
     short, long = (Rows(8, 8 * length, length, length, "rows") for length in (10, 3000))
     monkeypatch.setattr("aurora.sft.plan.machine", lambda: Machine("cpu", 0, 20 * 2**20))
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     check(plan(sft, NF4, folder, short))
     with pytest.raises(ResourceError, match=r"training takes about 0\.\d\d GiB, and cpu has 0\.02 GiB free"):
         check(plan(sft, NF4, folder, long))
@@ -624,25 +580,20 @@ def test_peak_memory_of_loading_two_gigabytes(folder, tmp_path):
 
     for number in range(12):
         layer = f"model.layers.{number}"
-        tensors = {
-            f"{layer}.block_sparse_moe.experts.{e}.{w}.weight": kinds[w] for e in range(8) for w in kinds
-        }
+        tensors = {f"{layer}.block_sparse_moe.experts.{e}.{w}.weight": kinds[w] for e in range(8) for w in kinds}
         tensors |= {f"{layer}.self_attn.{p}_proj.weight": square for p in "qo"}
         tensors |= {f"{layer}.self_attn.{p}_proj.weight": key for p in "kv"}
         tensors |= {f"{layer}.{norm}_layernorm.weight": square[0] for norm in ("input", "post_attention")}
         shard(f"layer-{number}.safetensors", tensors | {f"{layer}.block_sparse_moe.gate.weight": square[:8]})
     table = torch.randn(4096, 1024).bfloat16()
     shard(
-        "rest.safetensors",
-        {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": key[0]},
+        "rest.safetensors", {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": key[0]}
     )
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
     dense = sum(entry.bytes for entry in read_headers(tmp_path).values())
     assert dense > 2e9
     command = [sys.executable, "-c", PEAK, str(tmp_path), str(folder)]
-    measured = json.loads(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    )
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     settings = Quantization(bits=4, double_quant=True, compute_dtype="bfloat16")
     skeleton = meta_model(tmp_path)
     held, arrival = held_bytes(skeleton, settings), largest_arrival(tmp_path, skeleton, settings)
@@ -740,13 +691,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
         "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": str(Path(__file__).parent.parent.parent),
     }
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]  # what accelerate launch calls
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what accelerate launch calls
     outcomes = {}
     for name, options, size in (("two", launch, "2"), ("one", [], "4")):
         (tmp_path / name).mkdir()

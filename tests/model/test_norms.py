@@ -24,6 +24,4 @@ def test_a_norm_in_one_kernel_is_that_of_transformers_but_for_one_rounding():
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found, expected, rtol=2**-7, atol=0)
     for norm, expected in zip(norms.float(), before, strict=True):
-        torch.testing.assert_close(
-            norm(rows), expected, rtol=2**-7, atol=1e-2
-        )  # weights went through bfloat16
+        torch.testing.assert_close(norm(rows), expected, rtol=2**-7, atol=1e-2)  # weights went through bfloat16

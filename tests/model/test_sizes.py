@@ -44,12 +44,8 @@ def test_dense_groups_are_those_of_the_model(folder):
     assert groups["total"]["parameters"] == model.num_parameters()
     assert {group["bits_per_parameter"] for group in groups.values()} == {16}
     layer = model.model.layers[0]
-    assert groups["experts"]["parameters"] == 2 * sum(
-        weight.numel() for weight in layer.mlp.experts.parameters()
-    )
-    assert groups["attention"]["parameters"] == 2 * sum(
-        weight.numel() for weight in layer.self_attn.parameters()
-    )
+    assert groups["experts"]["parameters"] == 2 * sum(weight.numel() for weight in layer.mlp.experts.parameters())
+    assert groups["attention"]["parameters"] == 2 * sum(weight.numel() for weight in layer.self_attn.parameters())
     assert groups["router"]["parameters"] == 2 * layer.mlp.gate.weight.numel()
     assert list(groups) == ["embeddings", "attention", "experts", "router", "norms", "head", "total"]
 
@@ -85,9 +81,7 @@ def test_nf4_and_a_packed_folder_tell_the_same_experts(folder, tmp_path):
         assert dense[name]["parameters"] == plan[name]["parameters"] == file[name]["parameters"]
     # A file holds, beside bitsandbytes' tables, a few words of description with each attention matrix.
     extra = file["attention"]["bytes"] - plan["attention"]["bytes"]
-    described = [
-        entry for name, entry in read_headers(tmp_path / "packed").items() if "bitsandbytes__nf4" in name
-    ]
+    described = [entry for name, entry in read_headers(tmp_path / "packed").items() if "bitsandbytes__nf4" in name]
     assert len(described) == 8 and extra == sum(entry.bytes for entry in described) - 8 * 4
     assert stored(tmp_path / "packed")["total"] == file["total"]
 

@@ -33,13 +33,7 @@ def test_the_type_checker_finds_a_planted_wrong_attribute(root: Path, tmp_path: 
     shutil.copyfile(root / "pyproject.toml", tmp_path / "pyproject.toml")
     planted = tmp_path / "aurora/sft/planted.py"
     planted.write_text(PLANTED)
-    command = [
-        SCRIPTS / "pyrefly",
-        "check",
-        "--python-interpreter-path",
-        sys.executable,
-        "--output-format=min-text",
-    ]
+    command = [SCRIPTS / "pyrefly", "check", "--python-interpreter-path", sys.executable, "--output-format=min-text"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     lines = [line for line in done.stdout.splitlines() if "planted.py" in line]
@@ -58,9 +52,7 @@ def test_a_fault_of_the_workflow_is_found(root: Path, tmp_path: Path, checker: s
     for number, content in enumerate((text, text.replace(*WORKFLOW_FAULTS[checker], 1))):
         file = tmp_path / "ci.yml"
         file.write_text(content)
-        done = subprocess.run(
-            [SCRIPTS / command, *options, file], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([SCRIPTS / command, *options, file], capture_output=True, text=True, check=False)
         assert (done.returncode == 0) == (number == 0), done.stdout + done.stderr
 
 

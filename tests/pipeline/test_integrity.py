@@ -30,11 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of two stages that has run and is pushed."""
     folder = tmp_path_factory.mktemp("integrity") / "finished"
     folder.mkdir()
-    for name, text in {
-        "dvc.yaml": DVC_YAML,
-        "given.txt": "aurora\n",
-        ".gitignore": "/made\n/result.txt\n",
-    }.items():
+    for name, text in {"dvc.yaml": DVC_YAML, "given.txt": "aurora\n", ".gitignore": "/made\n/result.txt\n"}.items():
         (folder / name).write_text(text)
     run(folder, "git", "init", "--quiet")
     dvc(folder, "init", "--quiet")
@@ -93,9 +89,7 @@ def test_what_is_whole_has_no_fault_and_links_are_read_once(project: Path):
     done = verify("--remote")
     assert done.exit_code == 0 and done.stderr == ""
     # a.txt and result.txt are links to one object, b.txt to another; told/c.txt git tracks
-    assert re.search(
-        r"^verified [23] files, 0\.00 GiB, 3 objects of the remote: 0 faults$", done.stdout, re.M
-    )
+    assert re.search(r"^verified [23] files, 0\.00 GiB, 3 objects of the remote: 0 faults$", done.stdout, re.M)
 
 
 def test_a_flipped_bit_that_dvc_does_not_see_is_found_and_the_remedy_works(project: Path):
@@ -125,9 +119,7 @@ def test_a_damaged_copy_comes_back_from_the_cache(project: Path):
 def test_a_damaged_object_or_listing_of_the_cache_is_found(project: Path):
     unlinked(project / "made/b.txt")
     (object_,) = (
-        path
-        for path in (project / ".dvc/cache/files").rglob("*")
-        if path.is_file() and path.read_bytes() == b"b\n"
+        path for path in (project / ".dvc/cache/files").rglob("*") if path.is_file() and path.read_bytes() == b"b\n"
     )
     flip(object_)
     assert "damaged, the cache's copy of made/b.txt; rm -f " in the_fault()
@@ -156,9 +148,7 @@ def test_what_is_not_here_is_no_fault_but_said(project: Path):
 @pytest.mark.parametrize("kind", ["damaged", "missing"])
 def test_a_remote_object_is_read(project: Path, kind: str):
     (object_,) = (
-        path
-        for path in project.with_name("remote").rglob("*")
-        if path.is_file() and path.read_bytes() == b"b\n"
+        path for path in project.with_name("remote").rglob("*") if path.is_file() and path.read_bytes() == b"b\n"
     )
     flip(object_) if kind == "damaged" else object_.unlink()
     again = verify()
@@ -174,6 +164,4 @@ def test_a_remote_object_is_read(project: Path, kind: str):
 
 def test_a_remote_that_is_not_there_is_one_line(project: Path):
     done = verify("--remote", "far")
-    assert (
-        done.exit_code == 1 and done.stderr.startswith("error: DVC remote: ") and done.stderr.count("\n") == 1
-    )
+    assert done.exit_code == 1 and done.stderr.startswith("error: DVC remote: ") and done.stderr.count("\n") == 1

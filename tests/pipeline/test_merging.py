@@ -39,15 +39,7 @@ stages:
 
 def aurora(folder: Path, *words: str, returncode: int = 0) -> str:
     """What `aurora` of this working tree prints in a clone."""
-    return run(
-        folder,
-        sys.executable,
-        "-m",
-        "aurora.commands.cli",
-        *words,
-        returncode=returncode,
-        PYTHONPATH=str(ROOT),
-    )
+    return run(folder, sys.executable, "-m", "aurora.commands.cli", *words, returncode=returncode, PYTHONPATH=str(ROOT))
 
 
 def records(folder: Path, side: str = "") -> dict:
@@ -81,13 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(ran(dvc(folder, "repro"))) == 5
     commit(folder, "run")
     assert branch(folder, "limit", "params.yaml", "most: 1", "most: 2") == ["clean"]
-    assert branch(folder, "row", "rows.txt", "one", "one\ntwo") == [
-        "clean",
-        "fetch",
-        "report",
-        "score",
-        "train",
-    ]
+    assert branch(folder, "row", "rows.txt", "one", "one\ntwo") == ["clean", "fetch", "report", "score", "train"]
     return folder
 
 
@@ -160,9 +146,7 @@ def test_marks_in_a_lock_file_are_named(clone: Path):
     lock = clone / "dvc.lock"
     lock.write_text(f"<<<<<<< HEAD\n{lock.read_text()}=======\n>>>>>>> other\n")
     said = aurora(clone, "why", returncode=1)
-    assert said.startswith(
-        "error: dvc.lock: holds git's conflict marks; restore one side by: git checkout HEAD"
-    )
+    assert said.startswith("error: dvc.lock: holds git's conflict marks; restore one side by: git checkout HEAD")
 
 
 def test_a_record_is_taken_whole():

@@ -18,12 +18,7 @@ from aurora.sources.source import Source
 
 ROOT = Path(__file__).parent.parent.parent
 HUB_BASE = {"kind": "model", "uri": f"hf://o/n@{'1' * 40}", "format": "transformers", "licence": "MIT"}
-CHATS = {
-    "kind": "instructions",
-    "uri": f"hf://datasets/o/n@{'1' * 40}/a.json",
-    "format": "alpaca",
-    "licence": "MIT",
-}
+CHATS = {"kind": "instructions", "uri": f"hf://datasets/o/n@{'1' * 40}/a.json", "format": "alpaca", "licence": "MIT"}
 
 
 def changed(tmp_path: Path, key: str, value: object) -> Path:
@@ -50,24 +45,12 @@ def changed(tmp_path: Path, key: str, value: object) -> Path:
         ("sft.learning_rate", None, r"sft\.learning_rate: missing"),
         ("sft.learning_rate", "fast", r"sft\.learning_rate: .*'fast'"),
         ("sft.learning_rate", -1.0, r"sft\.learning_rate: .*greater than 0.*-1\.0"),
-        (
-            "sft.lora.target_modules",
-            ["embed_tokens"],
-            r"target_modules: embed_tokens gets no adapter; list it under",
-        ),
+        ("sft.lora.target_modules", ["embed_tokens"], r"target_modules: embed_tokens gets no adapter; list it under"),
         ("quantization.bits", 8, r"quantization\.bits: .*4, 16 or 32.*8"),
         ("sources.base", None, r"exactly one of kind model together, named base"),
         ("hub_models", None, r"hub_models: missing"),
-        (
-            "hub_models.base",
-            HUB_BASE,
-            r"exactly one of kind model together, named base; found \['base', 'base'\]",
-        ),
-        (
-            "hub_models.chats",
-            CHATS,
-            r"hub_models\.chats: .* of kind instructions, .* move the entry to downloads",
-        ),
+        ("hub_models.base", HUB_BASE, r"exactly one of kind model together, named base; found \['base', 'base'\]"),
+        ("hub_models.chats", CHATS, r"hub_models\.chats: .* of kind instructions, .* move the entry to downloads"),
         ("downloads.mmlu", CHATS, r"sources and downloads have an entry of the same name; rename"),
         ("sources.chats", CHATS, r"sources\.chats: .* is an address, .* move the entry to downloads"),
         ("sources.mmlu", None, r"sources and downloads have no benchmark mmlu; dvc\.yaml lists it for clean"),
@@ -100,12 +83,7 @@ def test_a_source_s_name_is_a_folder_s_and_a_key_of_params(tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     "uri",
-    [
-        "https://user:s3cret@h.org/x",
-        "https://h.org/x?key=s3cret",
-        "http://u:s3cret@h.org/x",
-        "hf://u:s3cret@o/n@main",
-    ],
+    ["https://user:s3cret@h.org/x", "https://h.org/x?key=s3cret", "http://u:s3cret@h.org/x", "hf://u:s3cret@o/n@main"],
 )
 def test_no_secret_of_an_address_is_repeated(tmp_path: Path, uri: str):
     path = changed(tmp_path, "sources.mmlu.uri", uri)
@@ -118,9 +96,7 @@ def test_no_secret_of_an_address_is_repeated(tmp_path: Path, uri: str):
 def test_a_misspelt_key_is_named_with_its_right_spelling(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text().replace("learning_rate:", "lerning_rate:"))
-    with pytest.raises(
-        ParamsError, match=r"sft\.lerning_rate: unknown key; did you mean learning_rate\? \(and 1"
-    ):
+    with pytest.raises(ParamsError, match=r"sft\.lerning_rate: unknown key; did you mean learning_rate\? \(and 1"):
         load_params(path)
 
 
@@ -137,9 +113,7 @@ def test_a_source_that_stands_twice_is_one_line(tmp_path: Path):
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("\n  ceval:\n", "\n  mmlu:\n", 1))
     line = text[: text.index("\n  ceval:\n")].count("\n") + 2
-    with pytest.raises(
-        ParamsError, match=rf"params\.yaml line {line}: mmlu: the name stands twice; rename"
-    ) as caught:
+    with pytest.raises(ParamsError, match=rf"params\.yaml line {line}: mmlu: the name stands twice; rename") as caught:
         load_params(tmp_path / "params.yaml")
     assert "\n" not in str(caught.value)
 
@@ -151,9 +125,7 @@ def test_one_e_minus_four_is_a_number(tmp_path: Path):
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_one_line(tmp_path: Path):
-    with pytest.raises(
-        ParamsError, match="not found; run this in the root of the repository, or restore it by"
-    ):
+    with pytest.raises(ParamsError, match="not found; run this in the root of the repository, or restore it by"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ParamsError, match="not YAML"):
@@ -188,9 +160,7 @@ def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeyp
     assert read_section("sft.lora", Lora).target_modules
     assert read_section("format.prompt", PromptName) == "mistral"
     for key, kind in (("quantization", Quantization), ("format", Format), ("sources.mmlu", Source)):
-        undeclared = (
-            rf"dvc\.yaml: stage sft reads {key}, which it does not declare; add - {key} to its params"
-        )
+        undeclared = rf"dvc\.yaml: stage sft reads {key}, which it does not declare; add - {key} to its params"
         with pytest.raises(ParamsError, match=undeclared):
             read_section(key, kind)
     monkeypatch.setenv("DVC_STAGE", "fetch@mmlu")
@@ -202,9 +172,7 @@ def test_a_stage_reads_what_it_declares_and_nothing_else(tmp_path: Path, monkeyp
     with pytest.raises(ParamsError, match=r"sources\.mmmlu: missing; there are .*mmlu"):
         read_section("sources.mmmlu", Source)
     changed(tmp_path, "sft.lora.r", 0)
-    with pytest.raises(
-        ParamsError, match=r"^params\.yaml: sft\.lora\.r: .*greater than or equal to 1, found 0$"
-    ):
+    with pytest.raises(ParamsError, match=r"^params\.yaml: sft\.lora\.r: .*greater than or equal to 1, found 0$"):
         read_section("sft", Sft)
     changed(tmp_path, "format.prompt", "chatml")
     with pytest.raises(ParamsError, match=r"^params\.yaml: format\.prompt: .*'mistral'.*found 'chatml'$"):

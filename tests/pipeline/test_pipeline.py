@@ -40,8 +40,7 @@ def test_the_pipeline_runs_on_real_rows_and_all_subjects(real_data: Path, tmp_pa
     assert kept == sum(entry["kept"] for entry in clean["sources"].values())
     assert 2300 < kept < 2517
     rows = sum(
-        pyarrow.parquet.read_table(tmp_path / f"data/format/{name}.parquet").num_rows
-        for name in ("train", "held_out")
+        pyarrow.parquet.read_table(tmp_path / f"data/format/{name}.parquet").num_rows for name in ("train", "held_out")
     )
     form = json.loads((tmp_path / "metrics/format.json").read_text())
     assert rows == form["train_rows"] + form["held_out_rows"]

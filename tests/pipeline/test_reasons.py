@@ -62,11 +62,7 @@ def test_a_fresh_clone_is_one_line(project: Path, tmp_path: Path, monkeypatch: p
     assert why(clone, monkeypatch) == [line]
     params = clone / "params.yaml"
     params.write_text(params.read_text().replace("1e-4", "2e-4"))
-    assert why(clone, monkeypatch) == [
-        line,
-        "first would run:",
-        "  params.yaml: first.rate from 0.0001 to 0.0002",
-    ]
+    assert why(clone, monkeypatch) == [line, "first would run:", "  params.yaml: first.rate from 0.0001 to 0.0002"]
 
 
 @pytest.mark.parametrize(
@@ -124,19 +120,14 @@ def test_a_stage_that_has_never_run_is_said_to_be_so(project: Path, monkeypatch:
     try:
         assert why(project, monkeypatch) == ["third would run:", "  dvc.lock knows no run of it"]
         (project / "given/b.txt").write_text("c")
-        assert why(project, monkeypatch, "third")[-2:] == [
-            "third would run:",
-            "  dvc.lock knows no run of it",
-        ]
+        assert why(project, monkeypatch, "third")[-2:] == ["third would run:", "  dvc.lock knows no run of it"]
     finally:
         (project / "dvc.yaml").write_text(DVC_YAML)
         (project / "given/b.txt").write_text("b")
 
 
 def test_what_dvc_yaml_lists_newly_was_not_edited(project: Path, monkeypatch: pytest.MonkeyPatch):
-    text = DVC_YAML.replace("deps: [made]", "deps: [made, params.yaml]").replace(
-        "outs: [res", "outs: [more.txt, res"
-    )
+    text = DVC_YAML.replace("deps: [made]", "deps: [made, params.yaml]").replace("outs: [res", "outs: [more.txt, res")
     (project / "dvc.yaml").write_text(text)
     (project / "given/c").write_text("")
     try:

@@ -114,16 +114,12 @@ def test_metrics_and_plots_need_no_pull(clone: Path):
     for model in ("base", "tuned"):
         found = shown[""]["data"][f"metrics/{model}.json"]["data"]
         assert len(found) <= 8
-        assert {name: found[name] for name in ("loss", "zh_reply_rate", "exact_match")}.items() <= scores[
-            model
-        ].items()
+        assert {name: found[name] for name in ("loss", "zh_reply_rate", "exact_match")}.items() <= scores[model].items()
         assert all(found[name] == scores[model][name]["acc"] for name in ("ceval", "mmlu", "cmmlu"))
     metrics = clone / "metrics/tuned.json"
     text = metrics.read_text(encoding="utf-8")
     tracked = json.loads(text)
-    metrics.write_text(
-        json.dumps(tracked | {"zh_reply_rate": tracked["zh_reply_rate"] - 0.5}), encoding="utf-8"
-    )
+    metrics.write_text(json.dumps(tracked | {"zh_reply_rate": tracked["zh_reply_rate"] - 0.5}), encoding="utf-8")
     difference = json.loads(run(clone, DVC, "metrics", "diff", "main", "--json"))
     metrics.write_text(text, encoding="utf-8")
     assert difference["metrics/tuned.json"]["zh_reply_rate"]["diff"] == pytest.approx(-0.5)

@@ -61,11 +61,7 @@ def said(small: Path, left_out: str | None = None, added: str | None = None) -> 
     ("left_out", "added", "message"),
     [
         ("aurora/two", None, "work: aurora/two is missing, imported by aurora/one/run.py; add it to deps"),
-        (
-            "stages/__init__.py",
-            None,
-            "work: stages/__init__.py is missing, imported by stages/work.py; add it",
-        ),
+        ("stages/__init__.py", None, "work: stages/__init__.py is missing, imported by stages/work.py; add it"),
         (None, "aurora/four", "work: aurora/four is listed, but nothing there imports it; take it out"),
         (None, "aurora/two/deep.py", "work: aurora/two/deep.py is part of a room; list aurora/two"),
     ],
@@ -80,10 +76,7 @@ def test_a_wrong_list_of_rooms_is_said(small: Path, left_out: str, added: str, m
     ("files", "message"),
     [
         (
-            {
-                "aurora/one/alone.py": "",
-                "stages/work.py": "import aurora.one.alone, aurora.one.run, aurora.three.x",
-            },
+            {"aurora/one/alone.py": "", "stages/work.py": "import aurora.one.alone, aurora.one.run, aurora.three.x"},
             "aurora/one/alone.py is reached by work alone; move it to aurora/work",
         ),
         (
@@ -99,17 +92,11 @@ def test_a_wrong_list_of_rooms_is_said(small: Path, left_out: str, added: str, m
             "stages/rest.py: imports work.py; a stage never imports a stage",
         ),
         (
-            {
-                "aurora/commands/__init__.py": "",
-                "aurora/one/run.py": "import aurora.two.deep, aurora.commands",
-            },
+            {"aurora/commands/__init__.py": "", "aurora/one/run.py": "import aurora.two.deep, aurora.commands"},
             "aurora/one/run.py: imports aurora/commands, which no stage may reach",
         ),
         (
-            {
-                "aurora/four/__init__.py": "import aurora.five",
-                "aurora/five/__init__.py": "import aurora.four",
-            },
+            {"aurora/four/__init__.py": "import aurora.five", "aurora/five/__init__.py": "import aurora.four"},
             "imports between rooms run one way",
         ),
     ],

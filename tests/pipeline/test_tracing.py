@@ -103,10 +103,7 @@ def test_a_module_that_is_installed_alone_is_not_there(project: Path):
             "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'open(\"given/a.txt\")'])\n",
             "second opens given/a.txt, which dvc.yaml does not declare; add it to deps",
         ),
-        (
-            "open(r'{root}/extra.txt')\n",
-            "second opens extra.txt, which dvc.yaml does not declare; add it to deps",
-        ),
+        ("open(r'{root}/extra.txt')\n", "second opens extra.txt, which dvc.yaml does not declare; add it to deps"),
         (
             "import socket\ntry: socket.create_connection(('192.0.2.1', 9), 0.1)\nexcept OSError: pass\n",
             "second connects to 192.0.2.1; only fetch_download and fetch_hub may",
@@ -114,14 +111,7 @@ def test_a_module_that_is_installed_alone_is_not_there(project: Path):
         ("open('left.txt', 'w')\n", "second writes left.txt, which dvc.yaml does not list in outs"),
         ("Path('result.txt').unlink()\n", "second does not write result.txt, which dvc.yaml lists in outs"),
     ],
-    ids=[
-        "a file that may be there",
-        "a child process",
-        "an absolute path",
-        "a connection",
-        "a leftover",
-        "no output",
-    ],
+    ids=["a file that may be there", "a child process", "an absolute path", "a connection", "a leftover", "no output"],
 )
 def test_what_is_not_declared_is_named(project: Path, edit: str, fault: str):
     try:
@@ -138,17 +128,13 @@ def test_loopback_and_the_scratch_folder_are_no_fault(project: Path):
 
 def test_a_file_that_no_audit_hook_sees_is_not_there(project: Path):
     edit = "import subprocess\nsubprocess.run(['cat', 'extra.txt'], check=True)\n"
-    with pytest.raises(
-        DataError, match=r"^second fails where it has only what dvc\.yaml declares: .*extra\.txt"
-    ):
+    with pytest.raises(DataError, match=r"^second fails where it has only what dvc\.yaml declares: .*extra\.txt"):
         traced(edit)
 
 
 def test_an_undeclared_parameter_is_not_there(project: Path):
     edit = "from ruamel.yaml import YAML\nYAML(typ='safe').load(Path('params.yaml'))['other']\n"
-    with pytest.raises(
-        DataError, match=r"second fails .*params\.yaml.*second opens params\.yaml, which dvc\.yaml"
-    ):
+    with pytest.raises(DataError, match=r"second fails .*params\.yaml.*second opens params\.yaml, which dvc\.yaml"):
         traced(edit)
 
 
@@ -248,13 +234,8 @@ KINDS = (sandbox.NAMESPACES, sandbox.LANDLOCK, sandbox.NONE)
 def promised(root: Path) -> dict[str, dict[str, bool]]:
     """Whether each planted input is caught, by the kind of sandbox, as docs/promises.md has it."""
     text = (root / "docs/promises.md").read_text(encoding="utf-8")
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| caught |" in line
-    ]
-    return {
-        name: {kind: cell == "caught" for kind, cell in zip(KINDS, cells, strict=True)}
-        for name, *cells in rows
-    }
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| caught |" in line]
+    return {name: {kind: cell == "caught" for kind, cell in zip(KINDS, cells, strict=True)} for name, *cells in rows}
 
 
 def test_the_table_of_the_docs_has_every_planted_input(root: Path):
@@ -307,11 +288,11 @@ def test_a_weaker_sandbox_still_runs_what_is_sound_and_says_what_it_is(project: 
     with Repo() as repo:
         done = trace(repo, (), kind)
     assert (done.faults, done.outputs, done.kind) == ((), 2, kind)
-    edit = "import pyarrow\ntry: found = pyarrow.OSFile('{root}/extra.txt').read().decode()\nexcept OSError: found = ''\n"
+    edit = (
+        "import pyarrow\ntry: found = pyarrow.OSFile('{root}/extra.txt').read().decode()\nexcept OSError: found = ''\n"
+    )
     with Path("steps/second.py").open("a") as file:
-        file.write(
-            edit.replace("{root}", str(project)) + "with open('result.txt', 'a') as file: file.write(found)\n"
-        )
+        file.write(edit.replace("{root}", str(project)) + "with open('result.txt', 'a') as file: file.write(found)\n")
     with Repo() as repo:
         repo.reproduce(["second"])
         assert bool(trace(repo, ["second"], kind).faults) is (kind == sandbox.LANDLOCK)

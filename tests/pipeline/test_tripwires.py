@@ -51,13 +51,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copied(honest: Path, folder: Path) -> Path:
     """The honest run in `folder`, by links; what is planted replaces a file and never changes it."""
-    shutil.copytree(
-        honest,
-        folder,
-        ignore=shutil.ignore_patterns(".aurora"),
-        copy_function=os.link,
-        dirs_exist_ok=True,
-    )
+    shutil.copytree(honest, folder, ignore=shutil.ignore_patterns(".aurora"), copy_function=os.link, dirs_exist_ok=True)
     return folder
 
 
@@ -90,10 +84,7 @@ def told(honest: Path, faulty: Path) -> set[str]:
     lengths = [[len(row["reply"]) for row in side] for side in rows]
     if mannwhitneyu(*lengths).pvalue < LEVEL:
         found.add("mean_length")
-    losses = [
-        json.loads((folder / "data/eval/tuned/results.json").read_text())["loss"]
-        for folder in (honest, faulty)
-    ]
+    losses = [json.loads((folder / "data/eval/tuned/results.json").read_text())["loss"] for folder in (honest, faulty)]
     if not 0.8 < losses[1] / losses[0] < 1.25:
         found.add("loss")
     return found
@@ -193,9 +184,7 @@ def rotate_letters(folder: Path) -> None:
             header, *rows = csv.reader(file)
         path.unlink()
         with path.open("w", newline="") as file:
-            csv.writer(file).writerows(
-                [header, *([*row[:-1], "ABCD"["DABC".index(row[-1])]] for row in rows)]
-            )
+            csv.writer(file).writerows([header, *([*row[:-1], "ABCD"["DABC".index(row[-1])]] for row in rows)])
 
 
 def other_seed(folder: Path) -> None:
@@ -245,11 +234,7 @@ MEASURED = {
         (),
         {"ceval", "cmmlu", "mmlu", "exact_match", "loss", "mean_length", "zh_reply_rate"},
     ),
-    "a router permuted": (
-        permute_routers,
-        ("eval@tuned",),
-        {"ceval", "cmmlu", "exact_match", "loss", "zh_reply_rate"},
-    ),
+    "a router permuted": (permute_routers, ("eval@tuned",), {"ceval", "cmmlu", "exact_match", "loss", "zh_reply_rate"}),
     "shots of another subject": (swap_shots, ("eval@tuned",), {"mmlu"}),
     "held-out rows in training": (hold_nothing_out, TRAINED, {"exact_match", "loss"}),
 }
@@ -296,10 +281,7 @@ def test_a_run_without_a_fault_is_told_by_nothing(honest: Path, tmp_path: Path, 
 @slow
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (leave_the_end_untrained, "would not learn where to stop"),
-        (double_bos, "begins with two begin tokens"),
-    ],
+    [(leave_the_end_untrained, "would not learn where to stop"), (double_bos, "begins with two begin tokens")],
 )
 def test_rows_with_wrong_marks_are_not_trained_on(honest: Path, tmp_path: Path, change, message) -> None:
     faulty = copied(honest, tmp_path / "faulty")
@@ -333,12 +315,8 @@ def test_contaminated_rows_do_not_reach_training(honest: Path, tmp_path: Path) -
     for file in sorted((faulty / "data/raw/benchmark/ceval/val").glob("*.csv")):
         with file.open(newline="") as lines:
             for _, question, *options, answer in list(csv.reader(lines))[1:]:
-                listed = "\n".join(
-                    f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)
-                )
-                rows.append(
-                    {"instruction": f"{question}\n{listed}", "input": "", "output": f"答案是{answer}。"}
-                )
+                listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+                rows.append({"instruction": f"{question}\n{listed}", "input": "", "output": f"答案是{answer}。"})
     planted = len(rows) - len(json.loads(path.read_text()))
     written(path, json.dumps(rows, ensure_ascii=False))
     stages(faulty, "clean")

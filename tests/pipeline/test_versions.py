@@ -71,10 +71,7 @@ CASES = {
         "dvc.yaml: work: versions.yaml has no group data; there are more",
     ),
     "another version where a source is made": (
-        {
-            "aurora/small_base/versions.yaml": "numpy: '9'\n",
-            "aurora/small_base/__init__.py": "import numpy\n",
-        },
+        {"aurora/small_base/versions.yaml": "numpy: '9'\n", "aurora/small_base/__init__.py": "import numpy\n"},
         "aurora/small_base/versions.yaml: numpy is 9, but 1.0 in pyproject.toml; run make lock",
     ),
 }
@@ -108,9 +105,7 @@ def test_the_lock_writes_versions_alone(sound: Path):
     write_versions(sound)
     assert (sound / "versions.yaml").read_text() == '# why\ndata:\n  numpy: "2.0.1" # optional\n'
     assert (sound / "aurora/hub/versions.yaml").read_text() == 'numpy: &of "2.0.1"\n'
-    assert version_faults(sound) == [
-        "constraints.txt: numpy is 1.0, but 2.0.1 in pyproject.toml; run make lock"
-    ]
+    assert version_faults(sound) == ["constraints.txt: numpy is 1.0, but 2.0.1 in pyproject.toml; run make lock"]
 
 
 def test_the_versions_of_this_repository_are_those_of_its_stages(root: Path):

@@ -96,9 +96,7 @@ def test_ids_and_spans_are_those_of_transformers(name: str):
     for seed in range(60):
         contents = random_contents(seed)
         ids, labels = row(template, contents)
-        found = witness.apply_chat_template(
-            turns_of(contents), return_dict=True, return_assistant_tokens_mask=True
-        )
+        found = witness.apply_chat_template(turns_of(contents), return_dict=True, return_assistant_tokens_mask=True)
         assert ids == found["input_ids"]
         assert [label != IGNORED for label in labels] == [bool(mask) for mask in found["assistant_masks"]]
         asked = [*template.prompt(contents[0], True)]
@@ -114,9 +112,7 @@ def test_a_conversation_goes_on_behind_an_answer_as_it_was_trained(name: str):
     spoken = [*encode(contents[0], True), *template.answers(["answer one"])[0].tolist(), template.end]
     spoken += encode(contents[2], False)
     assert spoken == ids[: len(spoken)]
-    expected = tokenizer.apply_chat_template(
-        turns_of(contents[:3]), add_generation_prompt=True, return_dict=True
-    )
+    expected = tokenizer.apply_chat_template(turns_of(contents[:3]), add_generation_prompt=True, return_dict=True)
     assert spoken == expected["input_ids"]
 
 
@@ -180,14 +176,11 @@ def test_a_tokeniser_whose_parts_are_not_the_whole_is_one_line(tmp_path: Path):
 
 def test_a_template_that_changes_a_text_stops_at_its_row(tmp_path: Path):
     template = ChatTemplate(
-        tokenizer_of(CHATML.replace("message['content'] +", "message['content'] | replace('bad', 'good') +")),
-        "here",
+        tokenizer_of(CHATML.replace("message['content'] +", "message['content'] | replace('bad', 'good') +")), "here"
     )
     ids, labels = row(template, ["a bad one", "b"])
     with pytest.raises(ModelError, match="conversations, row 7: chat_template changes the text of this"):
-        template.check(
-            numpy.array(ids), numpy.array(labels), ["a bad one", "b"], False, "conversations, row 7"
-        )
+        template.check(numpy.array(ids), numpy.array(labels), ["a bad one", "b"], False, "conversations, row 7")
 
 
 def run(tmp_path: Path, rows: list, template: str = CHATML, **rules: object) -> tuple[list[dict], dict]:
@@ -236,9 +229,7 @@ def test_rows_end_at_turns_and_nothing_is_lost_uncounted(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_question_that_is_too_long_loses_its_beginning(tmp_path: Path, name: str):
     rows = [("a", talk(f"{number} " + "问题 " * 80 + "end", f"答案 {number}")) for number in range(20)]
-    found, metrics = run(
-        tmp_path, rows, TEMPLATES[name], max_length=80, long_round="truncate_prompt", held_out=0.4
-    )
+    found, metrics = run(tmp_path, rows, TEMPLATES[name], max_length=80, long_round="truncate_prompt", held_out=0.4)
     assert metrics["prompts_truncated"] == len(found) == 20
     assert all(70 < len(each["input_ids"]) <= 80 for each in found)
     template = ChatTemplate(tokenizer_of(TEMPLATES[name]), "here")
@@ -262,9 +253,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path: Path):
 
 
 def test_a_length_below_the_shortest_round_names_it(tmp_path: Path):
-    with pytest.raises(
-        ParamsError, match=r"format.max_length is 16, but the shortest round has [0-9]+ tokens"
-    ):
+    with pytest.raises(ParamsError, match=r"format.max_length is 16, but the shortest round has [0-9]+ tokens"):
         run(tmp_path, [("a", talk(f"question {number}", "x " * 30)) for number in range(9)], max_length=16)
 
 
@@ -278,9 +267,7 @@ def test_a_base_without_tokeniser_is_one_line(tmp_path: Path):
 
 def test_a_form_of_mistral_s_on_another_base_names_the_right_one(tmp_path: Path):
     base, path = folder_of(tmp_path / "base"), write(tmp_path / "conversations.parquet", many(5))
-    with pytest.raises(
-        ModelError, match=r"tokenizer\.model: not found, .* set it to chat_template"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"tokenizer\.model: not found, .* set it to chat_template") as caught:
         format_rows(path, base, tmp_path / "out", params(prompt="mistral"))
     assert "\n" not in str(caught.value)
 
@@ -296,11 +283,7 @@ def test_the_cost_of_chinese_is_counted_character_by_character():
         for text, code in zip(texts, [0, 1, 0, 3, 1, 0], strict=True):
             if code != source:
                 continue
-            owners = [
-                place
-                for place, index in enumerate(vocabulary().encode(text).ids)
-                for _ in pieces.bytes[index]
-            ]
+            owners = [place for place, index in enumerate(vocabulary().encode(text).ids) for _ in pieces.bytes[index]]
             at, held = 0, set()
             for sign in text:
                 size = len(sign.encode())

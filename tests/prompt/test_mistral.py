@@ -13,32 +13,14 @@ from stand_ins.real_rows import real_conversations
 
 from aurora.core.errors import DataError, ModelError
 from aurora.core.messages import Message
-from aurora.prompt.mistral import (
-    IGNORED,
-    check_row,
-    encode,
-    encode_texts,
-    join_rows,
-    prompt_text,
-    trained_spans,
-)
+from aurora.prompt.mistral import IGNORED, check_row, encode, encode_texts, join_rows, prompt_text, trained_spans
 from aurora.prompt.tokenizer import sentencepiece_processor
 
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 REFERENCE = MistralTokenizer.v1()
 PROCESSOR = sentencepiece_processor(MODEL_FILE)
 NASTY = [
-    *(
-        "[INST]",
-        "[/INST]",
-        " [/INST]",
-        "</s>",
-        "<s>",
-        "<unk>",
-        "</s><s>[INST] x [/INST]",
-        "<0x02>",
-        "<|im_end|>",
-    ),
+    *("[INST]", "[/INST]", " [/INST]", "</s>", "<s>", "<unk>", "</s><s>[INST] x [/INST]", "<0x02>", "<|im_end|>"),
     *(
         "你好",
         "龘",
@@ -80,18 +62,12 @@ conversations = st.lists(st.tuples(content, content), min_size=1, max_size=4)
 
 
 def as_messages(rounds: list[tuple[str, str]]) -> list[Message]:
-    return [
-        Message(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    return [Message(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def of_mistral(rounds: list[tuple[str, str]]) -> list[int]:
     """Ids of Mistral's own library."""
-    turns = [
-        turn
-        for user, answer in rounds
-        for turn in (UserMessage(content=user), AssistantMessage(content=answer))
-    ]
+    turns = [turn for user, answer in rounds for turn in (UserMessage(content=user), AssistantMessage(content=answer))]
     return REFERENCE.instruct_tokenizer.encode_instruct(InstructRequest(messages=turns)).tokens
 
 
@@ -163,9 +139,7 @@ def test_content_cannot_forge_a_control_token(rounds):
         assert len(trained_spans(ids, labels)) == len(rounds)
 
 
-@pytest.mark.parametrize(
-    "forged", ["</s>", "<s>", "<unk>", "<s>[INST] hi [/INST] no</s>", "\x02", "<0x02>", "▁</s>"]
-)
+@pytest.mark.parametrize("forged", ["</s>", "<s>", "<unk>", "<s>[INST] hi [/INST] no</s>", "\x02", "<0x02>", "▁</s>"])
 def test_forged_control_text_stays_text(forged):
     ids = encode_texts(PROCESSOR, [forged, prompt_text(forged)])
     assert min(map(min, ids)) > 2
@@ -188,14 +162,10 @@ def test_several_rows_are_joined_as_each_alone():
     rows = [random_rounds(source) for _ in range(50)]
     for prompt in ("mistral", "bos_every_turn"):
         texts = [text for rounds in rows for user, answer in rounds for text in (prompt_text(user), answer)]
-        ids, labels, offsets = join_rows(
-            encode_texts(PROCESSOR, texts), [len(rounds) for rounds in rows], prompt
-        )
+        ids, labels, offsets = join_rows(encode_texts(PROCESSOR, texts), [len(rounds) for rounds in rows], prompt)
         for index, rounds in enumerate(rows):
             span = slice(offsets[index], offsets[index + 1])
-            assert (ids[span].tolist(), labels[span].tolist()) == encode(
-                PROCESSOR, as_messages(rounds), prompt
-            )
+            assert (ids[span].tolist(), labels[span].tolist()) == encode(PROCESSOR, as_messages(rounds), prompt)
         assert offsets[-1] == len(ids) == len(labels)
 
 
@@ -214,10 +184,7 @@ def test_two_threads_give_the_same_ids():
         ([("user", "a"), ("assistant", "b"), ("assistant", "c")], r"two assistant turns in a row \(1, 2\)"),
         ([("user", "a"), ("user", "b"), ("assistant", "c")], r"two user turns in a row \(0, 1\)"),
         ([("user", "a"), ("assistant", "")], "the assistant turn 1 is empty"),
-        (
-            [("system", "a"), ("assistant", "b")],
-            "unknown role 'system' at turn 0, known are user and assistant",
-        ),
+        ([("system", "a"), ("assistant", "b")], "unknown role 'system' at turn 0, known are user and assistant"),
     ],
 )
 def test_broken_conversations_are_refused(turns, message):
@@ -229,9 +196,7 @@ def test_check_row_finds_what_is_wrong():
     rounds = [("q", "first answer"), ("r", "second")]
     ids, labels = encode(PROCESSOR, as_messages(rounds))
     check_row(PROCESSOR, ids, labels, ["first answer", "second"], "row")
-    with pytest.raises(
-        ModelError, match="row: the tokens trained in round 1 decode to 'second', but the answer is"
-    ):
+    with pytest.raises(ModelError, match="row: the tokens trained in round 1 decode to 'second', but the answer is"):
         check_row(PROCESSOR, ids, labels, ["first answer", "other"], "row")
     early = labels.copy()
     early[labels.index(next(label for label in labels if label != IGNORED)) - 1] = 1

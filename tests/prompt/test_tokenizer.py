@@ -16,21 +16,7 @@ from aurora.small_base.tokenizer_folder import merges, write_tokenizer
 MODEL_FILE = MistralTokenizer._data_path() / "tokenizer.model.v1"
 FRAGMENTS = [
     *" \n\t▁aé，。好𠮷🙂\x00\x7f\xa0\u3000\u200b\u0301",
-    *(
-        "  ",
-        "   ",
-        " " * 17,
-        "aaaa",
-        "=" * 9,
-        "[INST]",
-        "[/INST]",
-        "<0x0A>",
-        "你好",
-        "def ",
-        "0123",
-        "\r\n",
-        "👩‍👩‍👧",
-    ),
+    *("  ", "   ", " " * 17, "aaaa", "=" * 9, "[INST]", "[/INST]", "<0x0A>", "你好", "def ", "0123", "\r\n", "👩‍👩‍👧"),
 ]
 
 
@@ -57,10 +43,7 @@ def tokenizer(folder):
 def random_texts(count: int) -> list[str]:
     source = random.Random(5)
     texts = ["".join(source.choices(FRAGMENTS, k=source.randrange(24))) for _ in range(count)]
-    texts += [
-        " " * source.randrange(90) + "x" * source.randrange(3) + " " * source.randrange(90)
-        for _ in range(count)
-    ]
+    texts += [" " * source.randrange(90) + "x" * source.randrange(3) + " " * source.randrange(90) for _ in range(count)]
     scalars = [*range(0xD800), *range(0xE000, 0x110000)]
     texts += ["".join(map(chr, source.choices(scalars, k=source.randrange(20)))) for _ in range(count)]
     return texts
@@ -130,10 +113,7 @@ def test_chat_template_gives_the_ids_of_mistral(tokenizer):
     reference = MistralTokenizer.v1().instruct_tokenizer
     source = random.Random(6)
     for _ in range(300):
-        turns = [
-            "".join(source.choices(FRAGMENTS, k=source.randrange(1, 12)))
-            for _ in range(source.randrange(1, 7))
-        ]
+        turns = ["".join(source.choices(FRAGMENTS, k=source.randrange(1, 12))) for _ in range(source.randrange(1, 7))]
         roles = [("user", UserMessage), ("assistant", AssistantMessage)]
         messages = [{"role": roles[i % 2][0], "content": turn} for i, turn in enumerate(turns)]
         request = InstructRequest(messages=[roles[i % 2][1](content=turn) for i, turn in enumerate(turns)])
@@ -181,16 +161,12 @@ def test_other_special_tokens_are_refused(tmp_path):
         proto.pieces[2].piece = "<|im_end|>"
         proto.trainer_spec.eos_piece = "<|im_end|>"
 
-    with pytest.raises(
-        ModelError, match=r"ids 0, 1, 2 are <unk> <s> <\|im_end\|>, but Mixtral's are <unk> <s> </s>"
-    ):
+    with pytest.raises(ModelError, match=r"ids 0, 1, 2 are <unk> <s> <\|im_end\|>, but Mixtral's are <unk> <s> </s>"):
         sentencepiece_processor(changed_model(tmp_path / "chatml.model", rename))
 
 
 def test_missing_and_broken_models_are_named(tmp_path):
-    with pytest.raises(
-        ModelError, match=r"none.model: no tokeniser there; .* dvc repro --glob 'fetch\*@base'"
-    ):
+    with pytest.raises(ModelError, match=r"none.model: no tokeniser there; .* dvc repro --glob 'fetch\*@base'"):
         sentencepiece_processor(tmp_path / "none.model")
     (tmp_path / "text.model").write_text("<html>not found</html>")
     with pytest.raises(ModelError, match=r"text.model: not a sentencepiece model"):
@@ -201,12 +177,8 @@ def test_template_of_another_family_is_refused(folder, tmp_path):
     check_template(folder / "tokenizer_config.json")
     check_template(tmp_path / "tokenizer_config.json")  # none: nothing to refuse
     config = tmp_path / "chatml.json"
-    config.write_text(
-        json.dumps({"chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"})
-    )
-    with pytest.raises(
-        ModelError, match=r"chatml.json: chat_template has no \[INST\] .* another model family"
-    ):
+    config.write_text(json.dumps({"chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"}))
+    with pytest.raises(ModelError, match=r"chatml.json: chat_template has no \[INST\] .* another model family"):
         check_template(config)
 
 

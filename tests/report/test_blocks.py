@@ -92,9 +92,7 @@ def test_intervals_lie_where_their_values_are_on_an_axis_that_fits() -> None:
 
 
 def test_shares_fill_their_part_of_a_bar() -> None:
-    root = ElementTree.fromstring(
-        shares("S", {"base": {"a": 0.25, "b": 0.75}, "tuned": {"b": 1.0}}, ("a", "b"))
-    )
+    root = ElementTree.fromstring(shares("S", {"base": {"a": 0.25, "b": 0.75}, "tuned": {"b": 1.0}}, ("a", "b")))
     widths = [float(item.get("width")) for item in list(root.iter(f"{SVG}rect"))[1:]]
     assert widths[1] == pytest.approx(3 * widths[0], abs=0.2) and widths[2] == 0
     assert widths[3] == pytest.approx(widths[0] + widths[1], abs=0.2)

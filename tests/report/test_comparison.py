@@ -28,9 +28,7 @@ def test_interval_without_a_trial_is_everything() -> None:
     assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost"), [(0, 0), (5, 0), (6, 0), (0, 6), (12, 4), (13, 4), (60, 40), (70, 40)]
-)
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (6, 0), (0, 6), (12, 4), (13, 4), (60, 40), (70, 40)])
 def test_verdict_is_mcnemars(gained: int, lost: int) -> None:
     before = numpy.array([False] * gained + [True] * lost + [True] * 30 + [False] * 20)
     after = numpy.array([True] * gained + [False] * lost + [True] * 30 + [False] * 20)
@@ -68,20 +66,7 @@ def test_report(tmp_path: Path) -> None:
     code, text, _ = run(one, other, "--subjects", "--flipped")
     assert code == 0
     lines = [line.split() for line in text.splitlines()]
-    assert [
-        "ceval",
-        "4",
-        "100.00",
-        "75.00",
-        "-25.00",
-        "-25.00",
-        "to",
-        "+23.75",
-        "0",
-        "1",
-        "within",
-        "chance",
-    ] in lines
+    assert ["ceval", "4", "100.00", "75.00", "-25.00", "-25.00", "to", "+23.75", "0", "1", "within", "chance"] in lines
     assert [
         "mmlu",
         "virology",

@@ -52,10 +52,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     uri = "hf://mistralai/Mixtral-8x7B-Instruct-v0.1@" + "1" * 40
     write_manifest(places["base"], uri=uri, revision="1" * 40)
     write_manifest(
-        places["instructions"] / "alpaca",
-        licence="CC-BY-NC-4.0",
-        non_commercial=True,
-        uri="https://x.org/a|b.json",
+        places["instructions"] / "alpaca", licence="CC-BY-NC-4.0", non_commercial=True, uri="https://x.org/a|b.json"
     )
     write_manifest(places["instructions"] / "chats", uri="hf://datasets/owner/chats@" + "2" * 40 + "/c.jsonl")
     places["rows"].mkdir()
@@ -133,12 +130,7 @@ def test_text_of_a_licence_opens_no_markup(folders):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [
-        ("all-linear", "all-linear"),
-        (r".*\.(q|v)_proj", r"\*\\.(q\|v)\_proj"),
-        (None, ""),
-        (["v", "q"], "q, v"),
-    ],
+    [("all-linear", "all-linear"), (r".*\.(q|v)_proj", r"\*\\.(q\|v)\_proj"), (None, ""), (["v", "q"], "q, v")],
 )
 def test_target_modules_are_shown_as_peft_has_them(folders, value, shown: str):
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": value}
@@ -203,9 +195,7 @@ def test_sources_that_are_not_there_or_lack_a_licence_are_named(folders):
     with pytest.raises(DataError, match=r"sources\.1\.licence: .*write it again by: dvc repro -f clean"):
         merged_card(folders["base"], folders["adapter"], folders["sources"], SCORES)
     (folders["instructions"] / "chats/manifest.json").unlink()
-    with pytest.raises(
-        DataError, match=r"chats/manifest\.json: not found; it is written by: dvc repro fetch@chats"
-    ):
+    with pytest.raises(DataError, match=r"chats/manifest\.json: not found; it is written by: dvc repro fetch@chats"):
         origin_of(folders["instructions"] / "chats")
 
 

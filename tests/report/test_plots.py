@@ -53,13 +53,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     )
     page = re.sub(r'<script type\s*=\s*"text/javascript">', "<script type='module'>", page)
     (folder / "page.html").write_text(page, encoding="utf-8")
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'browser'}"]
     done = subprocess.run(
         [CHROMIUM, *options, "--virtual-time-budget=20000", "--dump-dom", (folder / "page.html").as_uri()],
@@ -94,17 +88,11 @@ def test_the_other_curves_have_optimiser_steps_on_x(drawn: dict[str, str]) -> No
         assert "optimiser step" in drawn[title] and ">10</text>" in drawn[title]
 
 
-@pytest.mark.parametrize(
-    ("title", "low"), [("Accuracy", "0.402"), ("Categories", "0.304"), ("Subjects", "0.304")]
-)
-def test_models_have_two_colours_error_bars_and_a_chance_line(
-    drawn: dict[str, str], title: str, low: str
-) -> None:
+@pytest.mark.parametrize(("title", "low"), [("Accuracy", "0.402"), ("Categories", "0.304"), ("Subjects", "0.304")])
+def test_models_have_two_colours_error_bars_and_a_chance_line(drawn: dict[str, str], title: str, low: str) -> None:
     svg = drawn[title]
     assert len(labels(svg, "point")) == 2
-    bars = re.findall(
-        r'<line aria-label="([^"]*)"[^>]*aria-roledescription="rule mark"[^>]*stroke="([^"]*)"', svg
-    )
+    bars = re.findall(r'<line aria-label="([^"]*)"[^>]*aria-roledescription="rule mark"[^>]*stroke="([^"]*)"', svg)
     assert {colour for text, colour in bars if "high" in text} == {"#8a94a0", "#c4522d"}
     assert any(low in text for text, _ in bars)
     assert re.search(r'<line[^>]*stroke="#59636e"[^>]*stroke-dasharray="4,3"', svg)

@@ -64,9 +64,7 @@ def test_a_base_outside_the_band_is_flagged() -> None:
 
 def test_every_quoted_number_has_its_source() -> None:
     paper = read_paper()
-    assert all(
-        row["source"].startswith("github.com/") and " at " in row["source"] for row in paper["published"]
-    )
+    assert all(row["source"].startswith("github.com/") and " at " in row["source"] for row in paper["published"])
     untuned = [row for row in paper["published"] if row["untuned"]]
     assert [row.get("cmmlu") for row in untuned] == [51.6, None, 51.6, None]
     assert [row["step"] for row in paper["checkpoints"]] == [6000, 8000, 8000, 12000, 14000]

@@ -40,19 +40,9 @@ CLEAN = {
             "single_round": 66,
             "multiple_rounds": 0,
         },
-        "my_chats": {
-            "read_single_round": 1234,
-            "read_multiple_rounds": 9,
-            "single_round": 5,
-            "multiple_rounds": 4,
-        },
+        "my_chats": {"read_single_round": 1234, "read_multiple_rounds": 9, "single_round": 5, "multiple_rounds": 4},
     },
-    "total": {
-        "read_single_round": 1311,
-        "read_multiple_rounds": 9,
-        "single_round": 71,
-        "multiple_rounds": 4,
-    },
+    "total": {"read_single_round": 1311, "read_multiple_rounds": 9, "single_round": 71, "multiple_rounds": 4},
     "topics": {"food": 3, "society, law": 3, "computer": 10},
 }
 
@@ -64,10 +54,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     for name, content in (
         ("clean", CLEAN),
         ("format", {"rows": 1, "trained_tokens": 7}),
-        (
-            "merge",
-            {"shards": 2, "drift": {"rows": 4, "merged_4_bits": {"mean": 0.0625, "top1_agreement": 0.75}}},
-        ),
+        ("merge", {"shards": 2, "drift": {"rows": 4, "merged_4_bits": {"mean": 0.0625, "top1_agreement": 0.75}}}),
         ("sft", {"rows": 1, "peak_memory": 3 * 2**30}),
     ):
         Path(name).mkdir()
@@ -79,12 +66,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
         folder = Path(model)
         folder.mkdir()
         results = dict.fromkeys(("ceval", "mmlu", "cmmlu"), SCORE)
-        results |= (
-            {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}}
-            | REPLIES
-            | ANSWERS
-            | {"replies": 9}
-        )
+        results |= {"loss": 2.0, "too_long": 3, "subjects": {"ceval_law": SCORE}} | REPLIES | ANSWERS | {"replies": 9}
         results |= OVERLAP
         results |= {"categories": {"mmlu_stem": SCORE, "cmmlu_other": SCORE}}
         results["prompts"] = REPLIES | {"n": 1, "kinds": {"medical": REPLIES | {"n": 1}, "sums": UNJUDGED}}
@@ -251,9 +233,7 @@ def test_every_number_of_the_paper_stands_in_the_report_and_is_marked(outputs: O
         quoted = [row["model"], *(f"{row[name]:g}" for name in ("ceval", "mmlu", "cmmlu")), "quoted"]
         assert quoted in rows
     assert sum(row[-1] == "**measured**" and len(row) == 5 for row in rows) == 2
-    sizes = {
-        name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").all_sources.items()
-    }
+    sizes = {name: source.rows for name, source in load_params(ROOT / "profiles/paper.yaml").all_sources.items()}
     for row in paper["table_2"]:  # the pins of the profile say the same
         assert sizes[row["name"]] == row["single_round"] + row["multiple_rounds"]
 

@@ -43,27 +43,18 @@ def test_several_turns_are_answered_by_the_model_that_is_named(client, models, n
         found = client.chat.completions.create(model=name, messages=messages, max_tokens=8)
         (choice,) = found.choices
         assert (choice.message.content, choice.finish_reason) == (wanted.text, wanted.finish_reason)
-        assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (
-            wanted.prompt_tokens,
-            len(wanted.tokens),
-        )
+        assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (wanted.prompt_tokens, len(wanted.tokens))
         messages += [{"role": "assistant", "content": wanted.text}, {"role": "user", "content": "再说一遍"}]
 
 
 def test_a_stream_adds_up_to_the_answer_and_ends_with_usage(client, models):
     chunks = list(
         client.chat.completions.create(
-            model="tuned",
-            messages=HELLO,
-            max_completion_tokens=16,
-            stream=True,
-            stream_options={"include_usage": True},
+            model="tuned", messages=HELLO, max_completion_tokens=16, stream=True, stream_options={"include_usage": True}
         )
     )
     wanted = expected(models["tuned"], HELLO, 16)
-    pieces = [
-        chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content
-    ]
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
     assert "".join(pieces) == wanted.text and len(pieces) > 3
     assert chunks[-1].usage.completion_tokens == len(wanted.tokens) and not chunks[-1].choices
     last = chunks[-2]
@@ -132,11 +123,7 @@ def test_a_request_names_what_the_server_does_not_do(client):
         ({"messages": [*HELLO, *HELLO]}, 400, "user and assistant alternate"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content"),
-        (
-            {"messages": [{"role": "user", "content": "好" * 4096}]},
-            400,
-            "and the context of this model 4,096",
-        ),
+        ({"messages": [{"role": "user", "content": "好" * 4096}]}, 400, "and the context of this model 4,096"),
         ({"temperature": 3}, 400, "temperature"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"seed": 2**70}, 400, "seed"),
@@ -153,9 +140,7 @@ def test_a_bad_request_is_refused_with_the_reason(client, change: dict, status: 
 
 def test_parts_of_text_and_the_other_fields_of_the_client_are_taken(client, models):
     parts = [{"role": "user", "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]}]
-    found = client.chat.completions.create(
-        model="base", messages=parts, max_tokens=5, user="me", n=1, store=False
-    )
+    found = client.chat.completions.create(model="base", messages=parts, max_tokens=5, user="me", n=1, store=False)
     assert found.choices[0].message.content == expected(models["base"], HELLO, 5).text
 
 
@@ -241,9 +226,7 @@ def test_a_model_without_memory_is_503(client, models, monkeypatch: pytest.Monke
         list(client.chat.completions.create(model="base", messages=HELLO, stream=True))
 
 
-def test_other_threads_of_the_client_are_served_while_one_waits(
-    client, models, monkeypatch: pytest.MonkeyPatch
-):
+def test_other_threads_of_the_client_are_served_while_one_waits(client, models, monkeypatch: pytest.MonkeyPatch):
     gate, original = threading.Event(), models["base"].model.forward
 
     def held(*args, **kwargs):

@@ -17,11 +17,7 @@ from aurora.serving.encoding import message_encoder
 from aurora.serving.places import find_model
 
 HELLO = [{"role": "user", "content": "你好"}]
-ROUNDS = [
-    *HELLO,
-    {"role": "assistant", "content": "您好，我能帮您什么？"},
-    {"role": "user", "content": "你是谁？"},
-]
+ROUNDS = [*HELLO, {"role": "assistant", "content": "您好，我能帮您什么？"}, {"role": "user", "content": "你是谁？"}]
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +69,7 @@ def test_chats_at_the_same_time_get_the_answers_that_they_get_alone(served: Chat
     for ids, answer in zip(chats, alone, strict=True):
         list(served.answer(ids, Sampling(max_tokens=8), answer))
     together = [Answer(0) for _ in chats]
-    running = [
-        served.answer(ids, Sampling(max_tokens=8), answer)
-        for ids, answer in zip(chats, together, strict=True)
-    ]
+    running = [served.answer(ids, Sampling(max_tokens=8), answer) for ids, answer in zip(chats, together, strict=True)]
     for _ in itertools.zip_longest(*running):
         pass
     assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
@@ -133,9 +126,7 @@ def test_messages_without_a_place_in_the_prompt_are_refused(served: ChatModel, m
 def test_a_chat_beyond_the_context_is_refused_and_one_within_it_fills_it(served: ChatModel, monkeypatch):
     length = len(served.prompt(HELLO))
     monkeypatch.setattr(served, "context", length)
-    with pytest.raises(
-        ContextError, match=f"the chat has {length} tokens, and the context of this model {length}"
-    ):
+    with pytest.raises(ContextError, match=f"the chat has {length} tokens, and the context of this model {length}"):
         served.prompt(HELLO)
     monkeypatch.setattr(served, "context", length + 3)
     assert len(said(served, HELLO).tokens) == 3
@@ -161,14 +152,10 @@ def test_a_chat_template_with_a_system_message_gives_the_ids_of_the_whole():
 
 def test_a_template_without_a_system_turn_has_it_in_front_of_the_question_as_in_training():
     refusing = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
-        + CHATML
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + CHATML
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(),
-        chat_template=refusing,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        tokenizer_object=vocabulary(), chat_template=refusing, bos_token="<|im_start|>", eos_token="<|im_end|>"
     )
     joined = [{"role": "user", "content": f"{SYSTEM[0]['content']}\n\n{HELLO[0]['content']}"}]
     wanted = tokenizer.apply_chat_template(joined, add_generation_prompt=True, return_dict=False)
@@ -188,18 +175,13 @@ def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypa
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path / "adapter")
     command = "python -m stages.merge --base data/raw/model/base --adapter adapter --merged models/merged"
-    stages = {
-        "merge": {"cmd": command},
-        "sft": {"cmd": "python -m stages.sft --checkpoints models/checkpoints"},
-    }
+    stages = {"merge": {"cmd": command}, "sft": {"cmd": "python -m stages.sft --checkpoints models/checkpoints"}}
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     monkeypatch.chdir(tmp_path)
     served = ChatModel.load(find_model("adapter"), NF4, "mistral")
     answer = said(served, HELLO)
     ids = torch.tensor([served.prompt(HELLO)])
-    wanted = model.eval().generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
-    )
+    wanted = model.eval().generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
     assert answer.tokens == [token for token in wanted[0, ids.shape[1] :].tolist() if token != 2]
     assert answer.tokens != said(ChatModel.load(find_model("base"), NF4, "mistral"), HELLO).tokens
     for name, folder in (("step-40", "models/checkpoints"), ("checkpoint-60", ".aurora/sft/run")):

@@ -38,20 +38,14 @@ def page(browser, url: str, models, monkeypatch, request) -> Iterator:
     for model in models.values():  # random weights end after an unknown number of tokens
         monkeypatch.setattr(model, "ends", set())
     width, height, scheme = request.param
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, locale="zh-CN"
-    )
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, locale="zh-CN")
     page = context.new_page()
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.on(
-        "console",
-        lambda line: failures.append(line.text) if line.type == "error" and "400" not in line.text else None,
+        "console", lambda line: failures.append(line.text) if line.type == "error" and "400" not in line.text else None
     )
-    page.on(
-        "request",
-        lambda asked: failures.append(asked.url) if not asked.url.startswith((url, "data:")) else None,
-    )
+    page.on("request", lambda asked: failures.append(asked.url) if not asked.url.startswith((url, "data:")) else None)
     page.goto(url)
     page.wait_for_selector(".column")
     yield page
@@ -114,10 +108,7 @@ def test_one_prompt_two_columns_that_stream_at_once(page, models, monkeypatch):
     for model in models.values():
         monkeypatch.setattr(model, "context", 40)
     page.click("#compare")
-    assert page.eval_on_selector_all(".column", "nodes => nodes.map(node => node.dataset.model)") == [
-        "base",
-        "tuned",
-    ]
+    assert page.eval_on_selector_all(".column", "nodes => nodes.map(node => node.dataset.model)") == ["base", "tuned"]
     page.click("#prompts summary")
     keep(page, "prompts")
     page.click("#prompt-list button:has-text('你好')")

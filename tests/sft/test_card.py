@@ -12,9 +12,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.minutes,
-    pytest.mark.skipif(
-        shutil.which("g++") is None, reason="the stub that lends torch a card is compiled by g++"
-    ),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the stub that lends torch a card is compiled by g++"),
 ]
 ROOT = Path(__file__).parent.parent.parent
 PACKED = {"what": "train", "rows": 1, "sft": {"packing": True, "packing_length": 8192}}

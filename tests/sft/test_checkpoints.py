@@ -101,9 +101,7 @@ def break_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "step",
-    [7, pytest.param(6, marks=pytest.mark.minutes)],
-    ids=["within an epoch", "where an epoch begins"],
+    "step", [7, pytest.param(6, marks=pytest.mark.minutes)], ids=["within an epoch", "where an epoch begins"]
 )
 def test_a_broken_run_goes_on_to_the_same_bytes(case: Path, whole, monkeypatch, capsys, step: int):
     with monkeypatch.context() as patched:
@@ -119,15 +117,9 @@ def test_a_broken_run_goes_on_to_the_same_bytes(case: Path, whole, monkeypatch, 
 
 
 @pytest.mark.parametrize("way", ["broken", pytest.param("killed", marks=pytest.mark.slow)])
-def test_a_training_of_experts_from_an_adapter_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch, way: str
-):
+def test_a_training_of_experts_from_an_adapter_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch, way: str):
     """LoRA on experts and attention, which goes on from another training's adapter."""
-    lora = {
-        "r": 2,
-        "target_modules": ["q_proj", "o_proj"],
-        "target_parameters": ["gate_up_proj", "down_proj"],
-    }
+    lora = {"r": 2, "target_modules": ["q_proj", "o_proj"], "target_parameters": ["gate_up_proj", "down_proj"]}
     settings = SFT | {"num_train_epochs": 1}
     settings["lora"] = load_params(ROOT / "params.yaml").sft.lora.model_dump() | lora
 
@@ -220,9 +212,7 @@ def test_every_optimiser_s_state_comes_back(case: Path, monkeypatch, optim: str)
         pytest.param("sums", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    case: Path, whole, monkeypatch, capsys, damage: str
-):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(case: Path, whole, monkeypatch, capsys, damage: str):
     with monkeypatch.context() as patched:
         break_at(patched, 7)
         with pytest.raises(Broken):
@@ -237,11 +227,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         file.write_bytes(content)
     train_here(case)
     lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
-    assert (
-        len(lines) == 1
-        and "checkpoint-6 is damaged" in lines[0]
-        and lines[0].endswith("going on from step 4")
-    )
+    assert len(lines) == 1 and "checkpoint-6 is damaged" in lines[0] and lines[0].endswith("going on from step 4")
     assert outcome(case) == whole
 
 
@@ -361,9 +347,7 @@ def test_ctrl_c_and_termination_go_on_to_the_same_bytes(case: Path, whole_stage)
 
 @pytest.mark.minutes
 def test_a_disk_that_fills_up_leaves_nothing_half_written(case: Path):
-    def fill() -> (
-        None
-    ):  # no file may grow beyond this, as on a full disk: the adapter fits, the optimiser does not
+    def fill() -> None:  # no file may grow beyond this, as on a full disk: the adapter fits, the optimiser does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -475,9 +459,7 @@ def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: P
         time.sleep(0.01)
     assert not alive(stage)
     (case / "pause").unlink()
-    done = subprocess.run(
-        [*dvc, "repro"], cwd=case, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*dvc, "repro"], cwd=case, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from" in done.stdout + done.stderr
     assert outcome(case) == whole_stage

@@ -45,9 +45,7 @@ def test_another_number_of_processes_than_stated_is_refused(tmp_path: Path, monk
 def test_a_missing_file_of_machines_is_one_line(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sft = write_params(tmp_path, processes=2, gradient_accumulation_steps=1, accelerate_config="no.yaml").sft
-    with pytest.raises(
-        ParamsError, match=r"no\.yaml not found; write it by: accelerate config --config_file no\.yaml"
-    ):
+    with pytest.raises(ParamsError, match=r"no\.yaml not found; write it by: accelerate config --config_file no\.yaml"):
         launch("sft", sft, [])
 
 
@@ -106,6 +104,4 @@ def test_two_machines_train_as_one_process(tmp_path: Path):
     assert first.wait(60) == 0
     two = (tmp_path / "out/curve.csv").read_text()
     cells = [[cell for line in text.splitlines()[1:] for cell in line.split(",")] for text in (one, two)]
-    assert [float(cell or -1) for cell in cells[1]] == pytest.approx(
-        [float(cell or -1) for cell in cells[0]], abs=2e-5
-    )
+    assert [float(cell or -1) for cell in cells[1]] == pytest.approx([float(cell or -1) for cell in cells[0]], abs=2e-5)

@@ -25,9 +25,7 @@ from aurora.sft.train import build_trainer, check_before, train
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded")
-    )
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: pytest.fail("it loaded"))
     for name, seed in (("train", 0), ("held_out", 1)):
         write_parquet(Path("rows") / f"{name}.parquet", rows(8, seed=seed))
     return tmp_path
@@ -40,20 +38,10 @@ def changed(sft: Sft, lora: dict | None = None, **changes: object) -> Sft:
 
 REFUSALS = [
     ("llama", {"router_aux_loss_coef": 0.1}, {}, "llama gives no load-balancing loss; set 0.0"),
-    (
-        "deepseek_v3",
-        {"router_aux_loss_coef": 0.1},
-        {"target_modules": ("o_proj",)},
-        "gives no load-balancing loss",
-    ),
+    ("deepseek_v3", {"router_aux_loss_coef": 0.1}, {"target_modules": ("o_proj",)}, "gives no load-balancing loss"),
     ("jamba", {"packing": True}, {}, "recurrent layers of a jamba .* set false"),
     ("qwen3_next", {"packing": True}, {}, "recurrent layers of a qwen3_next"),
-    (
-        "jamba",
-        {},
-        {"target_modules": "all-linear"},
-        "mamba.in_proj belongs to a module that reads its weight",
-    ),
+    ("jamba", {}, {"target_modules": "all-linear"}, "mamba.in_proj belongs to a module that reads its weight"),
     ("llama4_text", {}, {}, "outside transformers' experts interface"),
     (
         "llama",
@@ -121,10 +109,7 @@ def test_every_schedule_warms_up(tmp_path, monkeypatch, schedule):
 
 def test_a_base_from_the_hub_is_named_as_peft_finds_it(tmp_path):
     commit = "ad44e777bcd18fa416d9da3bd8f70d33ebb85d39"
-    for uri, found in (
-        (f"hf://Qwen/Qwen3-8B@{commit}", ("Qwen/Qwen3-8B", commit)),
-        ("embedded:small_base", None),
-    ):
+    for uri, found in ((f"hf://Qwen/Qwen3-8B@{commit}", ("Qwen/Qwen3-8B", commit)), ("embedded:small_base", None)):
         write_json(tmp_path / "manifest.json", {"uri": uri, "revision": commit if found else None})
         assert hub_address(tmp_path) == found
 
@@ -136,22 +121,17 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_it(tmp_path, monk
     address = {"uri": f"hf://owner/tiny@{'a' * 40}", "revision": "a" * 40}
     write_json(Path("base/manifest.json"), {"source": "base"} | address)
     first = changed(
-        params.sft,
-        {**lora, "target_parameters": tuple(lora["target_parameters"]), "target_modules": ("q_proj",)},
+        params.sft, {**lora, "target_parameters": tuple(lora["target_parameters"]), "target_modules": ("q_proj",)}
     )
     train(Path("base"), Path("rows"), Path("first"), Path("out"), first, params.quantization)
     digest = sha256_file(Path("first/adapter_model.safetensors"))
-    second = changed(
-        first, None, start_from={"adapter": "first", "rev": None, "sha256": digest}, learning_rate=1e-9
-    )
+    second = changed(first, None, start_from={"adapter": "first", "rev": None, "sha256": digest}, learning_rate=1e-9)
     check_before(Path("base"), Path("rows"), second, params.quantization)
     train(Path("base"), Path("rows"), Path("second"), Path("out"), second, params.quantization)
     before, after = (load_file(f"{name}/adapter_model.safetensors") for name in ("first", "second"))
     assert before.keys() == after.keys() and any("experts.base_layer.lora_A" in name for name in before)
     for name, tensor in before.items():
-        torch.testing.assert_close(
-            after[name], tensor, atol=1e-6, rtol=0
-        )  # at this rate it stays where it began
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0)  # at this rate it stays where it began
     record = read_record(Path("second"))
     assert record["start_from"]["sha256"] == digest
     assert record["start_from"]["record"]["sft"]["learning_rate"] == first.learning_rate
@@ -186,10 +166,7 @@ def test_an_adapter_of_another_commit_comes_out_of_dvc(tmp_path, monkeypatch):
     revisions = [commit.hexsha for commit in map(git.resolve_commit, ("HEAD~1", "HEAD"))]
     for content, revision, digest in zip((b"first", b"second"), revisions, digests, strict=True):
         folder = start_folder(StartFrom(adapter="models/adapter", rev=revision, sha256=digest))
-        assert (
-            folder != Path("models/adapter")
-            and (folder / "adapter_config.json").read_bytes() == b"{}" + content
-        )
+        assert folder != Path("models/adapter") and (folder / "adapter_config.json").read_bytes() == b"{}" + content
     asked = StartFrom(adapter="models/adapter", rev=revisions[0], sha256=digests[1])
     shutil.rmtree(".aurora")
     with pytest.raises(ParamsError, match=f"sft.start_from.sha256: .* has {digests[0]}; write this one"):

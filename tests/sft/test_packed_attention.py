@@ -25,11 +25,7 @@ def test_documents_are_as_apart_as_in_rows_of_their_own():
     ends = torch.tensor([0, 5, 6, 15, 45], dtype=torch.int32)
     positions = torch.cat([torch.arange(document.shape[1]) for document in documents])[None]
     packed = one(
-        torch.cat(documents, dim=1),
-        position_ids=positions,
-        use_cache=False,
-        cu_seq_lens_q=ends,
-        max_length_q=30,
+        torch.cat(documents, dim=1), position_ids=positions, use_cache=False, cu_seq_lens_q=ends, max_length_q=30
     ).logits
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
     with pytest.raises(TypeError, match="cu_seq_lens_q"):  # and never without knowing them

@@ -10,9 +10,7 @@ from aurora.pipeline.params import load_params
 from aurora.sft.record import training_record
 
 
-def test_a_library_s_version_is_without_its_build(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_library_s_version_is_without_its_build(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("train", "held_out"):
         pyarrow.parquet.write_table(pyarrow.table({"source": ["a", "b", "a"]}), tmp_path / f"{name}.parquet")
     params = load_params(root / "params.yaml")

@@ -87,15 +87,11 @@ def test_no_memory_is_read_that_was_not_written(case: Path, tmp_path: Path, monk
 
 def test_a_kernel_without_a_deterministic_form_is_one_line(case: Path, tmp_path: Path, monkeypatch):
     def stop(self, **_: object) -> None:
-        raise RuntimeError(
-            "index_thing_cuda does not have a deterministic implementation, but you set 'torch.use_"
-        )
+        raise RuntimeError("index_thing_cuda does not have a deterministic implementation, but you set 'torch.use_")
 
     monkeypatch.setattr("aurora.sft.trainer.LabelledPositionsTrainer.train", stop)
     params = write_params(case)
-    with pytest.raises(
-        ModelError, match=r"index_thing_cuda has no deterministic kernel on cpu, so equal runs"
-    ):
+    with pytest.raises(ModelError, match=r"index_thing_cuda has no deterministic kernel on cpu, so equal runs"):
         train(BASE, ROWS, tmp_path / "adapter", tmp_path / "out", params.sft, params.quantization)
 
 
@@ -123,9 +119,7 @@ def test_adapter_is_float32_and_names_no_machine(case: Path, tmp_path: Path):
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     # TRL rounds the first weights to bfloat16; ours were drawn in float32 and trained as such.
-    assert any(
-        (weight != weight.bfloat16().float()).any() for name, weight in weights.items() if "_A" in name
-    )
+    assert any((weight != weight.bfloat16().float()).any() for name, weight in weights.items() if "_A" in name)
     text = (tmp_path / "adapter/adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "base"
     assert str(tmp_path) not in text and str(case) not in text
@@ -148,9 +142,7 @@ def test_packed_rows_train_the_same_tokens(case: Path, tmp_path: Path):
         case, tmp_path, packing=True, packing_length=512, num_train_epochs=1, per_device_train_batch_size=1,
         gradient_accumulation_steps=1, effective_batch_size=1, learning_rate=1e-9, max_grad_norm=1e9,
     )  # fmt: skip
-    params = write_params(
-        case, gradient_accumulation_steps=1, per_device_train_batch_size=32, effective_batch_size=32
-    )
+    params = write_params(case, gradient_accumulation_steps=1, per_device_train_batch_size=32, effective_batch_size=32)
     whole = flat_loop.train(BASE, ROWS / "train.parquet", params.sft, params.quantization, stop=1)
     losses = [entry["loss"] for entry in packed.state.log_history if "loss" in entry]
     labels = [
@@ -204,9 +196,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(case: Path, tmp_path: Path)
     )
     weight = next(weight for weight in trainer.model.parameters() if weight.requires_grad)
     weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(
-        DataError, match=r"gradient norm is nan at step 1, rows row0-\d+, .*last good checkpoint: none"
-    ):
+    with pytest.raises(DataError, match=r"gradient norm is nan at step 1, rows row0-\d+, .*last good checkpoint: none"):
         trainer.train()
 
 
@@ -230,10 +220,7 @@ def test_rows_are_found_in_padded_and_packed_batches(tmp_path: Path):
     ids = [row["input_ids"] for row in table.to_pylist()]
     batch = flat_loop.padded(table.to_pylist()[1:3])[0]
     assert row_ids(tmp_path / "rows.parquet", [batch], 2) == ["row3-001", "row3-002"]
-    assert row_ids(tmp_path / "rows.parquet", [torch.tensor([ids[3] + ids[0]])], 2) == [
-        "row3-000",
-        "row3-003",
-    ]
+    assert row_ids(tmp_path / "rows.parquet", [torch.tensor([ids[3] + ids[0]])], 2) == ["row3-000", "row3-003"]
     assert row_ids(tmp_path / "rows.parquet", [torch.tensor([[5, 5]])], 2) == ["unknown"]
 
 
@@ -256,9 +243,7 @@ def test_an_empty_training_set_is_one_line(case: Path, tmp_path: Path):
     foreign = rows(3, seed=0).to_pydict()
     foreign["input_ids"][1][0] = 32000
     write_parquet(tmp_path / "held_out.parquet", pyarrow.table(foreign, schema=rows(3, seed=0).schema))
-    with pytest.raises(
-        DataError, match=r"held_out\.parquet: token 32000 stands in a row, but the base knows 32000:"
-    ):
+    with pytest.raises(DataError, match=r"held_out\.parquet: token 32000 stands in a row, but the base knows 32000:"):
         check_before(BASE, tmp_path, params.sft, params.quantization)
     with pytest.raises(ModelError, match=r"nowhere/config\.json: not found"):
         check_before(tmp_path / "nowhere", ROWS, params.sft, params.quantization)
@@ -286,17 +271,10 @@ def test_a_target_that_matches_nothing_is_one_line(case: Path, tmp_path: Path):
     params = write_params(case)
     config = json.loads((BASE / "config.json").read_text())
     # Phi-3 has one fused projection.
-    config = {
-        "model_type": "phi3",
-        "architectures": ["Phi3ForCausalLM"],
-        "vocab_size": 320,
-        "hidden_size": 32,
-    }
+    config = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "vocab_size": 320, "hidden_size": 32}
     config |= {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ModelError, match=r"target_modules: k_proj matches no layer.*phi3.*qkv_proj"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"target_modules: k_proj matches no layer.*phi3.*qkv_proj") as caught:
         check_before(tmp_path, ROWS, params.sft, params.quantization)
     assert "\n" not in str(caught.value)
 
@@ -328,12 +306,7 @@ def test_the_adapter_is_on_the_disk_before_the_last_checkpoint_goes(case: Path, 
     monkeypatch.setattr("aurora.sft.train.shutil.rmtree", gone)
     train(BASE, ROWS, Path("flushed/adapter"), Path("flushed/out"), params.sft, params.quantization)
     last = max(at for at, path in enumerate(order) if re.fullmatch(r"\.aurora/sft/[0-9a-f]{16}", path))
-    wanted = {
-        "flushed/adapter/adapter_model.safetensors",
-        "flushed/adapter",
-        "flushed/out/curve.csv",
-        "flushed",
-    }
+    wanted = {"flushed/adapter/adapter_model.safetensors", "flushed/adapter", "flushed/out/curve.csv", "flushed"}
     assert wanted <= set(order[:last])
 
 
@@ -359,15 +332,9 @@ def test_the_four_bit_optimiser_wants_torchao(case: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("sft", "message"),
     [
-        (
-            {"processes": 2},
-            r"2 x gradient_accumulation_steps 2 x processes 2 = 8; set gradient_accumulation_steps: 1",
-        ),
+        ({"processes": 2}, r"2 x gradient_accumulation_steps 2 x processes 2 = 8; set gradient_accumulation_steps: 1"),
         ({"effective_batch_size": 3}, "make it a multiple of 2, or lower per_device_train_batch_size"),
-        (
-            {"logging_steps": 5, "save_steps": 12},
-            "save_steps 12 is no multiple of logging_steps 5.*set it to 15",
-        ),
+        ({"logging_steps": 5, "save_steps": 12}, "save_steps 12 is no multiple of logging_steps 5.*set it to 15"),
         ({"accelerate_config": "two.yaml"}, "accelerate_config two.yaml names machines, but processes is 1"),
         ({"num_train_epochs": math.inf}, r"num_train_epochs: Input should be a finite number"),
         (
@@ -391,17 +358,13 @@ def test_the_curve_has_a_line_a_step_and_no_time():
     assert curve(history) == "step,loss,learning_rate,grad_norm,held_out_loss\n0,,,,3\n5,2.5,0.1,1,2.25\n"
 
 
-def test_the_stage_s_own_function_leaves_adapter_metrics_curve_and_no_scratch(
-    case: Path, tmp_path: Path, capsys
-):
+def test_the_stage_s_own_function_leaves_adapter_metrics_curve_and_no_scratch(case: Path, tmp_path: Path, capsys):
     params = write_params(case, stop_after_steps=3)
     line = train(BASE, ROWS, Path("models/adapter"), Path("out"), params.sft, params.quantization)
     assert line.startswith("sft: 3 steps, held-out loss ") and "tokens/s, peak" in line
     metrics = json.loads(Path("out/metrics.json").read_text())
     assert metrics["steps"] == 3 and metrics["rows"] == 22
-    assert metrics["trainable_parameters"] == 2 * 32 * (
-        (32 + 32) * 2 + (32 + 16) * 2
-    )  # r 32; q and o, k and v
+    assert metrics["trainable_parameters"] == 2 * 32 * ((32 + 32) * 2 + (32 + 16) * 2)  # r 32; q and o, k and v
     text = Path("out/curve.csv").read_text()
     assert len(text.splitlines()) == 1 + 4 and "second" not in text
     assert not list(Path(".aurora/sft").glob("*/checkpoints"))

@@ -24,10 +24,7 @@ COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
         ("./aurora/small_base/", Address("embedded", "./aurora/small_base/")),
         ("https://h.org/a/b.zip!/c", Address("https", "https://h.org/a/b.zip", "c")),
         (f"hf://o/n@{COMMIT}", Address("hf", "", None, "o/n", False, COMMIT)),
-        (
-            f"hf://datasets/o-1/n.2@{COMMIT}/a/b.zip!/c/d",
-            Address("hf", "a/b.zip", "c/d", "o-1/n.2", True, COMMIT),
-        ),
+        (f"hf://datasets/o-1/n.2@{COMMIT}/a/b.zip!/c/d", Address("hf", "a/b.zip", "c/d", "o-1/n.2", True, COMMIT)),
         ("hf://datasets/o/n@refs%2Fpr%2F1/a", Address("hf", "a", None, "o/n", True, "refs/pr/1")),
     ],
 )
@@ -116,13 +113,7 @@ def test_an_odd_host_or_name_is_one_printable_line(uri: str, message: str):
 
 def test_whatever_stands_for_a_uri_it_is_an_address_or_one_line():
     choice = random.Random(3)
-    seeds = [
-        *MALFORMED,
-        *ODD,
-        f"hf://datasets/o/n@{COMMIT}/a.zip!/b",
-        "https://u:p@h.org:1/a?b=c#d",
-        "file:///a%20b",
-    ]
+    seeds = [*MALFORMED, *ODD, f"hf://datasets/o/n@{COMMIT}/a.zip!/b", "https://u:p@h.org:1/a?b=c#d", "file:///a%20b"]
     odd = [
         *"@:/?#%!&;=[].\\ \t~",
         "%00",
@@ -155,9 +146,7 @@ def test_whatever_stands_for_a_uri_it_is_an_address_or_one_line():
             assert "\0" not in address.path
 
 
-@pytest.mark.parametrize(
-    "host", ["münchen.de", "例え.jp", "a_b.h.org", "h.org.", "[::1]", "127.0.0.1", "h.org:8443"]
-)
+@pytest.mark.parametrize("host", ["münchen.de", "例え.jp", "a_b.h.org", "h.org.", "[::1]", "127.0.0.1", "h.org:8443"])
 def test_a_host_may_be_a_name_in_any_script_or_a_number(host: str):
     assert parse(f"https://{host}/x").path == f"https://{host}/x"
 
@@ -290,20 +279,12 @@ def test_a_source_that_is_not_pinned_or_not_of_its_kind_is_refused(values: dict,
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        (
-            "sources",
-            {"uri": "https://h/x", "sha256": "0" * 64},
-            "is an address, .* move the entry to downloads",
-        ),
+        ("sources", {"uri": "https://h/x", "sha256": "0" * 64}, "is an address, .* move the entry to downloads"),
         ("sources", {"uri": "file:own/x", "pin": "record"}, "is an address, .* move the entry to downloads"),
         ("downloads", {"uri": "own/x"}, "is a path, .* move the entry to sources"),
         ("downloads", {"uri": "aurora/small_base", **MODEL}, "is a path, .* move the entry to sources"),
         ("hub_models", {"uri": "aurora/small_base", **MODEL}, "is a path, .* move the entry to sources"),
-        (
-            "hub_models",
-            {"uri": "hf://o/n@main", "pin": "record", **MODEL},
-            "pinned by record; .* to downloads",
-        ),
+        ("hub_models", {"uri": "hf://o/n@main", "pin": "record", **MODEL}, "pinned by record; .* to downloads"),
         ("hub_models", {"uri": f"hf://datasets/o/n@{COMMIT}/x"}, "of kind instructions, .* to downloads"),
     ],
 )

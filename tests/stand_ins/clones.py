@@ -70,9 +70,7 @@ def copy_tracked(root: Path, folder: Path) -> Path:
     return folder
 
 
-def use_remote(
-    folder: Path, url: str, options: dict[str, str], secrets: dict[str, str] | None = None
-) -> None:
+def use_remote(folder: Path, url: str, options: dict[str, str], secrets: dict[str, str] | None = None) -> None:
     """Makes `url` the remote, with its options in .dvc/config and its secrets in .dvc/config.local."""
     (folder / ".dvc/config.local").unlink(missing_ok=True)
     dvc(folder, "remote", "add", "--force", "--default", "shared", url)

@@ -35,11 +35,7 @@ def write_project(root: Path) -> Path:
     (base / "manifest.json").write_text(json.dumps(facts))
     write_adapter(base, adapter, facts)
     merge(base, adapter, merged)
-    origin = {
-        "source": "chats",
-        "kind": "instructions",
-        "uri": "hf://datasets/owner/chats@" + "2" * 40 + "/c.jsonl",
-    }
+    origin = {"source": "chats", "kind": "instructions", "uri": "hf://datasets/owner/chats@" + "2" * 40 + "/c.jsonl"}
     origin |= {"revision": "2" * 40, "licence": "Apache-2.0", "non_commercial": False, "bytes": 9}
     origin |= {"path": "data/raw/instructions/chats", "dvc_hash": "3" * 32 + ".dir"}
     (root / "data/clean").mkdir(parents=True)
@@ -72,8 +68,7 @@ def write_adapter(base: Path, adapter: Path, facts: dict) -> None:
     model.unload()
     (adapter / "README.md").unlink(missing_ok=True)
     record = {
-        "base": {name: facts[name] for name in ("uri", "revision", "licence")}
-        | {"weights_sha256": weights_hash(base)},
+        "base": {name: facts[name] for name in ("uri", "revision", "licence")} | {"weights_sha256": weights_hash(base)},
         "rows": {"train": "4" * 32, "held_out": "5" * 32, "sources": {"chats": 7}},
         "sft": {"learning_rate": 0.1},
         "quantization": DENSE.model_dump(),

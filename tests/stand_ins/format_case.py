@@ -9,9 +9,7 @@ import pyarrow.parquet
 from aurora.core.messages import Message, Round, content_id
 from aurora.format.params import Format
 
-PARAMS = Format(
-    prompt="mistral", max_length=256, long_conversation="continue", long_round="drop", held_out=0.2
-)
+PARAMS = Format(prompt="mistral", max_length=256, long_conversation="continue", long_round="drop", held_out=0.2)
 Row = tuple[str, tuple[Message, ...]]  # source, messages
 
 
@@ -29,10 +27,7 @@ def many(count: int, seed: int = 0) -> list[Row]:
     words = ["你好", "天气", "龘", "hello ", "world ", "🙂", "\n", "。", "  "]
     rows = []
     for index in range(count):
-        turns = [
-            "".join(source.choices(words, k=source.randrange(1, 60)))
-            for _ in range(2 * source.randrange(1, 6))
-        ]
+        turns = ["".join(source.choices(words, k=source.randrange(1, 60))) for _ in range(2 * source.randrange(1, 6))]
         rows.append((source.choice(["alpaca", "sharegpt"]), talk(f"{seed} {index} {turns[0]}", *turns[1:])))
     return rows
 
@@ -50,9 +45,7 @@ def write(
     more: dict[str, tuple[pyarrow.DataType, dict]] | None = None,
 ) -> Path:
     """`more`: further columns, each with its type and its values by content id."""
-    rows = sorted(
-        ((identity(messages), source, messages) for source, messages in rows), key=lambda row: row[:2]
-    )
+    rows = sorted(((identity(messages), source, messages) for source, messages in rows), key=lambda row: row[:2])
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     talks = [[{"role": turn.role, "content": turn.content} for turn in messages] for _, _, messages in rows]
     columns = {

@@ -285,9 +285,7 @@ class LocalHub:
                 scheme = "https"
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(certificate)
-                server.socket = context.wrap_socket(
-                    server.socket, server_side=True, do_handshake_on_connect=False
-                )
+                server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         self.url, self.storage_url = (f"{scheme}://127.0.0.1:{server.server_port}" for server in self.servers)
 
     def __enter__(self) -> "LocalHub":
@@ -322,9 +320,7 @@ def certificate(path: Path) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )

@@ -9,9 +9,7 @@ def real_conversations(folder) -> list[list[tuple[str, str]]]:
     for path in sorted((folder / "instructions").rglob("*.json")):
         for row in json.loads(path.read_text()):
             if "instruction" in row and row.get("output"):
-                found.append(
-                    [("\n".join(filter(None, (row["instruction"], row.get("input")))), row["output"])]
-                )
+                found.append([("\n".join(filter(None, (row["instruction"], row.get("input")))), row["output"])])
     for path in sorted((folder / "instructions").rglob("*.jsonl")):
         for line in path.read_text().splitlines():
             rounds = []

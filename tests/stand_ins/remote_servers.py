@@ -129,9 +129,7 @@ class OpenSsh(Server):
             Path("/run/sshd").mkdir(exist_ok=True)  # where sshd drops its privileges to
         for name in ("host", "right", "wrong"):
             if not (folder / name).exists():
-                subprocess.run(
-                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
-                )
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
         settings = {
             "ListenAddress": "127.0.0.1",
             "Port": self.port,
@@ -180,13 +178,4 @@ def _require_rclone(plugin: str) -> None:
 def _rclone(protocol: str, folder: Path, port: int, *more: str) -> list[str]:
     address = f"127.0.0.1:{port}"
     quiet = ("--config", str(folder / "rclone.conf"), "--log-level", "INFO")
-    return [
-        str(shutil.which("rclone")),
-        "serve",
-        protocol,
-        "--addr",
-        address,
-        *quiet,
-        *more,
-        str(folder / "served"),
-    ]
+    return [str(shutil.which("rclone")), "serve", protocol, "--addr", address, *quiet, *more, str(folder / "served")]

@@ -168,20 +168,12 @@ def contaminated() -> Iterator[Judged]:
         for benchmark in ("mmlu", "ceval", "cmmlu"):
             folder = Path(name) / benchmark
             shutil.copytree(ROOT / "samples" / benchmark, folder)
-            manifest = {
-                "source": benchmark,
-                "kind": "benchmark",
-                "format": benchmark,
-                "rows": None,
-                "files": [],
-            }
+            manifest = {"source": benchmark, "kind": "benchmark", "format": benchmark, "rows": None, "files": []}
             (folder / "manifest.json").write_text(json.dumps(manifest))
             questions += read_questions(folder)
     terms = ["传染性单核细胞增多症", "系统性红斑狼疮", "慢性阻塞性肺疾病", "原发性醛固酮增多症", "急性化脓性阑尾炎", "中华人民共和国民法典", "不当得利返还请求权", "边际消费倾向递减规律", "肾病综合征", "特发性血小板减少性紫癜", "妊娠期高血压疾病", "化脓性骨髓炎"]  # fmt: skip
     for number, term in enumerate(terms):
-        options = tuple(
-            f"{term[:2]}{text}{number}" for text in ("由病毒引起", "由细菌引起", "与遗传有关", "原因不明")
-        )
+        options = tuple(f"{term[:2]}{text}{number}" for text in ("由病毒引起", "由细菌引起", "与遗传有关", "原因不明"))
         questions += [Question(f"own/test:{number}", f"{term}____", options)]
     index = Questions(questions, CLEAN.contamination)
 
@@ -190,9 +182,7 @@ def contaminated() -> Iterator[Judged]:
             yield Judged(kind, label, hit is not None, text[0][:60])
 
     def options(question: Question, sign: str) -> str:
-        return "\n".join(
-            f"{letter}{sign}{text}" for letter, text in zip("ABCD", question.options, strict=True)
-        )
+        return "\n".join(f"{letter}{sign}{text}" for letter, text in zip("ABCD", question.options, strict=True))
 
     yield from found("with options", True, [[f"{q.text}\n{options(q, '. ')}", "选A。"] for q in questions])
     yield from found(
@@ -210,9 +200,7 @@ def contaminated() -> Iterator[Judged]:
         "",
     ]
     yield from found(
-        "on the same term",
-        False,
-        [[f"{term}{end}", f"{term}是一个专业术语。"] for term in terms for end in ends],
+        "on the same term", False, [[f"{term}{end}", f"{term}是一个专业术语。"] for term in terms for end in ends]
     )
     stems = [q.text.strip("_。.？? ") for q in questions if not q.place.startswith("mmlu")]
     heads = [text[: len(text) // 2] for text in stems]
@@ -221,7 +209,5 @@ def contaminated() -> Iterator[Judged]:
     )
     chinese = lines("chinese.txt")
     yield from found(
-        "another subject",
-        False,
-        [[text, other] for text, other in zip(chinese[:150], chinese[150:300], strict=True)],
+        "another subject", False, [[text, other] for text, other in zip(chinese[:150], chinese[150:300], strict=True)]
     )

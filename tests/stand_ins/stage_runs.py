@@ -15,12 +15,7 @@ def run(folder: Path, *command: str, under: tuple[str, ...] = ()) -> str:
     """Runs Python with `command` in `folder`, `under` an emulator if one is given, and returns what it printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*under, sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*under, sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

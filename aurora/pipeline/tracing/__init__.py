@@ -45,14 +45,7 @@ SYSTEM += tuple(
 )
 SYSTEM += ("/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/mime.types", "/nix/store")
 KEPT = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")  # the machine's, not the user's
-FOR_FETCH = (
-    "HF_TOKEN",
-    "HF_ENDPOINT",
-    "HF_HUB_OFFLINE",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-)
+FOR_FETCH = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 FOR_FETCH += tuple(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "NO", "ALL"))
 FOR_FETCH += tuple(f"{kind}_proxy" for kind in ("http", "https", "no", "all"))
 
@@ -99,10 +92,7 @@ def trace(repo: "Repo", names: Sequence[str] = (), kind: str | None = None) -> T
             if stage not in stale:
                 outputs += len(stage.outs)
                 faults += _differing(stage, pool)
-            print(
-                f"trace {number}/{len(stages)}: {stage.addressing}, {monotonic() - start:.0f} s",
-                file=sys.stderr,
-            )
+            print(f"trace {number}/{len(stages)}: {stage.addressing}, {monotonic() - start:.0f} s", file=sys.stderr)
     older = tuple(stage.addressing for stage in stages if stage in stale)
     return Traced(len(stages), outputs, older, tuple(dict.fromkeys(faults)), kind)
 
@@ -114,11 +104,7 @@ def _stale(repo: "Repo") -> set["PipelineStage"]:
     made = [out.fs_path for stage in repo.index.stages for out in stage.outs]
     first = set()
     for stage in repo.index.stages:
-        own = [
-            dep
-            for dep in stage.deps
-            if dep in stage.params or not any(overlap(dep.fs_path, out) for out in made)
-        ]
+        own = [dep for dep in stage.deps if dep in stage.params or not any(overlap(dep.fs_path, out) for out in made)]
         if not stage.outs[0].hash_info or stage.changed_stage() or any(dep.status() for dep in own):
             first.add(stage)
     return first.union(*(networkx.ancestors(repo.index.graph, stage) for stage in first))
@@ -134,9 +120,7 @@ def _furnish(
 ) -> None:
     from ruamel.yaml import YAML
 
-    shutil.copyfile(
-        root / DVC_YAML, place / DVC_YAML
-    )  # says what the stage declares, and is watched by DVC itself
+    shutil.copyfile(root / DVC_YAML, place / DVC_YAML)  # says what the stage declares, and is watched by DVC itself
     for dep in stage.deps:
         if dep in stage.params:
             content: dict = {}
@@ -155,9 +139,7 @@ def _furnish(
         for path, (object_, maker) in cached.items():
             if not (place / path).exists() and (path == dep.def_path or path.startswith(f"{dep.def_path}/")):
                 if not Path(object_).is_file():
-                    raise DataError(
-                        f"{stage.addressing}: its input {path} is not in DVC's cache; dvc pull {maker}"
-                    )
+                    raise DataError(f"{stage.addressing}: its input {path} is not in DVC's cache; dvc pull {maker}")
                 _place(Path(object_), place / path, link)
         if (place / dep.def_path).exists():
             continue
@@ -165,9 +147,7 @@ def _furnish(
             # A copy, so that no stage can write into what git tracks.
             _place(root / dep.def_path, place / dep.def_path, _copy)
         else:
-            raise DataError(
-                f"{DVC_YAML}: {stage.addressing}: {dep.def_path} is missing; restore it or take it out"
-            )
+            raise DataError(f"{DVC_YAML}: {stage.addressing}: {dep.def_path} is missing; restore it or take it out")
 
 
 def _place(source: Path, target: Path, copy: Callable[[str, str], object]) -> None:
@@ -255,12 +235,7 @@ def _installation(root: Path) -> Iterator[Path]:
             yield path
     for path in {*prefixes, *map(Path, site.getsitepackages()), *map(Path, sys.path)}:
         inside = any(prefix in (path, *path.parents) for prefix in prefixes)
-        if (
-            path.is_absolute()
-            and path.exists()
-            and path != Path("/")
-            and (inside or root not in (path, *path.parents))
-        ):
+        if path.is_absolute() and path.exists() and path != Path("/") and (inside or root not in (path, *path.parents)):
             if path == root or path in root.parents:
                 continue
             yield path

@@ -126,9 +126,7 @@ def _fewer_processors() -> None:
 
 def _loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(
-            control, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40)
-        )  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
+        fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
 
 
 def _in_namespaces(plan: dict) -> int:

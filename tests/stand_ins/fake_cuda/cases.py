@@ -79,18 +79,14 @@ class Case:
             "optim": "adamw_torch_fused", "precision": precision, "keep_checkpoints": (),
         } | self.sft  # fmt: skip
         quantization = params.quantization.model_copy(update={"compute_dtype": self.compute_dtype})
-        return params.model_copy(
-            update={"sft": params.sft.model_copy(update=changes), "quantization": quantization}
-        )
+        return params.model_copy(update={"sft": params.sft.model_copy(update=changes), "quantization": quantization})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Enough of a tokeniser for a collator."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", padding_side="left")
 
 
 @contextmanager
@@ -104,11 +100,7 @@ def folder(case: Case) -> Iterator[Path]:
     with TemporaryDirectory() as name:
         for split, sizes in (("train", lengths), ("held_out", lengths[:1])):
             ids = pyarrow.array([[1, *range(3, size + 2)] for size in sizes], kind)
-            columns = {
-                "id": [f"{split}{number}" for number in range(len(sizes))],
-                "input_ids": ids,
-                "labels": ids,
-            }
+            columns = {"id": [f"{split}{number}" for number in range(len(sizes))], "input_ids": ids, "labels": ids}
             write_parquet(Path(name) / f"{split}.parquet", pyarrow.table(columns))
         case.config.save_pretrained(name)
         yield Path(name)
@@ -260,22 +252,13 @@ def chat(case: Case, model, meter: counting.Meter) -> dict:
     from aurora.serving.chat_model import Answer, ChatModel, Sampling
 
     speaker = ChatModel.__new__(ChatModel)
-    speaker.model, speaker.context, speaker.ends, speaker._turn = (
-        model,
-        32768,
-        frozenset([2]),
-        threading.Lock(),
-    )
+    speaker.model, speaker.context, speaker.ends, speaker._turn = (model, 32768, frozenset([2]), threading.Lock())
     speaker._decode = lambda tokens: "a" * len(tokens)
     counted = []
     with MODE, answers(meter), meter:
         for new in (2, 3):
             meter.clear()
-            list(
-                speaker.answer(
-                    [1, *range(3, case.length + 2)], Sampling(max_tokens=new, temperature=0), Answer(0)
-                )
-            )
+            list(speaker.answer([1, *range(3, case.length + 2)], Sampling(max_tokens=new, temperature=0), Answer(0)))
             counted.append(meter.result())
     return less(*counted) | {"tokens": 1}
 
@@ -283,9 +266,7 @@ def chat(case: Case, model, meter: counting.Meter) -> dict:
 def less(one: dict, two: dict) -> dict:
     """What the second of two counts has more than the first; the peak of both."""
     numbers = {name: value for name, value in two.items() if isinstance(value, (int, float))}
-    return {name: round(value - one[name], 6) for name, value in numbers.items()} | {
-        "peak_gib": two["peak_gib"]
-    }
+    return {name: round(value - one[name], 6) for name, value in numbers.items()} | {"peak_gib": two["peak_gib"]}
 
 
 RUNS = {"train": train, "questions": questions, "replies": replies, "drift": drift, "chat": chat}

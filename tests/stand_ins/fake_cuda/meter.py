@@ -16,11 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-H100 = (
-    750e12,
-    0.9 * 3.35e12,
-    45e12,
-)  # 16-bit operations/s, bytes/s, float32 operations/s, as they are reached
+H100 = (750e12, 0.9 * 3.35e12, 45e12)  # 16-bit operations/s, bytes/s, float32 operations/s, as they are reached
 ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 VIEWS = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "expand", "lift_fresh", "narrow",
@@ -161,10 +157,7 @@ class Meter(LiveBytes):
         return _filled(tuple(tensor.shape), one)
 
     def _measure(self, func, name, args, kwargs, given, tensors, result) -> None:
-        fill = (
-            torch.are_deterministic_algorithms_enabled()
-            and torch.utils.deterministic.fill_uninitialized_memory
-        )
+        fill = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
         written = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if name in ALLOCATIONS or func.namespace == "bitsandbytes":
             self.filled += written if fill else 0

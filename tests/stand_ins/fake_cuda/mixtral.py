@@ -69,33 +69,21 @@ def _quantize(module: Linear4bit, quantization: Quantization, dtype: torch.dtype
 def held(model: torch.nn.Module) -> list[torch.Tensor]:
     """All tensors of the model, those of bitsandbytes' states too."""
     states = [module.weight.quant_state for module in model.modules() if isinstance(module, Linear4bit)]
-    inner = [
-        tensor for s in states for tensor in (s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code)
-    ]
+    inner = [tensor for s in states for tensor in (s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code)]
     return [*model.parameters(), *model.buffers(), *inner]
 
 
-def _attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-):
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """As a card would choose: flash attention without a mask, the memory-efficient kernel with one."""
     if attn_mask is None:
         groups = query.shape[1] // key.shape[1]
         if groups > 1:  # flash takes grouped heads as they are; its fake backward wants the full number
             key, value = (
-                tensor[:, :, None]
-                .expand(-1, -1, groups, -1, -1)
-                .reshape(query.shape[0], -1, *tensor.shape[2:])
+                tensor[:, :, None].expand(-1, -1, groups, -1, -1).reshape(query.shape[0], -1, *tensor.shape[2:])
                 for tensor in (key, value)
             )
-        return aten._scaled_dot_product_flash_attention(
-            query, key, value, dropout_p, is_causal, False, scale=scale
-        )[0]
-    bias = (
-        torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
-        if attn_mask.dtype == torch.bool
-        else attn_mask
-    )
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    bias = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype) if attn_mask.dtype == torch.bool else attn_mask
     bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     needed = query.requires_grad or key.requires_grad
     kernel = aten._scaled_dot_product_efficient_attention

@@ -16,9 +16,7 @@ def _watch() -> None:
     def write(kind: str, what: str) -> None:
         if (kind, what) not in seen:
             seen.add((kind, what))
-            os.write(
-                log, json.dumps([kind, what]).encode() + b"\n"
-            )  # one write: lines of processes do not mix
+            os.write(log, json.dumps([kind, what]).encode() + b"\n")  # one write: lines of processes do not mix
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], (str, bytes)):
@@ -35,7 +33,5 @@ def _watch() -> None:
 
 if "AURORA_TRACE" in os.environ:
     # An editable install would lend a stage the modules that its folder lacks.
-    sys.meta_path[:] = [
-        finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")
-    ]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
     _watch()
