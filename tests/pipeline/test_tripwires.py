@@ -148,8 +148,11 @@ def hold_nothing_out(folder: Path) -> None:
 
 
 def merge_again(folder: Path) -> None:
-    shutil.rmtree(folder / "data/raw/model/base")
-    shutil.copytree(folder / "models/merged", folder / "data/raw/model/base")
+    params = read_yaml(folder / "params.yaml")
+    params["sources"]["base"]["uri"] = "models/merged"
+    (folder / "params.yaml").unlink()
+    write_params(folder, params)
+    fetch(folder, params, "base")
 
 
 def scale_the_adapter(folder: Path) -> None:
@@ -300,7 +303,7 @@ def test_rotated_letters_are_not_compared(honest: Path, tmp_path: Path) -> None:
 def test_an_adapter_is_not_merged_twice(honest: Path, tmp_path: Path) -> None:
     faulty = copied(honest, tmp_path / "faulty")
     merge_again(faulty)
-    with pytest.raises(AssertionError, match="base"):
+    with pytest.raises(AssertionError, match="trained on a base with weights"):
         stages(faulty, "merge")
 
 
@@ -319,4 +322,5 @@ def test_contaminated_rows_do_not_reach_training(honest: Path, tmp_path: Path) -
     stages(faulty, "clean")
     counts = json.loads((faulty / "data/clean/metrics.json").read_text())["total"]["dropped"]
     before = json.loads((honest / "data/clean/metrics.json").read_text())["total"]["dropped"]
-    assert counts["contaminated"] == before["contaminated"] + planted == before["contaminated"] + 96
+    assert sum(counts.values()) == sum(before.values()) + planted
+    assert counts["contaminated"] >= planted == 96
