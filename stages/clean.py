@@ -18,12 +18,9 @@ from aurora.sources.source import Download, LocalSource, Source
 @click.command()
 @click.option("--instructions", type=click.Path(path_type=Path), required=True, help="Folder of the fetched sets.")
 @click.option("--benchmarks", type=click.Path(path_type=Path), required=True, help="Folder of the benchmarks.")
-@click.option(
-    "--prompts", type=click.Path(path_type=Path), help="Folder of the prompt sets that eval answers, to tidy."
-)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @exit_with_message
-def main(instructions: Path, benchmarks: Path, prompts: Path | None, out: Path) -> None:
+def main(instructions: Path, benchmarks: Path, out: Path) -> None:
     """Writes conversations.parquet, dropped.parquet, sources.json, metrics.json and report.html into OUT."""
     sources: dict[str, Source] = {
         **read_section("sources", dict[str, LocalSource]),
@@ -32,8 +29,7 @@ def main(instructions: Path, benchmarks: Path, prompts: Path | None, out: Path) 
     params = read_section("clean", Clean)
     folders = _folders(instructions, sources, "instructions")
     searched = _folders(benchmarks, sources, "benchmark")
-    if prompts:
-        _folders(prompts, sources, "prompts")  # eval reads all that is there, and runs after clean
+    _folders(instructions.with_name("prompts"), sources, "prompts")  # eval reads all of them, and runs after clean
     origins = [origin_of(folder) for folder in sorted([*folders.values(), *searched.values()])]
     spill = out.with_name(f".{out.name}.rows")
     remove(spill)  # of a run that was killed

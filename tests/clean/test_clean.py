@@ -332,8 +332,7 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stage():
-    folders = ["--instructions", "instructions", "--benchmarks", "benchmark", "--prompts", "prompts"]
-    arguments = [*folders, "--out", "clean"]
+    arguments = ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"]
     return CliRunner().invoke(main, arguments)
 
 

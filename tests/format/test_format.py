@@ -18,12 +18,13 @@ from stand_ins.format_case import PARAMS, Row, identity, many, params, talk, wri
 from aurora.core.errors import AuroraError, DataError, ModelError, ParamsError
 from aurora.core.files import rounded
 from aurora.core.messages import Message
+from aurora.core.parquet import ROW_GROUP
 from aurora.format.batch import CHECKED
 from aurora.format.format import format_rows
 from aurora.format.params import Format
 from aurora.format.prompt_formats import MistralFormat
 from aurora.format.rounds import cut_rounds
-from aurora.format.row_files import BATCH, ROW_GROUP, TRAIN, RowWriter
+from aurora.format.row_files import BATCH, TRAIN, RowWriter
 from aurora.format.row_statistics import ChineseCost, packed_rows, packing_efficiency
 from aurora.prompt.mistral import encode, trained_spans
 from aurora.prompt.tokenizer import sentencepiece_processor
