@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import AURORA, cloned, surroundings
 
-MEASURES = ("aurora/commands/plan.py", "profiles/paper.yaml")
+MEASURES = ("aurora/commands/plan.py", "aurora/sft/footprint.py", "aurora/sft/plan.py", "profiles/paper.yaml")
 
 
 def main() -> None:
