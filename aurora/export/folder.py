@@ -43,7 +43,7 @@ def write_folder(contents: Contents, out: Path) -> None:
 
 def fill(contents: Contents, folder: Path) -> None:
     """Copies by reflink where the file system can. The permissions are this user's own, not those of DVC's cache."""
-    for name, source in tqdm(contents.copies.items(), desc="export", unit="file"):
+    for name, source in tqdm(contents.copies.items(), desc="export", unit="file", disable=not contents.copies):
         if not reflink(source, folder / name):
             shutil.copyfile(source, folder / name)
     for name, text in contents.texts.items():
