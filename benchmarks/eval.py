@@ -194,6 +194,8 @@ def stubbed(threads: int):
     model = torch.nn.Linear(1, 1)
     model.config = build_config()
     model.device, model.tie_weights = torch.device("cpu"), lambda: None
+    table = torch.nn.Embedding(32000, 1)
+    model.get_input_embeddings = lambda: table
     return PrefixLM(model, tokenizer=build_tokenizer(), max_length=4096, batch_tokens=8192, backend="causal")
 
 
