@@ -23,17 +23,10 @@ import click
 import psutil
 
 MEASURES = (
-    "stages",
-    "aurora/intake",
-    "aurora/fetch",
-    "aurora/clean",
-    "aurora/format",
-    "aurora/model",
-    "aurora/sft",
-    "aurora/merge",
-    "aurora/eval",
-    "aurora/report",
-)
+    "stages", "aurora/adapter", "aurora/benchmarks", "aurora/checkpoints", "aurora/clean", "aurora/core", "aurora/eval",
+    "aurora/fetch", "aurora/format", "aurora/intake", "aurora/launch", "aurora/lora", "aurora/merge", "aurora/model",
+    "aurora/prompt", "aurora/report", "aurora/sft", "aurora/small_base", "aurora/sources",
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC = Path(sys.executable).with_name("dvc")

@@ -30,8 +30,15 @@ EDITED = ("aurora", "benchmarks/*.py", "stages", "params.yaml", "profiles")
 
 
 def measured_files(script: Path) -> dict[str, str]:
-    """Digest of the script and of each Python file below the paths of its MEASURES, by path from the root."""
+    """Digest of the script and of each Python file below the paths of its MEASURES, by path from the root.
+
+    MEASURES may be those of another script, by import.
+    """
     tree = ast.parse(script.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any(name.name == "MEASURES" for name in node.names):
+            own = {script.relative_to(ROOT).as_posix(): code_digest(script)}
+            return measured_files(script.with_name(f"{node.module}.py")) | own
     named = [
         ast.literal_eval(node.value)
         for node in tree.body

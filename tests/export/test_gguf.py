@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from stand_ins.tiny_llama import CHATML, vocabulary
+from stand_ins.tiny_llama import CHATML, tokenizer_of
 from stand_ins.tiny_mixtral import DENSE
-from transformers import PreTrainedTokenizerFast
 
 from aurora.commands.cli import main
 from aurora.export.modelfile import modelfile
@@ -136,13 +135,7 @@ def test_the_modelfile_s_template_gives_the_training_s_tokens(
 @pytest.mark.skipif(not shutil.which("go"), reason="Go, whose templates Ollama uses, is not installed")
 @pytest.mark.parametrize("messages", [CHAT, [{"role": "system", "content": "请用中文回答。"}, *CHAT]])
 def test_the_modelfile_writes_a_chat_template_with_its_system_message(tmp_path, monkeypatch, messages):
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(),
-        chat_template=CHATML,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-    )
+    tokenizer = tokenizer_of(CHATML)
     template = modelfile("x.gguf", tokenizer, "chat_template").split('"""')[1]
     monkeypatch.chdir(tmp_path)
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -10,7 +10,7 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, UserMess
 from mistral_common.protocol.instruct.request import InstructRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from stand_ins.format_case import identity, params, talk, write
-from stand_ins.tiny_llama import CHATML, vocabulary
+from stand_ins.tiny_llama import CHATML, tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
 from aurora.core.errors import DataError
@@ -38,10 +38,7 @@ CALLED = [{"role": "assistant", "content": "", "tool_calls": CALL}, {"role": "to
 
 
 def base(folder: Path, template: str) -> Path:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(), chat_template=template, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    tokenizer.save_pretrained(folder)
+    tokenizer_of(template).save_pretrained(folder)
     return folder
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins.tiny_llama import CHATML, vocabulary
+from stand_ins.tiny_llama import CHATML, tokenizer_of
 from stand_ins.tiny_mixtral import DENSE, NF4, VOCABULARY, write_model
-from transformers import PreTrainedTokenizerFast
 
 from aurora.core.errors import DataError, ModelError
 from aurora.serving.chat_model import Answer, ChatModel, ContextError, Sampling
@@ -133,13 +132,7 @@ def test_a_chat_beyond_the_context_is_refused_and_one_within_it_fills_it(served:
 
 
 def test_a_chat_template_with_a_system_message_gives_the_ids_of_the_whole():
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(),
-        chat_template=CHATML,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-    )
+    tokenizer = tokenizer_of(CHATML)
     messages = [{"role": "system", "content": "请用中文回答。"}, *ROUNDS]
     encode = message_encoder(tokenizer, "chat_template")
     for chat in (messages, ROUNDS, HELLO):
@@ -154,9 +147,7 @@ def test_a_template_without_a_system_turn_has_it_in_front_of_the_question_as_in_
     refusing = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + CHATML
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary(), chat_template=refusing, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
+    tokenizer = tokenizer_of(refusing)
     joined = [{"role": "user", "content": f"{SYSTEM[0]['content']}\n\n{HELLO[0]['content']}"}]
     wanted = tokenizer.apply_chat_template(joined, add_generation_prompt=True, return_dict=False)
     assert message_encoder(tokenizer, "chat_template")([*SYSTEM, *HELLO]) == wanted

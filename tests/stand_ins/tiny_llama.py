@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from aurora.sources.source import Source
 
@@ -56,6 +56,17 @@ def vocabulary() -> Tokenizer:
     )
     tokenizer.train([str(SAMPLES / "alpaca_data_zh_51k.json")], trainer)
     return tokenizer
+
+
+def tokenizer_of(template: str | None) -> PreTrainedTokenizerFast:
+    """A tokeniser of this vocabulary with a chat template of its own."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary(),
+        chat_template=template,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
 
 
 @cache
