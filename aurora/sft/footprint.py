@@ -37,9 +37,7 @@ def training_memory(
     shape = Shape(skeleton, quantization, card)
     rows = sft.per_device_train_batch_size
     tokens = rows * length
-    # Logits are formed where some row of the batch has a label.
     labels = tokens if sft.packing else rows * most_trained
-    places = min(tokens, rows * labels)
     layer = shape.layer(tokens, sft)
     kept = shape.layers * (tokens * shape.hidden * shape.width if sft.gradient_checkpointing else layer)
     # In backward: the gradients of the widest step of a layer, and the dense experts of one group.
@@ -48,7 +46,7 @@ def training_memory(
         "model": held_bytes(skeleton, quantization),
         "adapter, gradients, optimiser": round(trainable * (4 + 4 + OPTIMISER[sft.optim])),
         "activations kept for backward": kept,
-        "one layer or the logits": max(inside, shape.logits(places, labels)),
+        "one layer or the logits": max(inside, shape.logits(labels)),
     }
 
 
@@ -181,7 +179,6 @@ class Shape:
         copies = (4 if self.width < 4 else 0) + 4
         return self.vocabulary * (tokens * self.width + min(tokens, together) * copies)
 
-    def logits(self, tokens: int, labels: int) -> int:
-        """Logits at the labelled positions, the labels' own in float32, and their logarithms."""
-        copies = self.width + (4 if self.width < 4 else 0) + 4
-        return self.vocabulary * (tokens * self.width + labels * copies)
+    def logits(self, labels: int) -> int:
+        """Logits at the labelled positions, once more in float32, their logarithms, and the gradient."""
+        return self.vocabulary * labels * (2 * self.width + (4 if self.width < 4 else 0) + 4)

@@ -41,7 +41,7 @@ class EpochOrder(Sampler):
 
 
 class LabelledPositionsTrainer(SFTTrainer):
-    """SFTTrainer whose loss forms logits only where some row has a label.
+    """SFTTrainer whose loss forms logits at the labelled places alone.
 
     The value is TRL's: the sum of the labels' negative log-likelihoods over their number, in the whole optimiser
     step and all processes. TRL's own fused head computes entropy and accuracy too, in some twenty passes over the
@@ -87,16 +87,17 @@ class LabelledPositionsTrainer(SFTTrainer):
         inputs = dict(inputs, use_cache=False)
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        targets = pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
-        places = (targets != -100).any(dim=0).nonzero().flatten()
-        outputs = model(**inputs, logits_to_keep=places)
-        logits, targets = outputs.logits.flatten(0, 1), targets[:, places].flatten()
-        count = (targets != -100).sum()
-        if len(inputs["input_ids"]) > 1:  # in a row alone each of these places has a label
-            kept = (targets != -100).nonzero().flatten()
-            logits, targets = logits[kept], targets[kept]
-        total = cross_entropy(logits.float(), targets, reduction="sum")
-        return total, count, outputs
+        targets = pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100).flatten()
+        kept = (targets != -100).nonzero().flatten()
+        # A place that one row labels is padding or prompt in another: logits_to_keep would form both.
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        selecting = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[kept][None],))
+        try:
+            outputs = model(**inputs)
+        finally:
+            selecting.remove()
+        total = cross_entropy(outputs.logits[0].float(), targets[kept], reduction="sum")
+        return total, torch.tensor(len(kept), device=total.device), outputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the step's loss; raises DataError, with the ids of its rows, if it is not finite."""

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def _library() -> Path:
     if shutil.which("g++") is None:
         raise RuntimeError("g++ is not installed")
     BUILT.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(f".{hashlib.sha256(sys.executable.encode()).hexdigest()[:6]}.partial")
+    partial = place.with_suffix(f".{os.getpid()}.partial")
     include, library = torch_folder / "include", torch_folder / "lib"
     command = ["g++", "-std=c++20", "-shared", "-fPIC", "-O1", str(HOOKS), "-o", str(partial)]
     command += [f"-I{include}", f"-I{include}/torch/csrc/api/include", f"-L{library}", "-lc10", "-ltorch_cpu"]
