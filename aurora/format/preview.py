@@ -9,7 +9,6 @@ import click
 
 from aurora.core.files import write_text
 from aurora.core.page import render
-from aurora.core.parquet import read_parquet
 from aurora.format.byte_pieces import BytePieces
 from aurora.prompt.mistral import IGNORED
 from aurora.prompt.tokenizer import sentencepiece_processor
@@ -121,17 +120,30 @@ def shown_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> di
     return {"source": row["source"], "id": row["id"], "counted": counted(row), "runs": runs, "rest": rest}
 
 
+def first_rows(path: Path, count: int) -> dict[str, list[dict]]:
+    """The first `count` rows of each source of a file of token rows; holds one row group at a time."""
+    import pyarrow.parquet
+
+    found: dict[str, list[dict]] = {}
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            places: dict[str, list[int]] = {}
+            for place, source in enumerate(file.read_row_group(group, ["source"])["source"].to_pylist()):
+                if len(found.get(source, ())) + len(places.get(source, ())) < count:
+                    places.setdefault(source, []).append(place)
+            if places:
+                table = file.read_row_group(group)
+                for source, chosen in places.items():
+                    found.setdefault(source, []).extend(table.take(chosen).to_pylist())
+    return found
+
+
 def write_page(rows: Path, tokenizer: Path, page: Path, template: bool | None = None) -> None:
     """Writes an HTML page of the first PAGE_ROWS training rows of each source in the folder `rows`.
 
     `tokenizer` and `template` are as `vocabulary` takes them.
     """
-    import pyarrow.compute
-
     processor = vocabulary(tokenizer, template)
-    table = read_parquet(rows / "train.parquet", "format")
-    shown = []
-    for source in sorted(table["source"].unique().to_pylist()):
-        chosen = table.filter(pyarrow.compute.equal(table["source"], source)).slice(0, PAGE_ROWS)
-        shown += [shown_row(processor, row) for row in chosen.to_pylist()]
+    found = first_rows(rows / "train.parquet", PAGE_ROWS)
+    shown = [shown_row(processor, row) for source in sorted(found) for row in found[source]]
     write_text(page, render(TEMPLATE, title="What the model sees", rows=shown, most=PAGE_ROWS))
