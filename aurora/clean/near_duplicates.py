@@ -44,7 +44,9 @@ def shingles(text: str) -> np.ndarray:
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:
     """Jaccard similarity of two sorted, distinct arrays; 0 for two empty ones, which say nothing."""
-    common = len(np.intersect1d(left, right, assume_unique=True))
+    if not len(left):
+        return 0.0
+    common = np.count_nonzero(left.take(left.searchsorted(right), mode="clip") == right)
     union = len(left) + len(right) - common
     return common / union if union else 0.0
 
@@ -166,7 +168,7 @@ def compare(
     Returns the rows that go, the row that stays for each, their Jaccard similarity; the first row of each row's
     cluster; and the numbers of compared pairs and of those at or above `threshold`.
     """
-    members = lru_cache(maxsize=2048)(lambda row: shingles(texts[row]))
+    members = lru_cache(maxsize=8192)(lambda row: shingles(texts[row]))
     parent = list(range(len(ends)))
     kept_for: dict[int, tuple[int, float]] = {}
     candidates = pairs = 0
@@ -177,8 +179,11 @@ def compare(
         keys = buckets[start:end].tolist()
         start = end
         others = set(chain.from_iterable(part.get(key, ()) for key in keys for part in (staying, gone)))
+        candidates += len(others)
         for other in sorted(others):
-            candidates += 1
+            less, more = sorted((len(members(other)), len(members(row))))
+            if more and less / more < threshold:  # the Jaccard similarity is at most this
+                continue
             similarity = jaccard(members(other), members(row))
             if similarity < threshold:
                 continue
