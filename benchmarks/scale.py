@@ -1,11 +1,12 @@
-"""The claim: clean and format take memory that does not grow with the rows, and time that grows as they do.
+"""The claim: clean and format take memory that does not grow with the rows, and time that grows as they do; eval in two
+processes gives the bytes of one.
 
-    AURORA_REAL_DATA=FOLDER python benchmarks/scale.py [--rows 176678] [--times 1 --times 3 --times 10] [--folder FOLDER]
+    make repro && AURORA_REAL_DATA=FOLDER python benchmarks/scale.py [--rows 176678] [--times 1 --times 3 --times 10] [--folder FOLDER]
 
 For each multiple of the rows it writes the sources of benchmarks/clean.py, runs both stages as DVC does, and samples
 the memory of all their processes together (PSS, in which shared pages count once) and the disk below the folder that
 the stage writes, twice a second. `slope` is the exponent of growth between the first multiple and each: 1 is a
-straight line. Writes the record `scale`.
+straight line. Then eval of the small profile's tuned model runs in one process and in two, of one thread each.
 """
 
 import json
@@ -27,7 +28,7 @@ from clean import PAPER, write_benchmarks, write_sources
 from pipeline import tree_bytes
 from psutil import Process
 
-MEASURES = ("aurora/clean", "aurora/format")
+MEASURES = ("aurora/clean", "aurora/format", "aurora/eval", "aurora/launch")
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = {"alpaca_data_zh_51k": "alpaca", "alpaca_gpt4_data_zh": "alpaca", "sharegpt_70k": "sharegpt"}
@@ -35,6 +36,7 @@ STAGES = {
     "clean": ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"],
     "format": ["--conversations", "clean/conversations.parquet", "--tokenizer", "tokenizer", "--out", "format"],
 }
+EVAL = ["--model", "models/merged", "--benchmarks", "data/raw/benchmark", "--rows", "data/format/held_out.parquet", "--prompts", "samples/prompts.yaml", "--prompt-sources", "data/raw/prompts", "--own-tasks", "samples/tasks"]
 
 
 @click.command()
@@ -56,6 +58,8 @@ def main(rows: int, times: tuple[int, ...], folder: Path | None) -> None:
                 told = ", ".join(f"{key} {value:,.2f}" for key, value in measured.items())
                 print(f"{stage}: {told}", flush=True)
                 written = Path(name, "clean/conversations.parquet").stat().st_size
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        found["eval"] = evaluated(Path(name))
     rounded = {
         stage: [{key: round(value, 3) for key, value in each.items()} for each in measured]
         for stage, measured in found.items()
@@ -87,6 +91,27 @@ def prepare(folder: Path, rows: int) -> int:
     params["downloads"] = {}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return sum((source / "rows.json").stat().st_size for source in sources.values())
+
+
+def evaluated(folder: Path) -> list[dict]:
+    """What eval of the tuned model takes in one process and in two; ends where their outputs differ in a byte."""
+    for name in ("data", "models", "samples"):
+        (folder / name).symlink_to(ROOT / name)
+    params, found = yaml.safe_load((ROOT / "params.yaml").read_text()), []
+    for processes in (1, 2):
+        params["eval"] |= {"processes": processes, "threads": 1}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        shutil.rmtree(folder / ".aurora", ignore_errors=True)  # what an earlier evaluation remembers
+        found.append({"processes": processes, **run("eval", [*EVAL, "--out", f"scores/{processes}"], folder)})
+        told = ", ".join(f"{key} {value:,.2f}" for key, value in found[-1].items())
+        print(f"eval: {told}", flush=True)
+    one, two = (
+        {path.relative_to(scores): path.read_bytes() for path in scores.rglob("*") if path.is_file()}
+        for scores in (folder / "scores/1", folder / "scores/2")
+    )
+    if unlike := sorted(str(path) for path in one.keys() | two.keys() if one.get(path) != two.get(path)):
+        raise SystemExit(f"two processes wrote other bytes than one: {', '.join(unlike)}")
+    return found
 
 
 def run(stage: str, arguments: list[str], folder: Path) -> dict[str, float]:

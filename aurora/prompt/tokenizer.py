@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 VOCABULARY = 32_000  # pieces
-UNK, BOS, EOS = 0, 1, 2  # ids of <unk>, <s>, </s>
+BOS, EOS = 1, 2  # ids of <s>, </s>
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
 VOCABULARY_SHA256 = "35c28c8df590b200c16cf9ec7a4573b3230fed9cde1bbd8d9ea57e1c4ba796fd"  # of all pieces in order, each followed by a newline
 PROBE, PROBE_IDS = "a  b", [264, 28705, 287]  # shows a leading space, and runs of spaces that are kept
