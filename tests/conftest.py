@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from stand_ins.hub_server import LocalHub, certificate
+import trustme
+from stand_ins.hub_server import LocalHub
 
 ROOT = Path(__file__).parent.parent
 # Small models gain nothing from threads, and tests run on every core at once; torch reads this where it is imported.
@@ -36,13 +37,13 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and certificate of the local servers."""
-    return certificate(tmp_path_factory.mktemp("tls") / "loopback.pem")
+def authority() -> trustme.CA:
+    """What the certificates of the local servers are signed by."""
+    return trustme.CA()
 
 
 @pytest.fixture
-def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def hub(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A local hub over https, which huggingface_hub and aurora.hub take for the real one, in an empty folder."""
     from huggingface_hub import constants, file_download, set_client_factory
     from huggingface_hub.utils import _http
@@ -51,7 +52,8 @@ def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SSL_CERT_FILE", str(loopback_certificate))
+    authority.cert_pem.write_to_path(tmp_path.with_suffix(".pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path.with_suffix(".pem")))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(downloads, "PAUSES", (0.0, 0.0))
@@ -59,7 +61,7 @@ def hub(loopback_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     monkeypatch.chdir(tmp_path)
     set_client_factory(_http.default_client_factory)  # closes the client that trusts another test's surroundings
-    with LocalHub(loopback_certificate) as hub:
+    with LocalHub(authority) as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

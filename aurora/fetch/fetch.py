@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 
 from aurora.core.errors import FULL, AuroraError, ResourceError, SourceError
@@ -15,14 +16,15 @@ from aurora.core.locks import locked
 from aurora.core.manifests import MANIFEST
 from aurora.fetch.previous import dvc_cache, previous_manifest, reuse
 from aurora.intake.archives import unpack
-from aurora.intake.digests import Digests, Pins, copy, measure
+from aurora.intake.digests import Pins, file_entry, measure
 from aurora.intake.disk import disk_error, existing, free_bytes
 from aurora.sources.source import Source
 from aurora.sources.uris import non_commercial
 
 SCRATCH = Path(".aurora/downloads")  # ignored by git and DVC; survives a failed stage
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-SKIPPED = ("__pycache__", ".cache", ".git", ".DS_Store")
+SKIPPED = {"__pycache__", ".cache", ".git", ".DS_Store"}
+NO_PINS = Pins()
 # What people put beside rows, and no reader of rows knows.
 DOCUMENT = re.compile(r".*\.(md|rst|pdf)|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?|\.git\w+", re.IGNORECASE)
 
@@ -33,7 +35,8 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
     The manifest holds source, kind, format (the schema of the rows), uri, pin, revision, licence, non_commercial,
     rows, archive ({path, sha256, bytes} of the file that was unpacked, else null) and files ({path, sha256, bytes},
     sorted by path), with git_blob where that was a pin too. Bytes that the last fetch left here or in DVC's cache or
-    remote are verified against pins and record and used again without a connection; an upcycled model is made anew. Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
+    remote are verified against pins and record and used again without a connection; an upcycled model is made anew.
+    Raises SourceError if the source is missing, unreachable, or differs from its pin, ModelError if it cannot be
     upcycled, and ResourceError if the disk is too small.
     """
     with _keyed(f"{section}.{name}"):
@@ -55,7 +58,7 @@ def fetch(name: str, source: Source, out: Path, section: str = "sources") -> dic
                 "non_commercial": non_commercial(source.licence),
                 "rows": source.rows,
                 "archive": archive,
-                "files": files,
+                "files": sorted(files, key=itemgetter("path")),
             }
             if former and source.pin:
                 _refuse_change(source, former, manifest)
@@ -98,45 +101,40 @@ def _bring(
 
 def _local(source: Source, partial: Path) -> tuple[dict | None, list[dict]]:
     address, pins = source.address, pins_of(source)
-    origin = Path(address.path)
+    origin, member = Path(address.path), address.member
     try:
         if not origin.exists():
             raise SourceError(f"{address.path} does not exist; correct uri in params.yaml")
         if origin.is_dir():
-            if address.member is not None or pins != Pins():
+            if member is not None or pins != NO_PINS:
                 raise SourceError(f"{address.path} is a folder; pins and !/ are for a file")
-            return None, _copied(origin, partial)
-        if address.member is None:
-            _refuse_special(origin, [origin])
-            _refuse_if_full([origin], partial)
-            partial.mkdir(parents=True)
-            digests = copy(origin, partial / origin.name, pins)
+            files = {path.relative_to(origin): path for path in _files(origin)}
+            _copy(origin, {name: path for name, path in files.items() if not SKIPPED & {*name.parts}}, partial)
+            return None, _measured(partial)
+        if member is None:
+            _copy(origin, {Path(origin.name): origin}, partial)
         else:
-            digests = measure(origin, pins)
-        if difference := digests.difference(origin):
-            pin, expected, found = difference
-            raise SourceError(f"{pin}: expected {expected}, found {found} at {source.uri}; correct the file or the pin")
+            _refuse_special(origin, [origin])
+        found = measure(origin if member is not None else partial / origin.name, pins)
     except OSError as error:
         if error.errno in FULL:
             raise
         raise SourceError(f"{error.filename or address.path}: {error.strerror}; correct uri in params.yaml") from None
-    entries = _entries({origin.name: digests})
-    return (None, entries) if address.member is None else (entries[0], unpack(origin, address.member, partial))
+    if difference := pins.difference(found):
+        raise SourceError(f"{source.uri}: {difference}; correct the file or the pin")
+    entry = file_entry(origin.name, found)
+    return (None, [entry]) if member is None else (entry, unpack(origin, member, partial))
 
 
-def _copied(origin: Path, partial: Path) -> list[dict]:
-    files = {
-        path.relative_to(origin).as_posix(): path
-        for path in _files(origin)
-        if not any(part in SKIPPED for part in path.relative_to(origin).parts)
-    }
+def _copy(origin: Path, files: dict[Path, Path], partial: Path) -> None:
+    """Copies `files`, of or below `origin`, to their names in the new folder `partial`."""
     _refuse_special(origin, files.values())
-    _refuse_if_full(files.values(), partial)
-    digests = {}
-    for inside, path in files.items():
-        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-        digests[inside] = copy(path, partial / inside, Pins())
-    return _entries(digests)
+    size, free = sum(path.stat().st_size for path in files.values()), free_bytes(partial)
+    if size > free:
+        raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
+    for name, path in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial / name)
 
 
 def _refuse_special(origin: Path, files: Iterable[Path]) -> None:
@@ -154,12 +152,6 @@ def _refuse_special(origin: Path, files: Iterable[Path]) -> None:
             )
 
 
-def _refuse_if_full(files: Iterable[Path], partial: Path) -> None:
-    size, free = sum(path.stat().st_size for path in files), free_bytes(partial)
-    if size > free:
-        raise ResourceError(f"{size:,} bytes are to be copied, {free:,} are free; free some and run again")
-
-
 def _remote(source: Source, scratch: Path, out: Path, partial: Path) -> tuple[dict | None, list[dict], str | None]:
     from aurora.hub import Unreachable, download
 
@@ -170,7 +162,7 @@ def _remote(source: Source, scratch: Path, out: Path, partial: Path) -> tuple[di
     except Unreachable as error:
         raise SourceError(f"{error}; or, if a DVC remote has it: dvc pull {out.as_posix()}") from None
     names = {name: name if source.address.is_glob else Path(name).name for name in got.files}
-    entries = _entries({names[name]: digests for name, digests in got.files.items()})
+    entries = [file_entry(names[name], found) for name, found in got.files.items()]
     if source.address.member is not None:
         (path,) = got.files
         return entries[0], unpack(folder / path, source.address.member, partial), got.revision
@@ -217,16 +209,8 @@ def _refuse_change(source: Source, former: dict, manifest: dict) -> None:
             )
 
 
-def _entries(files: dict[str, Digests]) -> list[dict]:
-    return [
-        {"path": path, "sha256": digests.sha256, "bytes": digests.bytes}
-        | ({"git_blob": digests.pins.git_blob} if digests.pins.git_blob else {})
-        for path, digests in sorted(files.items())
-    ]
-
-
 def _measured(folder: Path) -> list[dict]:
-    return _entries({path.relative_to(folder).as_posix(): measure(path, Pins()) for path in _files(folder)})
+    return [file_entry(path.relative_to(folder).as_posix(), measure(path, NO_PINS)) for path in _files(folder)]
 
 
 def _files(folder: Path) -> list[Path]:

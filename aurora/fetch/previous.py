@@ -6,6 +6,7 @@ the bytes are still in the place that dvc.lock names.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from aurora.core.errors import ParamsError, SourceError
 from aurora.core.files import remove
 from aurora.core.manifests import MANIFEST, is_whole
 from aurora.core.yaml_files import read_yaml
-from aurora.intake.digests import Pins, copy, measure
+from aurora.intake.digests import Pins, measure
 from aurora.sources.source import Source
 
 LOCK = Path("dvc.lock")
@@ -71,12 +72,9 @@ def fits(former: dict, pins: Pins) -> bool:
     A manifest may lack the git blob id; then an archive does not fit, since its unpacked files cannot tell.
     """
     whole = former["archive"] or former["files"][0]
-    blob = whole.get("git_blob", pins.git_blob if former["archive"] is None else None)
-    return (
-        pins.bytes in (None, whole["bytes"])
-        and pins.sha256 in (None, whole["sha256"])
-        and pins.git_blob in (None, blob)
-    )
+    known = Pins(whole["bytes"], whole["sha256"], whole.get("git_blob"))
+    unknown = former["archive"] and pins.git_blob and known.git_blob is None
+    return not unknown and pins.difference(known) is None
 
 
 def _reuse_file(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
@@ -89,8 +87,8 @@ def _reuse_file(origin: Path, target: Path, entry: dict, pins: Pins) -> bool:
             try:
                 os.link(origin.resolve(), target)
             except OSError:
-                return copy(origin, target, expected).difference(target) is None
-        return measure(target, expected).difference(target) is None
+                shutil.copyfile(origin, target)
+        return expected.difference(measure(target, expected)) is None
     except OSError:
         return False
 

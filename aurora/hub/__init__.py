@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from aurora.core.errors import AuroraError, ResourceError, SourceError, out_of_disk
 from aurora.core.files import remove
-from aurora.intake.digests import Digests, Pins, measure
+from aurora.intake.digests import Pins, measure
 from aurora.intake.disk import disk_error, free_bytes
 from aurora.sources.uris import Address
 
@@ -46,10 +46,9 @@ class Unreachable(SourceError):
 
 @dataclass(frozen=True)
 class Downloaded:
-    """Files by their names below `folder`, and the commit that they are of (hub only)."""
+    """What was found of each file by its name, and the commit that they are of (hub only)."""
 
-    folder: Path
-    files: dict[str, Digests]
+    files: dict[str, Pins]
     revision: str | None
 
 
@@ -128,7 +127,7 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     files = _verified(uri, folder, expected)
     if INDEX in files:
         _refuse_incomplete(uri, folder / INDEX, files)
-    return Downloaded(folder, files, commit)
+    return Downloaded(files, commit)
 
 
 def _is_named(path: str, address: Address) -> bool:
@@ -142,14 +141,14 @@ def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     target = folder / name
     if not (pins.sha256 or pins.git_blob):
         remove(target)  # nothing shows whether the rest belongs to it
-    if not target.exists() or measure(target, pins).difference(target):
+    if not target.exists() or pins.difference(measure(target, pins)):
         try:
             with open(target, "ab") as file:
                 http_get(address.path, file, resume_size=file.tell(), headers=WEB_HEADERS)
         except HfHubHTTPError:
             remove(target)
             raise
-    return Downloaded(folder, _verified(uri, folder, {name: pins}), None)
+    return Downloaded(_verified(uri, folder, {name: pins}), None)
 
 
 def _plain(name: str) -> str:
@@ -162,15 +161,9 @@ def _joined(uri: str, pins: Pins, file: RepoFile) -> Pins:
     """The pins of params.yaml with what the hub says of a file; a contradiction costs no download."""
     large = file.lfs
     hub = Pins(file.size, large.sha256 if large else None, None if large else file.blob_id)
-    values = {}
-    for pin in ("bytes", "sha256", "git_blob"):
-        own, theirs = getattr(pins, pin), getattr(hub, pin)
-        if None not in (own, theirs) and own != theirs:
-            raise SourceError(
-                f"{uri}: expected {pin} {own}, found {theirs!r:.80} on the hub; correct the pin in params.yaml"
-            )
-        values[pin] = theirs if own is None else own
-    return Pins(**values)
+    if difference := pins.difference(hub):
+        raise SourceError(f"{uri}: {difference} on the hub; correct the pin in params.yaml")
+    return Pins(*(theirs if own is None else own for own, theirs in zip(astuple(pins), astuple(hub), strict=True)))
 
 
 def _refuse_unfit(uri: str, address: Address, expected: dict[str, Pins]) -> None:
@@ -189,26 +182,25 @@ def _refuse_if_full(uri: str, folder: Path, expected: dict[str, Pins]) -> None:
         raise ResourceError(f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again")
 
 
-def _verified(uri: str, folder: Path, expected: dict[str, Pins]) -> dict[str, Digests]:
-    """Digests of the files by their names. Removes a file that its pins do not fit, and raises SourceError."""
+def _verified(uri: str, folder: Path, expected: dict[str, Pins]) -> dict[str, Pins]:
+    """What the files are, by their names. Removes a file that its pins do not fit, and raises SourceError."""
     names = sorted(expected)
     for name in names:
         if not (folder / name).is_file():  # snapshot_download is content with what is here where the hub falls silent
             raise Unreachable(f"{uri}: {name} has not come; run again later: files that came whole are kept")
     with ThreadPoolExecutor(WORKERS) as pool:  # a digest lets other threads run
-        digests = list(pool.map(lambda name: measure(folder / name, expected[name]), names))
-    for name, found in zip(names, digests, strict=True):
-        if difference := found.difference(folder / name):
+        found = dict(zip(names, pool.map(lambda name: measure(folder / name, expected[name]), names), strict=True))
+    for name in names:
+        if difference := expected[name].difference(found[name]):
             remove(folder / name)
-            pin, wanted, value = difference
             raise SourceError(
-                f"{uri}: {name}: expected {pin} {wanted!s:.80}, found {value}; the source has changed or the download "
-                "is damaged: run again, or correct the pin in params.yaml"
+                f"{uri}: {name}: {difference}; the source has changed or the download is damaged: run again, or correct "
+                "the pin in params.yaml"
             )
-    return dict(zip(names, digests, strict=True))
+    return found
 
 
-def _refuse_incomplete(uri: str, index: Path, files: dict[str, Digests]) -> None:
+def _refuse_incomplete(uri: str, index: Path, files: dict[str, Pins]) -> None:
     try:
         missing = sorted(set(json.loads(index.read_bytes())["weight_map"].values()) - set(files))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -17,10 +17,11 @@ from typing import IO, Any
 
 from aurora.core.errors import AuroraError, ResourceError, SourceError
 from aurora.core.files import remove
-from aurora.intake.digests import BLOCK, Digests, Pins
+from aurora.intake.digests import Pins, file_entry, measure
 from aurora.intake.disk import disk_error, free_bytes
-from aurora.sources.uris import UNPRINTABLE
+from aurora.sources.uris import printable
 
+BLOCK = 1 << 20  # bytes read at once
 TOTAL_LIMIT = 8 << 30  # bytes that an archive may unpack to
 RATIO_LIMIT = 200  # unpacked bytes for each byte of the archive; CSV and JSON stay below 30
 RATIO_FROM = 16 << 20  # unpacked bytes up to which any ratio is fine
@@ -126,14 +127,12 @@ def _unpack(archive: Path, member: str, out: Path) -> Iterator[dict]:
                 raise SourceError(f"{archive.name}!/{item.name}: the name stands twice; not unpacked")
             names.add(name.casefold())
             (out / inside).parent.mkdir(parents=True, exist_ok=True)
-            digests = Digests(Pins())
             with item.open() as content, open(out / inside, "xb") as writer:
                 while block := content.read(BLOCK):
-                    digests.update(block)
-                    refuse_bomb(archive, packed, unpacked + digests.bytes)
+                    unpacked += len(block)
+                    refuse_bomb(archive, packed, unpacked)
                     writer.write(block)
-            unpacked += digests.bytes
-            yield {"path": name, "sha256": digests.sha256, "bytes": digests.bytes}
+            yield file_entry(name, measure(out / inside, Pins()))
 
 
 def refuse_bomb(archive: Path, packed: int, unpacked: int, count: int = 0) -> None:
@@ -159,11 +158,6 @@ def _safe(archive: Path, item: Member) -> PurePosixPath:
     if fault:
         raise SourceError(f"{archive.name}!/{printable(item.name)}: {fault}; not unpacked")
     return path
-
-
-def printable(name: str) -> str:
-    """A name from an archive as a message may say it: in one line, and no command to a terminal."""
-    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", name[:1024])
 
 
 def _below(path: PurePosixPath, member: str) -> PurePosixPath | None:

@@ -89,6 +89,11 @@ class Address:
         return bool(COMMIT.fullmatch(self.revision or ""))
 
 
+def printable(text: str) -> str:
+    """A text from outside as a message may say it: in one line, and no command to a terminal."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text[:1024])
+
+
 def shown(uri: str) -> str:
     """A URI as a message may say it, malformed or not: without user names, passwords, query, fragment and tokens."""
     place, *rest = re.split(r"[?#;]", TOKENS.sub("…", uri.strip()), maxsplit=1)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from aurora.core.errors import SourceError
 from aurora.intake.archives import unpack
-from aurora.intake.digests import Pins, measure
+from aurora.intake.digests import Pins, file_entry, measure
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet")
 DOWNLOAD = ("download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
@@ -37,13 +37,10 @@ def download(requirement: str, folder: Path, pins: Pins) -> tuple[Path, dict]:
             f"it by: {' '.join(['pip', *DOWNLOAD[:4], requirement])}"
         )
     (wheel,) = wheels
-    digests = measure(wheel, pins)
-    if difference := digests.difference(wheel):
-        pin, expected, found = difference
-        raise SourceError(
-            f"{pin}: expected {expected}, found {found} for {wheel.name}; correct the pin, or the version in uri"
-        )
-    return wheel, {"path": wheel.name, "sha256": digests.sha256, "bytes": digests.bytes}
+    found = measure(wheel, pins)
+    if difference := pins.difference(found):
+        raise SourceError(f"{wheel.name}: {difference}; correct the pin, or the version in uri")
+    return wheel, file_entry(wheel.name, found)
 
 
 def reason(output: str) -> str:

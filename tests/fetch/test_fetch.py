@@ -114,10 +114,10 @@ def test_what_stands_beside_rows_is_left_out(kind: str):
     ("make", "uri", "more", "message"),
     [
         (None, "rows.json", {}, r"rows\.json does not exist; correct uri"),
-        ("rows.json", "rows.json", {"sha256": "0" * 64}, rf"sha256: expected {'0' * 64}, found \w{{64}}"),
-        ("rows.json", "file:rows.json", {"sha256": "0" * 64}, rf"sha256: expected {'0' * 64}, found \w{{64}}"),
-        ("rows.json", "rows.json", {"git_blob": "0" * 40}, rf"git_blob: expected {'0' * 40}, found \w{{40}}"),
-        ("rows.json", "rows.json", {"bytes": 4}, r"bytes: expected 4, found 51"),
+        ("rows.json", "rows.json", {"sha256": "0" * 64}, rf"(file:)?rows\.json: expected sha256 {'0' * 64}, found \w{{64}}"),
+        ("rows.json", "file:rows.json", {"sha256": "0" * 64}, rf"(file:)?rows\.json: expected sha256 {'0' * 64}, found \w{{64}}"),
+        ("rows.json", "rows.json", {"git_blob": "0" * 40}, rf"rows\.json: expected git_blob {'0' * 40}, found \w{{40}}"),
+        ("rows.json", "rows.json", {"bytes": 4}, r"rows\.json: expected bytes 4, found 51"),
         ("own/rows.json", "own", {"bytes": 4}, r"own is a folder; pins and !/ are for a file"),
         ("own/rows.json", "file:own!/data", {"pin": "record"}, r"own is a folder; pins and !/ are for a file"),
         ("own/.cache/x", "own", {}, r"own holds no file"),
@@ -135,27 +135,28 @@ def test_a_local_fault_is_one_line_and_leaves_nothing(make: str | None, uri: str
     assert {path.name for path in Path().iterdir()} <= {"rows.json", "own"}
 
 
-@pytest.mark.parametrize("link", ["own.json", "own/rows.json", "own", "own/below"])
-@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(
+    ("link", "uri"),
+    [
+        ("own.json", "own.json"),
+        ("own/rows.json", "own"),
+        ("own/rows.json", "{here}/own"),
+        ("own", "own/rows.json"),
+        ("own/below", "own/below/rows.json"),
+    ],
+)
 def test_a_link_that_leads_out_of_the_repository_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, absolute: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, uri: str
 ):
     write({"home/secret/rows.json": b"secret", "home/rows.json": b"secret", "repository/samples/own.json": ROWS})
     monkeypatch.chdir("repository")
     Path(link).parent.mkdir(exist_ok=True)
     Path(link).symlink_to(tmp_path / ("home/rows.json" if link.endswith("json") else "home/secret"))
-    uri = {"own.json": "own.json", "own/rows.json": "own", "own": "own/rows.json", "own/below": "own/below/rows.json"}[
-        link
-    ]
-    if absolute and link != "own/rows.json":  # then the user has named what it leads to
-        return
     with pytest.raises(SourceError, match=r"^sources\.own: .* is a link that leads out of (the repository|it); give"):
-        fetch("own", source(str(Path(uri).absolute()) if absolute else uri), Path("out"))
+        fetch("own", source(uri.format(here=Path.cwd())), Path("out"))
     assert not Path("out").exists()
     Path("near.json").symlink_to("samples/own.json")
     assert fetch("own", source("near.json"), Path("out"))["files"][0]["sha256"] == sha256(ROWS)
-    monkeypatch.setattr(fetching, "dvc_cache", lambda target: target.is_relative_to(tmp_path / "home"))
-    fetch("own", source(uri), Path("out"))  # as DVC links to a cache on another disk
 
 
 def test_dvc_s_own_links_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -255,25 +256,16 @@ def test_shards_of_the_hub_come_by_a_glob(hub: LocalHub):
         fetch("own", source(uri.replace("train", "none")), Path("none"), "downloads")
 
 
-def test_a_hub_file_and_a_snapshot_are_written_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
-    shard = os.urandom(100_000)
-    hub.repositories["models", "o/n"] = Repository(COMMIT, {"config.json": b"{}", "model.safetensors": shard})
-    moved, move = {}, shutil.move
-
-    def watched(origin: Path, target: Path, *rest: object, **more: object) -> None:
-        moved[Path(target).name] = Path(origin).stat().st_ino
-        move(origin, target, *rest, **more)
-
-    monkeypatch.setattr(fetching.shutil, "move", watched)
-    manifest = fetch("base", source(f"hf://o/n@{COMMIT}", **MODEL), Path("base"))
+def test_the_manifest_of_a_snapshot_is_the_same_each_time_and_nothing_else_is_kept(hub: LocalHub):
+    files = {"config.json": b"{}", "model.safetensors": os.urandom(100_000)}
+    hub.repositories["models", "o/n"] = Repository(COMMIT, files)
+    base = source(f"hf://o/n@{COMMIT}", **MODEL)
+    manifest = fetch("base", base, Path("base"))
     assert (manifest["revision"], manifest["pin"]) == (COMMIT, "commit")
     assert [file["path"] for file in manifest["files"]] == ["config.json", "model.safetensors"]
-    assert moved == {path.name: path.stat().st_ino for path in Path("base").iterdir() if path.name in moved}
-    assert len(moved) == 2
     assert not (SCRATCH / "base").exists()
-    text = Path("base/manifest.json").read_bytes()
-    fetch("base", source(f"hf://o/n@{COMMIT}", **MODEL), Path("elsewhere"))
-    assert Path("elsewhere/manifest.json").read_bytes() == text
+    fetch("base", base, Path("elsewhere"))
+    assert Path("elsewhere/manifest.json").read_bytes() == Path("base/manifest.json").read_bytes()
 
 
 @pytest.fixture
@@ -388,39 +380,12 @@ def test_a_refusal_of_the_file_system_is_one_line(
     assert not SCRATCH.joinpath("own").exists()
 
 
-@pytest.mark.parametrize("name", ["mmlu", "ceval", "cmmlu"])
-def test_the_real_benchmarks_come_out_of_their_archives(hub: LocalHub, real_data: Path, name: str):
-    folder = real_data / "benchmarks" / name / ("data" if name == "mmlu" else "")
-    packed = zipped(folder)
-    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {f"{name}.zip": packed})
-    hub.faults[f"/storage/{sha256(packed)}"] = [Fault(cut_after=200_000)]
-    uri = f"hf://datasets/o/n@{COMMIT}/{name}.zip!/data/test"
-    manifest = fetch(name, source(uri, kind="benchmark", format=name), Path("out"))
-    truth = {path.name: path.read_bytes() for path in (folder / "test").glob("*.csv")}
-    assert {path.name: path.read_bytes() for path in Path("out").glob("*.csv")} == truth
-    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
-        name: sha256(content) for name, content in truth.items()
-    }
-    assert len(truth) == {"mmlu": 57, "ceval": 52, "cmmlu": 67}[name]
-
-
-def test_refusals_and_give_ups_name_source_and_remedy(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
-    hub.files["/rows.json"], url = ROWS, f"{hub.url}/rows.json"
-    own, out = source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own")
-    hub.faults["/rows.json"] = [Fault(status=404), *[Fault(status=503)] * 3]
-    with pytest.raises(SourceError, match=rf"sources\.own: {url}: HTTP 404; check host, path and revision"):
-        fetch("own", own, out)
-    remote = "; or, if a DVC remote has it: dvc pull data/raw/instructions/own"
-    with pytest.raises(SourceError, match=f"HTTP 503; .*{remote}"):
-        fetch("own", own, out)
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    count = len(hub.requests)
-    with pytest.raises(SourceError, match=f"HF_HUB_OFFLINE forbids .*{remote}"):
-        fetch("own", own, out)
-    assert len(hub.requests) == count
-    assert not any(path.stat().st_size for path in Path().rglob("rows.json"))
+def test_where_the_network_fails_a_dvc_remote_is_named(hub: LocalHub):
+    hub.files["/rows.json"], hub.faults["/rows.json"] = ROWS, [Fault(status=503)] * 3
+    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
+    remedy = "; or, if a DVC remote has it: dvc pull data/raw/instructions/own"
+    with pytest.raises(SourceError, match=rf"sources\.own: {own.uri}: HTTP 503; .*{remedy}"):
+        fetch("own", own, Path("data/raw/instructions/own"))
 
 
 def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(hub: LocalHub):
@@ -568,28 +533,21 @@ def test_a_damaged_lock_is_one_line(hub: LocalHub, text: str):
 
 def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
     packed = zipped({"a.csv": b"1", "b/c.csv": b"2"})
-    hub.files["/rows.json"], hub.files["/rows.zip"] = ROWS, packed
+    hub.files |= {"/rows.json": ROWS, "/rows.zip": packed}
     own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
     archive = source(f"{hub.url}/rows.zip!/data", sha256=sha256(packed))
     first = fetch("own", own, Path("out")), fetch("far", archive, Path("far"))
-    seen = len(hub.requests)
-    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
     licensed = fetch("own", own.model_copy(update={"licence": "CC0-1.0"}), Path("out"))
     assert licensed == first[0] | {"licence": "CC0-1.0"}
-    assert len(hub.requests) == seen
+    seen = len(hub.requests)
     Path("out/rows.json").write_bytes(CHANGED)  # not what it was
     Path("far/b/c.csv").unlink()
     assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
     assert len(hub.requests) == seen + 2
-    with pytest.raises(SourceError, match="expected sha256 0000"):
-        fetch("own", source(own.uri, sha256="0" * 64), Path("out"))
-    with pytest.raises(SourceError, match="expected git_blob 0000"):
-        fetch("own", source(own.uri, git_blob="0" * 40), Path("out"))
+    for pin, digits in (("sha256", "0" * 64), ("git_blob", "0" * 40)):
+        with pytest.raises(SourceError, match=f"expected {pin} {digits}"):
+            fetch("own", source(own.uri, **{pin: digits}), Path("out"))
     assert Path("out/rows.json").read_bytes() == ROWS
-    manifest = json.loads(Path("out/manifest.json").read_text())
-    manifest["files"][0]["path"] = "../rows.json"
-    Path("out/manifest.json").write_text(json.dumps(manifest))
-    assert fetch("own", own, Path("out")) == first[0]
 
 
 def test_a_second_process_does_not_touch_what_has_come(hub: LocalHub):
@@ -712,11 +670,6 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
         assert done.returncode == status, output
         return output
 
-    def changed() -> set[str]:
-        names = ("fetch_download@far", "fetch_download@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k", "fetch@base")
-        found = json.loads(run("dvc", "status", "--json", *names))
-        return {name for name in names if name in found and found[name] != ["changed command"]}
-
     run("git", "init", "-q")
     run("dvc", "init", "-q")
     run("dvc", "repro", "-q", "fetch_download@far", "fetch_download@kept", "fetch@mmlu", "fetch@alpaca_data_zh_51k")
@@ -724,17 +677,6 @@ def test_under_dvc_each_source_runs_when_what_it_is_made_from_changes_and_moves_
     seen = len(hub.requests)
     run("dvc", "repro", "-q", "fetch_download@far", "fetch_download@kept", "fetch@mmlu")
     assert len(hub.requests) == seen
-
-    clean = changed()
-    assert clean == {"fetch@base"}  # never run here
-    for path, affected in (
-        ("aurora/hub/__init__.py", {"fetch_download@far", "fetch_download@kept"}),
-        ("aurora/small_base/__init__.py", set()),
-    ):
-        text = (repository / path).read_text()
-        (repository / path).write_text(text + "# \n")
-        assert changed() == clean | affected, path
-        (repository / path).write_text(text)
 
     (repository / "aurora/hub/__init__.py").write_text((repository / "aurora/hub/__init__.py").read_text() + "# \n")
     ran = run("dvc", "repro", "fetch_download@far")

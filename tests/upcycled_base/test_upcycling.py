@@ -153,7 +153,7 @@ def test_a_file_of_a_package_may_be_data(tmp_path: Path, monkeypatch: pytest.Mon
             r"sources\.base: tiny_llama-0\.1-py3-none-any\.whl!/tiny_llama/other\.gguf: no such folder or file",
         ),
         ({"uri": "pypi://tiny-llama@0.1/tiny_llama"}, SourceError, r"sources\.base: .* is a folder; name one"),
-        ({"sha256": "0" * 64}, SourceError, r"sources\.base: sha256: expected 0{64}, found [0-9a-f]{64} for"),
+        ({"sha256": "0" * 64}, SourceError, r"sources\.base: tiny_llama.*: expected sha256 0{64}, found [0-9a-f]{64};"),
         ({"member_sha256": "0" * 64}, SourceError, r"sources\.base: member_sha256: expected 0{64}, found"),
     ],
 )
