@@ -158,18 +158,18 @@ def _remote(source: Source, scratch: Path, out: Path, partial: Path) -> tuple[di
     # One folder for each URI, so that the files of another address are never taken for these.
     folder = scratch / hashlib.sha256(source.uri.encode()).hexdigest()[:16]
     try:
-        got = download(source.uri, source.address, pins_of(source), folder)
+        got, revision = download(source.uri, source.address, pins_of(source), folder)
     except Unreachable as error:
         raise SourceError(f"{error}; or, if a DVC remote has it: dvc pull {out.as_posix()}") from None
-    names = {name: name if source.address.is_glob else Path(name).name for name in got.files}
-    entries = [file_entry(names[name], found) for name, found in got.files.items()]
+    names = {name: name if source.address.is_glob else Path(name).name for name in got}
+    entries = [file_entry(names[name], found) for name, found in got.items()]
     if source.address.member is not None:
-        (path,) = got.files
-        return entries[0], unpack(folder / path, source.address.member, partial), got.revision
+        (path,) = got
+        return entries[0], unpack(folder / path, source.address.member, partial), revision
     for name, inside in names.items():
         (partial / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / name, partial / inside)  # within a file system this only renames
-    return None, entries, got.revision
+    return None, entries, revision
 
 
 def _without_documents(partial: Path, files: list[dict]) -> list[dict]:

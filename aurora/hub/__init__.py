@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -44,14 +44,6 @@ class Unreachable(SourceError):
     """No answer, or none that helps, after all tries; files that came whole are kept."""
 
 
-@dataclass(frozen=True)
-class Downloaded:
-    """What was found of each file by its name, and the commit that they are of (hub only)."""
-
-    files: dict[str, Pins]
-    revision: str | None
-
-
 class _Unsigned(logging.Filter):
     """Takes query strings out of log lines: behind redirects they are signatures."""
 
@@ -66,9 +58,10 @@ for library in ("httpx2", "httpcore2"):  # below a warning they log each request
     logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def download(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+def download(uri: str, address: Address, pins: Pins, folder: Path) -> tuple[dict[str, Pins], str | None]:
     """Brings what an https or hf address names into `folder`, and verifies every file.
 
+    Returns what was found of each file by its name below `folder`, and the commit that they are of (hub only).
     `folder` is kept between calls: files that are whole are not brought again. The hub's own account of size, SHA-256
     and git blob id at the commit is checked beside `pins`. Raises SourceError with the URI and the remedy,
     Unreachable where the network is at fault, and ResourceError if the disk is too small.
@@ -77,13 +70,14 @@ def download(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded
     bring = _from_web if address.scheme == "https" else _from_hub
     for pause in (*PAUSES, None):
         try:
-            return bring(uri, address, pins, folder)
-        except AuroraError:
-            raise
+            return bring(address, pins, folder)
+        except AuroraError as error:
+            fault, again = error, False
         except Exception as error:  # Xet, proxies, and servers that are no hub make the library raise almost any
-            fault = explain(uri, address, error)
-            if pause is None or not isinstance(fault, Unreachable) or constants.is_offline_mode():
-                raise fault from None
+            fault = explain(address, error)
+            again = isinstance(fault, Unreachable) and not constants.is_offline_mode()
+        if pause is None or not again:
+            raise type(fault)(f"{uri}: {fault}") from None
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -96,7 +90,7 @@ def hub_token() -> str | bool:
     return token or False
 
 
-def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+def _from_hub(address: Address, pins: Pins, folder: Path) -> tuple[dict[str, Pins], str | None]:
     token = hub_token()
     api, repository = HfApi(token=token), {"repo_id": address.repository}
     repository["repo_type"] = "dataset" if address.dataset else "model"
@@ -106,7 +100,7 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
     repository["revision"] = commit or ""
     one = bool(address.path) and not address.is_glob
     expected = {
-        file.path: _joined(uri, pins, file)
+        file.path: _joined(pins, file)
         for file in (
             api.get_paths_info(paths=[address.path], **repository)
             if one
@@ -114,20 +108,20 @@ def _from_hub(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
         )
         if isinstance(file, RepoFile) and _is_named(file.path, address)
     }
-    _refuse_unfit(uri, address, expected)
+    _refuse_unfit(address, expected)
     for path in folder.rglob("*.incomplete"):  # of a process that was killed: the library never goes on with them
         remove(path)
-    _refuse_if_full(uri, folder, expected)
+    _refuse_if_full(folder, expected)
     if one:
         hf_hub_download(filename=address.path, local_dir=folder, token=token, **repository)
     else:
         snapshot_download(
             allow_patterns=sorted(expected), local_dir=folder, token=token, max_workers=WORKERS, **repository
         )
-    files = _verified(uri, folder, expected)
+    files = _verified(folder, expected)
     if INDEX in files:
-        _refuse_incomplete(uri, folder / INDEX, files)
-    return Downloaded(files, commit)
+        _refuse_incomplete(folder / INDEX, files)
+    return files, commit
 
 
 def _is_named(path: str, address: Address) -> bool:
@@ -136,7 +130,7 @@ def _is_named(path: str, address: Address) -> bool:
     return path == address.path if address.path else bool(MODEL_FILE.fullmatch(path))
 
 
-def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloaded:
+def _from_web(address: Address, pins: Pins, folder: Path) -> tuple[dict[str, Pins], str | None]:
     name = _plain(unquote(urlsplit(address.path).path).rstrip("/").rpartition("/")[2])
     target = folder / name
     if not (pins.sha256 or pins.git_blob):
@@ -148,7 +142,7 @@ def _from_web(uri: str, address: Address, pins: Pins, folder: Path) -> Downloade
         except HfHubHTTPError:
             remove(target)
             raise
-    return Downloaded(_verified(uri, folder, {name: pins}), None)
+    return _verified(folder, {name: pins}), None
 
 
 def _plain(name: str) -> str:
@@ -157,79 +151,75 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]|^\.+", "_", short) or "file"
 
 
-def _joined(uri: str, pins: Pins, file: RepoFile) -> Pins:
+def _joined(pins: Pins, file: RepoFile) -> Pins:
     """The pins of params.yaml with what the hub says of a file; a contradiction costs no download."""
     large = file.lfs
     hub = Pins(file.size, large.sha256 if large else None, None if large else file.blob_id)
     if difference := pins.difference(hub):
-        raise SourceError(f"{uri}: {difference} on the hub; correct the pin in params.yaml")
+        raise SourceError(f"{difference} on the hub; correct the pin in params.yaml")
     return Pins(*(theirs if own is None else own for own, theirs in zip(astuple(pins), astuple(hub), strict=True)))
 
 
-def _refuse_unfit(uri: str, address: Address, expected: dict[str, Pins]) -> None:
+def _refuse_unfit(address: Address, expected: dict[str, Pins]) -> None:
     if address.path and not expected:
-        raise SourceError(f"{uri}: the repository has no such file at this commit; check path")
+        raise SourceError("the repository has no such file at this commit; check path")
     if not address.path and not any(name.endswith(".safetensors") for name in expected):
-        raise SourceError(
-            f"{uri}: holds no *.safetensors, and weights in pickle form are not taken; name another model"
-        )
+        raise SourceError("holds no *.safetensors, and weights in pickle form are not taken; name another model")
 
 
-def _refuse_if_full(uri: str, folder: Path, expected: dict[str, Pins]) -> None:
+def _refuse_if_full(folder: Path, expected: dict[str, Pins]) -> None:
     missing = sum(pins.bytes or 0 for name, pins in expected.items() if not (folder / name).is_file())
     free = free_bytes(folder)
     if missing > free:
-        raise ResourceError(f"{uri}: {missing:,} bytes are to come, {free:,} are free; free some and run again")
+        raise ResourceError(f"{missing:,} bytes are to come, {free:,} are free; free some and run again")
 
 
-def _verified(uri: str, folder: Path, expected: dict[str, Pins]) -> dict[str, Pins]:
+def _verified(folder: Path, expected: dict[str, Pins]) -> dict[str, Pins]:
     """What the files are, by their names. Removes a file that its pins do not fit, and raises SourceError."""
     names = sorted(expected)
     for name in names:
         if not (folder / name).is_file():  # snapshot_download is content with what is here where the hub falls silent
-            raise Unreachable(f"{uri}: {name} has not come; run again later: files that came whole are kept")
+            raise Unreachable(f"{name} has not come; run again later: files that came whole are kept")
     with ThreadPoolExecutor(WORKERS) as pool:  # a digest lets other threads run
         found = dict(zip(names, pool.map(lambda name: measure(folder / name, expected[name]), names), strict=True))
     for name in names:
         if difference := expected[name].difference(found[name]):
             remove(folder / name)
             raise SourceError(
-                f"{uri}: {name}: {difference}; the source has changed or the download is damaged: run again, or correct "
+                f"{name}: {difference}; the source has changed or the download is damaged: run again, or correct "
                 "the pin in params.yaml"
             )
     return found
 
 
-def _refuse_incomplete(uri: str, index: Path, files: dict[str, Pins]) -> None:
+def _refuse_incomplete(index: Path, files: dict[str, Pins]) -> None:
     try:
         missing = sorted(set(json.loads(index.read_bytes())["weight_map"].values()) - set(files))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{uri}: {INDEX} is no index ({type(error).__name__}); name another revision") from None
+        raise SourceError(f"{INDEX} is no index ({type(error).__name__}); name another revision") from None
     if missing:
-        raise SourceError(
-            f"{uri}: {INDEX} names {missing[0]!r:.100}, which the repository lacks; name another revision"
-        )
+        raise SourceError(f"{INDEX} names {missing[0]!r:.100}, which the repository lacks; name another revision")
 
 
-def explain(uri: str, address: Address, error: Exception) -> AuroraError:
+def explain(address: Address, error: Exception) -> AuroraError:
     """What an error of the library means, without its own words, which may contain a signed address."""
     if out_of_disk(error):
-        return ResourceError(f"{uri}: No space left on device; free disk and run again")
+        return ResourceError("No space left on device; free disk and run again")
     for cause in _causes(error):
         if isinstance(cause, OfflineModeIsEnabled):
-            return Unreachable(f"{uri}: is not here, and HF_HUB_OFFLINE forbids the network: unset it")
+            return Unreachable("is not here, and HF_HUB_OFFLINE forbids the network: unset it")
         if isinstance(cause, HfHubHTTPError):
-            return _refusal(uri, address, cause.response)
+            return _refusal(address, cause.response)
         if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return SourceError(f"{uri}: the server's certificate is not trusted; check uri, network and SSL_CERT_FILE")
+            return SourceError("the server's certificate is not trusted; check uri, network and SSL_CERT_FILE")
         if isinstance(cause, httpx2.TransportError) and not isinstance(cause, httpx2.UnsupportedProtocol):
             return Unreachable(
-                f"{uri}: connection failed ({type(cause).__name__}); run again later: files that came whole are kept"
+                f"connection failed ({type(cause).__name__}); run again later: files that came whole are kept"
             )
     if isinstance(error, OSError) and error.filename:
-        return disk_error(uri, error)
+        return disk_error("download", error)
     return SourceError(
-        f"{uri}: no answer that can be used ({type(error).__name__}); check uri, HF_ENDPOINT, HTTPS_PROXY, ALL_PROXY and "
+        f"no answer that can be used ({type(error).__name__}); check uri, HF_ENDPOINT, HTTPS_PROXY, ALL_PROXY and "
         "SSL_CERT_FILE"
     )
 
@@ -240,13 +230,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _refusal(uri: str, address: Address, response: httpx2.Response) -> AuroraError:
+def _refusal(address: Address, response: httpx2.Response) -> AuroraError:
     status, headers = response.status_code, response.headers
     limited = status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0")
     if status in RETRIED or status >= 500 or limited:
-        return Unreachable(f"{uri}: HTTP {status}; run again later: files that came whole are kept")
+        return Unreachable(f"HTTP {status}; run again later: files that came whole are kept")
     remedy = _web_remedy if address.scheme == "https" else _hub_remedy
-    return SourceError(f"{uri}: HTTP {status}; {remedy(address, status, headers.get('x-error-code', ''))}")
+    return SourceError(f"HTTP {status}; {remedy(address, status, headers.get('x-error-code', ''))}")
 
 
 def _web_remedy(address: Address, status: int, code: str) -> str:

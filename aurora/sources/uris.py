@@ -1,6 +1,5 @@
 """Addresses of sources, taken apart: a path, `file:`, `https://`, `hf://`, `pypi://`, and a folder inside an archive."""
 
-import ipaddress
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -52,7 +51,16 @@ TOKENS = re.compile(
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REVISED = ("hf://", "pypi://")  # schemes that have an @ before a revision
 LONGEST = 4096  # characters
-HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+
+
+SECRET = (
+    "holds a user name, password, token or signature, which would be written into dvc.lock; give a public address (tokens come "
+    "from the environment)"
+)
+
+
+class _Malformed(ValueError):
+    """The rule that a URI breaks, and the remedy; `parse` puts the URI before it."""
 
 
 @dataclass(frozen=True)
@@ -108,86 +116,74 @@ def shown(uri: str) -> str:
 
 def parse(uri: str) -> Address:
     """Takes a URI apart. Raises ValueError with the rule, the URI (no secret in it) and the remedy."""
+    try:
+        return _parse(uri)
+    except _Malformed as error:
+        raise ValueError(f"uri '{printable(shown(uri))[:300]}' {error}") from None
+
+
+def _parse(uri: str) -> Address:
     if not uri or uri != uri.strip() or UNPRINTABLE.search(uri):
-        raise ValueError(f"uri {shown(uri)!r} is empty, or has a space at an end or a control character; correct it")
+        raise _Malformed("is empty, or has a space at an end or a control character; correct it")
     if len(uri) > LONGEST:
-        raise ValueError(f"uri '{shown(uri)[:60]}…' is longer than {LONGEST:,} characters; correct it")
+        raise _Malformed(f"is longer than {LONGEST:,} characters; correct it")
     if TOKENS.search(unquote(uri)):
-        raise ValueError(_secret(uri))
+        raise _Malformed(SECRET)
     place, *members = uri.split("!/")
     if len(members) > 1 or place.endswith("!") or not place:
-        raise ValueError(f"uri '{shown(uri)}' is malformed; write ARCHIVE!/FOLDER, with one !/")
+        raise _Malformed("is malformed; write ARCHIVE!/FOLDER, with one !/")
     member = members[0].strip("/") if members else None
     if member and not all(part not in ("", ".", "..") for part in member.split("/")):
-        raise ValueError(
-            f"uri '{shown(uri)}' names a folder with an empty part, . or ..; name it from the archive's root"
-        )
+        raise _Malformed("names a folder with an empty part, . or ..; name it from the archive's root")
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", place)
     scheme = found[1] if found else None
     if scheme is None and member is not None:
-        raise ValueError(
-            f"uri '{shown(uri)}' names a part of an archive; unpack it, or write file:ARCHIVE!/FOLDER and its sha256 under "
-            "downloads"
+        raise _Malformed(
+            "names a part of an archive; unpack it, or write file:ARCHIVE!/FOLDER and its sha256 under downloads"
         )
     if scheme is None:
         return Address("embedded" if PurePosixPath(place).as_posix() == EMBEDDED else "path", place)
     if scheme == "file":
-        return Address("file", _file(uri, place), member)
+        return Address("file", _file(place), member)
     if scheme == "https":
-        return Address("https", _web(uri, place), member)
+        return Address("https", _web(place), member)
     if scheme == "hf":
-        return _hub(uri, place, member)
+        return _hub(place, member)
     if scheme == "pypi":
         return _package(uri)
-    raise ValueError(
-        f"uri '{shown(uri)}' has the unknown scheme '{scheme}'; give a path, file:, https://, hf:// or pypi://"
-    )
+    raise _Malformed(f"has the unknown scheme '{scheme}'; give a path, file:, https://, hf:// or pypi://")
 
 
-def _secret(uri: str) -> str:
-    return (
-        f"uri '{shown(uri)}' holds a user name, password, token or signature, which would be written into dvc.lock; "
-        "give a public address (tokens come from the environment)"
-    )
-
-
-def _file(uri: str, place: str) -> str:
+def _file(place: str) -> str:
     path = place.removeprefix("file:")
     if path.startswith("//"):
         host, slash, rest = path[2:].partition("/")
         if host not in ("", "localhost") or not slash:
-            raise ValueError(f"uri '{shown(uri)}' names another machine; write file:PATH or file:///PATH")
+            raise _Malformed("names another machine; write file:PATH or file:///PATH")
         path = "/" + rest
     if not path or "?" in path or "#" in path or UNPRINTABLE.search(unquote(path)):
-        raise ValueError(f"uri '{shown(uri)}' names no file; write file:PATH or file:///PATH")
+        raise _Malformed("names no file; write file:PATH or file:///PATH")
     return unquote(path)
 
 
-def _web(uri: str, place: str) -> str:
+def _web(place: str) -> str:
     try:
         parts = urlsplit(place)
-        well_formed = _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
+        well_formed = parts.hostname and parts.port != 0 and " " not in place
     except ValueError:
         parts, well_formed = urlsplit(""), False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
-        raise ValueError(f"uri '{shown(uri)}' is malformed; write https://HOST/PATH")
+        raise _Malformed("is malformed; write https://HOST/PATH")
     given = [*re.split("[&;]", parts.query), *(part for name in parts.path.split("/") for part in name.split(";")[1:])]
     keys = (unquote_plus(pair.partition("=")[0]) for pair in given)
     if parts.username is not None or any(SECRETS.search(key) for key in keys):
-        raise ValueError(_secret(uri))
+        raise _Malformed(SECRET)
     if parts.fragment:
-        raise ValueError(f"uri '{shown(uri)}' has a part behind #, which no server sees; remove it")
+        raise _Malformed("has a part behind #, which no server sees; remove it")
     return place
 
 
-def _host(host: str, bracketed: bool) -> bool:
-    """Whether a host can be looked up at all; raises ValueError for some that cannot."""
-    if bracketed:
-        return bool(ipaddress.IPv6Address(host))
-    return bool(HOST.fullmatch(host.encode("idna").decode())) and len(host) <= 253
-
-
-def _hub(uri: str, place: str, member: str | None) -> Address:
+def _hub(place: str, member: str | None) -> Address:
     found = HUB.fullmatch(place)
     path = unquote((found and found["path"]) or "")
     revision = unquote((found and found["revision"]) or "")
@@ -198,10 +194,10 @@ def _hub(uri: str, place: str, member: str | None) -> Address:
         or re.search(r"\\", path + revision)
         or UNPRINTABLE.search(path + revision)
     ):
-        raise ValueError(f"uri '{shown(uri)}' is malformed; write hf://[datasets/]OWNER/NAME@COMMIT[/PATH]")
+        raise _Malformed("is malformed; write hf://[datasets/]OWNER/NAME@COMMIT[/PATH]")
     if not path and (found["dataset"] or member is not None):
-        raise ValueError(
-            f"uri '{shown(uri)}' names no file; only a model is taken as a whole: add /PATH behind the commit, or a glob "
+        raise _Malformed(
+            "names no file; only a model is taken as a whole: add /PATH behind the commit, or a glob "
             "such as /data/*.parquet"
         )
     return Address("hf", path, member, found["repository"], bool(found["dataset"]), revision)
@@ -211,9 +207,7 @@ def _package(uri: str) -> Address:
     found = PACKAGE.fullmatch(uri)
     path = unquote((found and found["path"]) or "")
     if not found or "!/" in uri or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ValueError(
-            f"uri '{shown(uri)}' is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it"
-        )
+        raise _Malformed("is malformed; write pypi://NAME@VERSION/PATH, the path as the wheel has it")
     return Address("pypi", f"{found['name']}=={found['version']}", path, found["name"], False, found["version"])
 
 

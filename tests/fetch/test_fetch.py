@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
 COMMIT = "125c431e2ff41a156b9f9076f744d2f35dd6e67a"
 CHANGED = b"[]\n"
 ROWS = b'[{"instruction": "a", "input": "", "output": "b"}]\n'
-BENCHMARK, MODEL = {"kind": "benchmark", "format": "mmlu"}, {"kind": "model", "format": "transformers"}
+MODEL = {"kind": "model", "format": "transformers"}
 
 
 def source(uri: str, **more: object) -> Source:
@@ -52,14 +52,11 @@ def write(files: dict[str, bytes]) -> None:
         Path(name).write_bytes(content)
 
 
-def zipped(folder: Path | dict[str, bytes]) -> bytes:
-    """A zip file of a folder's CSV files, or of these members, below data/."""
-    if isinstance(folder, Path):
-        paths = sorted(folder.rglob("*.csv"))
-        folder = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+def zipped(members: dict[str, bytes]) -> bytes:
+    """A zip file of these members below data/."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in folder.items():
+        for name, data in members.items():
             file.writestr(f"data/{name}", data)
     return content.getvalue()
 
@@ -86,28 +83,20 @@ def test_a_local_file_is_copied_with_a_manifest(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "own rows.json"]
 
 
-def test_a_local_folder_and_a_local_archive_are_taken(tmp_path: Path):
-    write({f"own/{name}": b"1" for name in ("test/a.csv", "dev/b.csv", "__pycache__/c.pyc", ".cache/d")})
-    folder = fetch("mmlu", source("own", **BENCHMARK), Path("out"))
-    assert [file["path"] for file in folder["files"]] == ["dev/b.csv", "test/a.csv"]
-    packed = zipped(tmp_path / "own")
-    Path("own.zip").write_bytes(packed)
-    own = source("file:own.zip!/data", sha256=sha256(packed), **BENCHMARK)
-    manifest = fetch("mmlu", own, Path("packed"))
-    assert manifest["files"] == folder["files"]
-    assert manifest["archive"] == {"path": "own.zip", "sha256": sha256(packed), "bytes": len(packed)}
-
-
-@pytest.mark.parametrize("kind", ["folder", "archive"])
-def test_what_stands_beside_rows_is_left_out(kind: str):
+def test_of_a_folder_or_an_archive_all_is_taken_but_documents_and_caches():
+    rows = {"rows.json": ROWS, "below/more.json": CHANGED}
     beside = {"README.md": b"# Rows", "LICENSE": b"MIT", "below/notes.md": b"-", ".gitattributes": b"*"}
-    members = {"rows.json": ROWS, **beside}
-    packed = zipped(members)
-    write({f"own/{name}": content for name, content in members.items()} | {"own.zip": packed})
-    uris = {"folder": source("own"), "archive": source("file:own.zip!/data", sha256=sha256(packed))}
-    assert [file["path"] for file in fetch("own", uris[kind], Path("out"))["files"]] == ["rows.json"]
-    left = [path.name for path in Path("out").rglob("*") if path.is_file()]
-    assert sorted(left) == ["manifest.json", "rows.json"]
+    packed = zipped(rows | beside)
+    own = rows | beside | {"__pycache__/c.pyc": b"1", ".cache/d": b"1"}
+    write({f"own/{name}": content for name, content in own.items()} | {"own.zip": packed})
+    folder = fetch("own", source("own"), Path("folder"))
+    assert [file["path"] for file in folder["files"]] == sorted(rows)
+    archive = fetch("own", source("file:own.zip!/data", sha256=sha256(packed)), Path("archive"))
+    assert archive["files"] == folder["files"]
+    assert archive["archive"] == {"path": "own.zip", "sha256": sha256(packed), "bytes": len(packed)}
+    for out in (Path("folder"), Path("archive")):
+        left = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+        assert sorted(left) == sorted([*rows, "manifest.json"])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +281,7 @@ def test_data_on_another_file_system_is_downloaded_there_once(hub: LocalHub, oth
     place = kept.stat().st_ino
     assert not SCRATCH.exists()
     fetch("own", own, out)
-    assert (out / "a.json").stat().st_ino == place  # renamed, not copied
+    assert (out / "a.json").stat().st_ino == place  # brought once, and renamed, not copied
     kinds = other_disk / ("raw" if link == "data" else "")
     assert [path.name for path in (kinds / "model").iterdir()] == ["own"]  # in no stage's way
 
@@ -386,6 +375,7 @@ def test_where_the_network_fails_a_dvc_remote_is_named(hub: LocalHub):
     remedy = "; or, if a DVC remote has it: dvc pull data/raw/instructions/own"
     with pytest.raises(SourceError, match=rf"sources\.own: {own.uri}: HTTP 503; .*{remedy}"):
         fetch("own", own, Path("data/raw/instructions/own"))
+    assert hub.count("/rows.json") == 3
 
 
 def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(hub: LocalHub):
