@@ -160,18 +160,16 @@ def test_dvc_s_own_links_are_followed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fetch("own", source("own.json"), Path("out"))["files"][0]["sha256"] == sha256(ROWS)
 
 
-@pytest.mark.parametrize("place", ["own", "own/rows.json", "/dev/zero", "loop"])
+@pytest.mark.parametrize("uri", ["piped", "linked", "/dev/zero", "loop", "file:piped/rows.json!/a"])
 @pytest.mark.timeout(20)
-def test_a_pipe_a_device_or_a_link_that_ends_nowhere_is_not_waited_for(place: str):
-    Path("own").mkdir()
+def test_a_pipe_a_device_or_a_link_that_ends_nowhere_is_not_waited_for(uri: str):
+    Path("piped").mkdir()
+    os.mkfifo("piped/rows.json")
+    Path("linked").mkdir()
+    Path("linked/rows.json").symlink_to("nowhere")
     Path("loop").symlink_to("loop")
-    if place == "own/rows.json":
-        os.mkfifo("own/rows.json")
-        place = "own"
-    elif place == "own":
-        Path("own/rows.json").symlink_to("nowhere")
     with pytest.raises(SourceError, match=r"sources\.own: .*( is no file: a device, a pipe, or a link|loop)"):
-        fetch("own", source(place), Path("out"))
+        fetch("own", source(uri, pin="record" if uri.startswith("file:") else None), Path("out"))
     assert not Path("out").exists()
 
 
