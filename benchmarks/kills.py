@@ -55,7 +55,8 @@ class Run:
 
     def log(self) -> str:
         """All that it printed."""
-        return self.folder.with_name("log.txt").read_text(errors="replace")
+        log = self.folder.with_name("log.txt")
+        return log.read_text(errors="replace") if log.is_file() else ""
 
     def alive(self) -> list[psutil.Process]:
         """Processes that work in the clone."""

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,10 @@ STAGES = {
     "clean": ["--instructions", "instructions", "--benchmarks", "benchmark", "--out", "clean"],
     "format": ["--conversations", "clean/conversations.parquet", "--tokenizer", "tokenizer", "--out", "format"],
 }
-EVAL = ["--model", "models/merged", "--benchmarks", "data/raw/benchmark", "--rows", "data/format/held_out.parquet", "--prompts", "samples/prompts.yaml", "--prompt-sources", "data/raw/prompts", "--own-tasks", "samples/tasks"]
+EVAL = shlex.split(
+    "--model models/merged --benchmarks data/raw/benchmark --rows data/format/held_out.parquet"
+    " --prompts samples/prompts.yaml --prompt-sources data/raw/prompts --own-tasks samples/tasks"
+)
 
 
 @click.command()

@@ -21,7 +21,18 @@ PYPROJECT, CONSTRAINTS = "pyproject.toml", "constraints.txt"
 TRACKED = re.compile(r"""(?m)^( *([\w.-]+): +(?:&\w+ +)?)["']?([\w.]+)["']?(?=\s|$)""")
 # Libraries on which no byte of an output depends: they read commands and params, talk, or bring bytes that pins name.
 UNTRACKED = frozenset(
-    {"click", "dvc", "dvc-data", "huggingface-hub", "httpx2", "pydantic", "ruamel-yaml", "scmrepo", "tqdm"}
+    {
+        "click",
+        "dvc",
+        "dvc-data",
+        "huggingface-hub",
+        "httpx2",
+        "pydantic",
+        "ruamel-yaml",
+        "ruamel-yaml-clib",
+        "scmrepo",
+        "tqdm",
+    }
 )
 
 # Modules of extras that need not be installed, by the distribution that brings them, where its name is another.
