@@ -83,7 +83,7 @@ def random_model(config, quantization, device: str):
 
     from aurora.model.experts import fused_tensors, replace
     from aurora.model.nf4 import PackedExperts
-    from aurora.model.norms import fuse_norms
+    from aurora.model.fused import fuse
     from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -122,7 +122,7 @@ def random_model(config, quantization, device: str):
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": device}
     if device != "cpu":
-        fuse_norms(model)
+        fuse(model)
     return model.eval()
 
 

@@ -150,15 +150,15 @@ class PackedExperts(nn.Module):
         values = self.scale_values.index_select(0, scales.reshape(-1).int()).view(scales.shape)
         return values.mul_(outer.repeat_interleave(SCALE_BLOCK, dim=1)[:, : scales.shape[1]]).add_(offsets)
 
-    def fused_product(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
-        """rows (n, columns) times one expert's transposed matrix, by bitsandbytes' kernel for few rows."""
+    def fused_product(self, expert: int, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """rows (n, columns) times one expert's transposed matrix, by bitsandbytes' kernel for few rows, plus `bias`."""
         first = (self.codes[expert].view(-1, 1), self.shape[1:])
         kernel = torch.ops.bitsandbytes.gemm_4bit.default
         if not self.double_quant:
-            return kernel(rows, *first, self.scales[expert], BLOCK, "nf4")
+            return kernel(rows, *first, self.scales[expert], BLOCK, "nf4", bias)
         nested = {"absmax_8bit": self.scales[expert], "absmax_code": self.scale_values}
         offset = self.offsets[expert]
-        return kernel(rows, *first, self.outer_scales[expert], BLOCK, "nf4", **nested, absmax_offset=offset)
+        return kernel(rows, *first, self.outer_scales[expert], BLOCK, "nf4", bias, **nested, absmax_offset=offset)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, nf4, double_quant={self.double_quant}, dtype={self.dtype}"
