@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from aurora.model.machine import card_memory
-from aurora.model.nf4 import PackedExperts
+from aurora.model.nf4 import PackedExperts, pick
 
 IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
 GROUPED = torch.bfloat16  # the only type for which torch has a fast product of many matrices, `grouped_mm`
@@ -123,20 +123,20 @@ class ExpertLora:
     def product(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows A' B' of each row's expert: (n, inputs) -> (n, outputs); rows as for `product`."""
         low = self.low(group, rows)
-        return _grouped(low, self.b[group.experts].to(rows.dtype).transpose(1, 2), group).mul_(self.scale)
+        return _grouped(low, _matrices(self.b, group, rows).transpose(1, 2), group).mul_(self.scale)
 
     def product_back(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows B A: the gradient of the inputs (n, inputs) from that of the outputs (n, outputs)."""
         high = self.high(group, rows)
-        return _grouped(high, self.a[group.experts].to(rows.dtype), group).mul_(self.scale)
+        return _grouped(high, _matrices(self.a, group, rows), group).mul_(self.scale)
 
     def low(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows A' (n, r)."""
-        return _grouped(rows, self.a[group.experts].to(rows.dtype).transpose(1, 2), group)
+        return _grouped(rows, _matrices(self.a, group, rows).transpose(1, 2), group)
 
     def high(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows B (n, r)."""
-        return _grouped(rows, self.b[group.experts].to(rows.dtype), group)
+        return _grouped(rows, _matrices(self.b, group, rows), group)
 
     def add_gradients(
         self, into: tuple[torch.Tensor, torch.Tensor], group: Group, inputs: torch.Tensor, gradient: torch.Tensor
@@ -146,6 +146,11 @@ class ExpertLora:
         for expert, start, end in zip(group.experts, [0, *group.ends], group.ends, strict=False):
             into[0][expert] = (high[start:end].t() @ inputs[start:end]).mul_(self.scale)
             into[1][expert] = (gradient[start:end].t() @ low[start:end]).mul_(self.scale)
+
+
+def _matrices(factor: torch.Tensor, group: Group, rows: torch.Tensor) -> torch.Tensor:
+    # Contiguous, since grouped_mm takes no others: PEFT's B has the experts innermost.
+    return factor[pick(group.experts)].to(rows.dtype).contiguous()
 
 
 def packed_of(module: nn.Module, name: str) -> tuple[PackedExperts, ExpertLora | None]:

@@ -120,8 +120,8 @@ class PackedExperts(nn.Module):
     @torch.no_grad()
     def dense_of(self, experts: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The dequantised matrices of some experts, in ascending order: (len(experts), rows, columns)."""
-        pick = _pick(experts)
-        dense = dequantise(self.codes[pick], self._scales(pick), dtype or self.dtype)
+        picked = pick(experts)
+        dense = dequantise(self.codes[picked], self._scales(picked), dtype or self.dtype)
         return dense.view(len(experts), *self.shape[1:])
 
     @torch.no_grad()
@@ -182,7 +182,7 @@ def _pairs() -> torch.Tensor:
     return torch.stack([values[byte >> 4], values[byte & 15]], dim=1).view(torch.float64).view(-1)
 
 
-def _pick(experts: list[int]) -> slice | list[int]:
-    # Neighbours are a view; others have to be copied, packed.
+def pick(experts: list[int]) -> slice | list[int]:
+    """What indexes a tensor by experts: neighbours give a view; others have to be copied."""
     first, last = experts[0], experts[-1]
     return slice(first, last + 1) if last - first + 1 == len(experts) else experts
