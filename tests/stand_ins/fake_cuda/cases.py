@@ -97,6 +97,7 @@ def folder(case: Case) -> Iterator[Path]:
     if sft.packing:
         sizes = numpy.random.default_rng(0).integers(120, 1025, size=4000)
         lengths = sizes[numpy.cumsum(sizes) <= sft.packing_length * case.rows].tolist()
+        lengths[-1] += sft.packing_length * case.rows - sum(lengths)  # whole rows, as a run has them
     kind = pyarrow.list_(pyarrow.int32())
     with TemporaryDirectory() as name:
         for split, sizes in (("train", lengths), ("held_out", lengths[:1])):
