@@ -83,8 +83,8 @@ def random_model(config, quantization, device: str):
     from transformers import MixtralForCausalLM
 
     from aurora.model.experts import fused_tensors, replace
-    from aurora.model.nf4 import PackedExperts
     from aurora.model.fused import fuse
+    from aurora.model.nf4 import PackedExperts
     from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()

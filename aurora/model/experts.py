@@ -8,7 +8,7 @@ in bfloat16 without a word. Here they are PackedExperts, computed with through t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn

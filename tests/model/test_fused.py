@@ -44,7 +44,7 @@ def test_a_router_of_few_kernels_gives_transformers_experts_weights_and_gradient
         torch.testing.assert_close(found, plain)
 
 
-def test_a_rotation_of_halves_and_one_by_matrices_are_transformers_own(monkeypatch):
+def test_a_rotation_of_halves_and_one_by_matrices_are_transformers_own():
     torch.manual_seed(0)
     rows = torch.randn(2, 7, 4, 16, dtype=torch.float64).transpose(1, 2).requires_grad_()
     cos, sin = torch.randn(2, 2, 7, 16, dtype=torch.float64)  # any, so that no half stands for the other
@@ -53,9 +53,7 @@ def test_a_rotation_of_halves_and_one_by_matrices_are_transformers_own(monkeypat
     torch.testing.assert_close(found, expected)
     assert found.stride() == rows.stride()  # no kernel of attention has to copy it
     gradient = torch.randn_like(expected)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(result, rows, gradient)[0] for result in (found, expected))
-    )
+    torch.testing.assert_close(*(torch.autograd.grad(result, rows, gradient)[0] for result in (found, expected)))
     for place in range(7):
         one = rows[:, :, place].detach()
         turned = one @ fused._rotations(cos[:, place : place + 1].clone(), sin[:, place : place + 1])

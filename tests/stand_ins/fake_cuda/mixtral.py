@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.model.experts import fused_tensors, replace
-from aurora.model.nf4 import PackedExperts
 from aurora.model.fused import fuse
+from aurora.model.nf4 import PackedExperts
 from aurora.model.packing import PackingConfig, PackingQuantizer, register
 from aurora.model.quantization import Quantization
 
