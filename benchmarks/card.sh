@@ -7,7 +7,8 @@
 # suffice, 25 MB in all (MB in brackets): transformers 5.23.0 (13.3), bitsandbytes 0.50.2 less the libraries of other
 # CUDA versions, `zip -d` (3.6), torchao 0.18.0 (3.4), pydantic_core 2.50.4 (2.3), trl 1.16.0 (0.9), peft 0.21.2 (0.8),
 # datasets 5.2.0 (0.6), pydantic 2.14.3 (0.5), multiprocess, dill, ruamel.yaml, typing_inspection and annotated_types
-# (0.4). dvc, dvclive and lm-eval are not needed.
+# (0.4). dvc, dvclive and lm-eval are not needed. grouped-nf4-gemm 0.51.0 (0.4), whose kernel needs the image's Triton, is
+# compared where its wheel is there. unsloth_zoo takes transformers up to 5.17 and trl up to 1.15, so it is not.
 #
 # Writes benchmarks/results/card.json: training and decoding beside benchmarks/results/card_predictions.json, whether two
 # equal runs give the same bytes, and whether NF4 has the bits of a CPU.

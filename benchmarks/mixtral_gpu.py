@@ -15,6 +15,7 @@ seconds it cuts itself off:
   training      GiB (paper, Table 4: 45), tokens/s, share of the time in dequantising experts; whether a second run gives
                 the same bytes
   inference     GiB (paper, Table 4: 25), prompt and new tokens/s
+  peers         the experts of one layer, forward, beside grouped-nf4-gemm's kernel on the same bits, where that is installed
 """
 
 import hashlib
@@ -82,8 +83,8 @@ def random_model(config, quantization, device: str):
     from transformers import MixtralForCausalLM
 
     from aurora.model.experts import fused_tensors, replace
+    from aurora.model.fused import fuse
     from aurora.model.nf4 import PackedExperts
-    from aurora.model.norms import fuse_norms
     from aurora.model.packing import PackingConfig, PackingQuantizer, register
 
     register()
@@ -122,7 +123,7 @@ def random_model(config, quantization, device: str):
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": device}
     if device != "cpu":
-        fuse_norms(model)
+        fuse(model)
     return model.eval()
 
 
@@ -319,6 +320,56 @@ def infer(model, device: str, prompt: int, new: int) -> dict:
     }
 
 
+@torch.inference_mode()
+def peer(model, device: str, tokens: int) -> dict:
+    """Milliseconds of the product with gate and up of one layer's experts, here and by grouped-nf4-gemm, the best of 8.
+
+    Raises ImportError where that package, or Triton, is not installed.
+    """
+    from nf4_grouped import gemm_4bit_grouped
+
+    from aurora.model.experts import Group, product
+
+    packed = model.model.layers[0].mlp.experts.gate_up_proj
+    experts, rows = packed.shape[0], 2 * tokens  # two experts a token, balanced
+    given = torch.randn(rows, packed.shape[2], device=device, dtype=packed.dtype)
+    sizes = [rows // experts] * experts
+    group = Group(list(range(experts)), [sizes[0] * (expert + 1) for expert in range(experts)])
+    scales = packed._scales(slice(None)).view(experts, packed.shape[1], -1)
+    ways = {
+        "here": lambda: product(packed, group, given, True),
+        "grouped_nf4_gemm": lambda: gemm_4bit_grouped(given, packed.codes, scales, sizes, group.experts),
+    }
+    results = {name: work() for name, work in ways.items()}
+    one, two = (result.float() for result in results.values())
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(8):
+        for name, work in ways.items():
+            wait(device)
+            start = time.perf_counter()
+            work()
+            wait(device)
+            best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
+    return {f"{name}_ms": value for name, value in best.items()} | {
+        "relative_difference": float((one - two).norm() / one.norm())
+    }
+
+
+def compare_with_peer(model, device: str) -> dict | None:
+    """What `peer` measured at the tokens of two batches; None, with the reason said, where it cannot be."""
+    try:
+        found = {str(tokens): peer(model, device, tokens) for tokens in (2048, 8192)}
+    except ImportError as error:
+        say(f"peers: not compared, {error.name} is not installed")
+        return None
+    except Exception as error:  # another's code: nothing of what is measured here may depend on it
+        say(f"peers: not compared ({str(error).partition(chr(10))[0][:200]})")
+        return None
+    for tokens, times in found.items():
+        say(f"peers, {tokens} tokens: " + ", ".join(f"{name} {value:.4g}" for name, value in times.items()))
+    return found
+
+
 def beside(found: dict, predicted: dict | None) -> str:
     """What was measured, and whether it lies in the band that was predicted."""
     parts = []
@@ -389,6 +440,7 @@ def main(tiny: bool, record: bool) -> None:
                 say(f"a second run gives the same bytes: {values['equal_runs']}")
                 recast(model, getattr(torch, first))
                 keep("decode 1", infer(model, device, *((64, 8) if tiny else (512, 64))))
+                values["peer"] = compare_with_peer(model, device)
         except (RuntimeError, ValueError) as error:  # memory too: the next one may fit
             say(f"{run[0]}: failed ({str(error).partition(chr(10))[0][:200]})")
     say(f"done in {time.perf_counter() - begun:.0f} s")

@@ -151,6 +151,7 @@ def generate(
     import torch
     from transformers import DynamicCache
 
+    from aurora.eval.reply_cache import reply_cache
     from aurora.model.folder import is_recurrent
 
     device = model.device
@@ -165,7 +166,7 @@ def generate(
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     found: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    cache = DynamicCache()
+    cache = reply_cache(model, DynamicCache())
     stop = torch.tensor(sorted(ends), device=device)
     with torch.inference_mode():
         for _ in range(max_new_tokens):

@@ -8,13 +8,13 @@ in bfloat16 without a word. Here they are PackedExperts, computed with through t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from aurora.model.machine import card_memory
-from aurora.model.nf4 import PackedExperts
+from aurora.model.nf4 import PackedExperts, pick
 
 IMPLEMENTATION = "aurora_nf4"  # name in transformers' experts interface
 GROUPED = torch.bfloat16  # the only type for which torch has a fast product of many matrices, `grouped_mm`
@@ -123,20 +123,20 @@ class ExpertLora:
     def product(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows A' B' of each row's expert: (n, inputs) -> (n, outputs); rows as for `product`."""
         low = self.low(group, rows)
-        return _grouped(low, self.b[group.experts].to(rows.dtype).transpose(1, 2), group).mul_(self.scale)
+        return _grouped(low, _matrices(self.b, group, rows).transpose(1, 2), group).mul_(self.scale)
 
     def product_back(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """scale * rows B A: the gradient of the inputs (n, inputs) from that of the outputs (n, outputs)."""
         high = self.high(group, rows)
-        return _grouped(high, self.a[group.experts].to(rows.dtype), group).mul_(self.scale)
+        return _grouped(high, _matrices(self.a, group, rows), group).mul_(self.scale)
 
     def low(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows A' (n, r)."""
-        return _grouped(rows, self.a[group.experts].to(rows.dtype).transpose(1, 2), group)
+        return _grouped(rows, _matrices(self.a, group, rows).transpose(1, 2), group)
 
     def high(self, group: Group, rows: torch.Tensor) -> torch.Tensor:
         """rows B (n, r)."""
-        return _grouped(rows, self.b[group.experts].to(rows.dtype), group)
+        return _grouped(rows, _matrices(self.b, group, rows), group)
 
     def add_gradients(
         self, into: tuple[torch.Tensor, torch.Tensor], group: Group, inputs: torch.Tensor, gradient: torch.Tensor
@@ -146,6 +146,11 @@ class ExpertLora:
         for expert, start, end in zip(group.experts, [0, *group.ends], group.ends, strict=False):
             into[0][expert] = (high[start:end].t() @ inputs[start:end]).mul_(self.scale)
             into[1][expert] = (gradient[start:end].t() @ low[start:end]).mul_(self.scale)
+
+
+def _matrices(factor: torch.Tensor, group: Group, rows: torch.Tensor) -> torch.Tensor:
+    # Contiguous, since grouped_mm takes no others: PEFT's B has the experts innermost.
+    return factor[pick(group.experts)].to(rows.dtype).contiguous()
 
 
 def packed_of(module: nn.Module, name: str) -> tuple[PackedExperts, ExpertLora | None]:
@@ -246,7 +251,7 @@ class ExpertDispatch:
             return self.forward_one(hidden, weights)
         few = hidden.is_cuda and transposed and self.choices.numel() <= FEW * self.module.num_experts
         times: Callable = product_of_few if few else product
-        rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
+        rows = hidden.new_empty(0, hidden.shape[1], dtype=self.up.dtype)
         for part, group in self.groups(few):
             given = self.gather(hidden, part)
             inside = adapted(times(self.up, group, given, transposed), self.up_lora, group, given)
@@ -255,11 +260,37 @@ class ExpertDispatch:
             outside = self.biased(outside, "down_proj", part)
             if self.module.has_post_expert_norm:
                 outside = self.module.post_expert_norm(outside)
-            rows[part] = outside
-        total: Any = 0
+            rows = self._placed(rows, part, outside)
+        return self._summed(rows, weights).to(hidden.dtype)
+
+    def _placed(self, rows: torch.Tensor, part: slice, values: torch.Tensor) -> torch.Tensor:
+        # Values that are all the rows need no copy.
+        if len(values) == len(self.order):
+            return values
+        if not len(rows):
+            rows = values.new_empty(len(self.order), values.shape[1])
+        rows[part] = values
+        return rows
+
+    def _summed(self, rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """The sum of each token's rows, in a fixed order: adding to the tokens' places would be atomic on a card."""
+        total = None
         for choice, places in enumerate(self.back):
-            total = total + rows.index_select(0, places) * weights[:, choice, None]
-        return total.to(hidden.dtype)
+            part = rows.index_select(0, places)
+            part = part if weights is None else part * weights[:, choice, None]
+            total = part if total is None else total.add_(part)
+        assert total is not None  # a token has one expert at least
+        return total
+
+    @property
+    def is_swiglu(self) -> bool:
+        """Whether the gate is SiLU in transformers' default form."""
+        from transformers.activations import SiLUActivation
+        from transformers.integrations.moe import _default_apply_gate
+
+        module = self.module
+        default = module.has_gate and type(module)._apply_gate is _default_apply_gate
+        return default and isinstance(module.act_fn, (nn.SiLU, SiLUActivation))
 
     @property
     def is_plain(self) -> bool:
@@ -272,8 +303,13 @@ class ExpertDispatch:
         experts = self.choices[0].tolist()
         group = Group(experts, list(range(1, len(experts) + 1)))
         rows = hidden.to(self.up.dtype).expand(len(experts), -1)
-        outside = product_of_few(self.down, group, self.gated(product_of_few(self.up, group, rows)))
-        return (weights @ outside.to(weights.dtype)).to(hidden.dtype)
+        inside = self.gated(product_of_few(self.up, group, rows))
+        torch.mul(inside, weights.t(), out=inside)
+        total = None
+        for expert, row in zip(experts, inside, strict=True):  # each product takes the sum of those before as its bias
+            total = self.down.fused_product(expert, row[None], None if total is None else total[0])
+        assert total is not None
+        return total.to(hidden.dtype)
 
     def backward(
         self, gradient: torch.Tensor, hidden: torch.Tensor, weights: torch.Tensor
@@ -284,7 +320,7 @@ class ExpertDispatch:
         d/dw = g . y = (W' g) . a, so that the product with down_proj is not.
         """
         transposed, module = not self.module.is_transposed, self.module
-        d_rows = hidden.new_empty(len(self.order), hidden.shape[1], dtype=self.up.dtype)
+        d_rows = hidden.new_empty(0, hidden.shape[1], dtype=self.up.dtype)
         sorted_weights = weights.t().reshape(-1)[self.order].unsqueeze(1)
         d_weights = torch.empty_like(sorted_weights, dtype=torch.float32)
         up_gradients, down_gradients = _zeros(self.up_lora), _zeros(self.down_lora)
@@ -294,7 +330,12 @@ class ExpertDispatch:
             dense = dequantized(self.up, group.experts, self.up.dtype, hidden.device)
             given = self.gather(hidden, part)
             inside = adapted(product(self.up, group, given, transposed, dense), self.up_lora, group, given)
-            inside = self.biased(inside, _up_name(module), part).detach().requires_grad_()
+            inside = self.biased(inside, _up_name(module), part)
+            if late and self.is_swiglu and inside.dtype != torch.float32 and not (self.down_lora or module.has_bias):
+                below, d_weights[part] = _swiglu_back(inside, self._down_back(above, group, transposed))
+                d_rows = self._placed(d_rows, part, product(self.up, group, below, not transposed, dense))
+                continue
+            inside = inside.detach().requires_grad_()
             with torch.enable_grad():
                 after = self.gated(inside)
             if module.has_post_expert_norm:
@@ -318,21 +359,31 @@ class ExpertDispatch:
             if self.down_lora:
                 self.down_lora.add_gradients(down_gradients, group, after.detach(), above)
             (below,) = torch.autograd.grad(after, inside, below)
-            d_rows[part] = product(self.up, group, below, not transposed, dense)
+            d_given = product(self.up, group, below, not transposed, dense)
             if self.up_lora:
                 self.up_lora.add_gradients(up_gradients, group, given, below)
-                d_rows[part] += self.up_lora.product_back(group, below)
-        # Gathered and summed in a fixed order, where adding to the tokens' places would be atomic on a card.
-        total: Any = 0
-        for choice, places in enumerate(self.back):
-            rows = d_rows.index_select(0, places)
-            total = total + (rows * weights[:, choice, None] if late else rows)
+                d_given += self.up_lora.product_back(group, below)
+            d_rows = self._placed(d_rows, part, d_given)
+        total = self._summed(d_rows, weights if late else None)
         d_weights = d_weights.view(-1)[self.back].t()
         return total.to(hidden.dtype), d_weights.to(weights.dtype), *up_gradients, *down_gradients
 
     def _down_back(self, above: torch.Tensor, group: Group, transposed: bool) -> torch.Tensor:
         below = product(self.down, group, above, not transposed)
         return below + self.down_lora.product_back(group, above) if self.down_lora else below
+
+
+def _swiglu_back(inside: torch.Tensor, below: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `inside` (n, 2 x inner), and below . silu(gate) up (n, 1), from that of the gated rows (n, inner).
+
+    Autograd would form the gated rows, and copy both halves into one tensor: seven more passes over n x inner.
+    """
+    result = torch.empty_like(inside)
+    (gate, up), (d_gate, d_up) = inside.chunk(2, dim=1), result.chunk(2, dim=1)
+    torch.mul(below, nn.functional.silu(gate), out=d_up)
+    weights = _row_products(d_up, up)
+    torch.ops.aten.silu_backward.grad_input(below.mul_(up), gate, grad_input=d_gate)
+    return result, weights
 
 
 def _up_name(module: nn.Module) -> str:

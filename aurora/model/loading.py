@@ -95,9 +95,9 @@ def _load(folder: Path, quantization: Quantization, device: str) -> "PreTrainedM
     elif any(fused_tensors(model)):
         model.set_experts_implementation("grouped_mm")
     if device != "cpu":
-        from aurora.model.norms import fuse_norms
+        from aurora.model.fused import fuse
 
-        fuse_norms(model)
+        fuse(model)
     release_heap()
     return model.eval()
 

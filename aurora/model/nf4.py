@@ -120,8 +120,8 @@ class PackedExperts(nn.Module):
     @torch.no_grad()
     def dense_of(self, experts: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The dequantised matrices of some experts, in ascending order: (len(experts), rows, columns)."""
-        pick = _pick(experts)
-        dense = dequantise(self.codes[pick], self._scales(pick), dtype or self.dtype)
+        picked = pick(experts)
+        dense = dequantise(self.codes[picked], self._scales(picked), dtype or self.dtype)
         return dense.view(len(experts), *self.shape[1:])
 
     @torch.no_grad()
@@ -150,15 +150,15 @@ class PackedExperts(nn.Module):
         values = self.scale_values.index_select(0, scales.reshape(-1).int()).view(scales.shape)
         return values.mul_(outer.repeat_interleave(SCALE_BLOCK, dim=1)[:, : scales.shape[1]]).add_(offsets)
 
-    def fused_product(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
-        """rows (n, columns) times one expert's transposed matrix, by bitsandbytes' kernel for few rows."""
+    def fused_product(self, expert: int, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """rows (n, columns) times one expert's transposed matrix, by bitsandbytes' kernel for few rows, plus `bias`."""
         first = (self.codes[expert].view(-1, 1), self.shape[1:])
         kernel = torch.ops.bitsandbytes.gemm_4bit.default
         if not self.double_quant:
-            return kernel(rows, *first, self.scales[expert], BLOCK, "nf4")
+            return kernel(rows, *first, self.scales[expert], BLOCK, "nf4", bias)
         nested = {"absmax_8bit": self.scales[expert], "absmax_code": self.scale_values}
         offset = self.offsets[expert]
-        return kernel(rows, *first, self.outer_scales[expert], BLOCK, "nf4", **nested, absmax_offset=offset)
+        return kernel(rows, *first, self.outer_scales[expert], BLOCK, "nf4", bias, **nested, absmax_offset=offset)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, nf4, double_quant={self.double_quant}, dtype={self.dtype}"
@@ -182,7 +182,7 @@ def _pairs() -> torch.Tensor:
     return torch.stack([values[byte >> 4], values[byte & 15]], dim=1).view(torch.float64).view(-1)
 
 
-def _pick(experts: list[int]) -> slice | list[int]:
-    # Neighbours are a view; others have to be copied, packed.
+def pick(experts: list[int]) -> slice | list[int]:
+    """What indexes a tensor by experts: neighbours give a view; others have to be copied."""
     first, last = experts[0], experts[-1]
     return slice(first, last + 1) if last - first + 1 == len(experts) else experts

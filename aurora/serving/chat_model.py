@@ -118,7 +118,9 @@ class ChatModel:
         import torch
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.model.config.get_text_config())
+        from aurora.eval.reply_cache import reply_cache
+
+        cache = reply_cache(self.model, DynamicCache(config=self.model.config.get_text_config()))
         seen, new = list(ids), list(ids)
         for _ in range(most):
             with self._turn, torch.inference_mode():

@@ -55,7 +55,7 @@ class Case:
     routing: str = "balanced"
     compute_dtype: str = "bfloat16"
     sft: dict = field(default_factory=dict)
-    """Settings of sft beside the paper's."""
+    """Settings of sft beside the paper's, and under `lora` those of its adapter."""
     table: bool = False
     """Whether stderr gets where the time goes."""
 
@@ -78,6 +78,7 @@ class Case:
             "effective_batch_size": self.rows, "stop_after_steps": None, "eval_steps": 10**6, "save_steps": 10**6,
             "optim": "adamw_torch_fused", "precision": precision, "keep_checkpoints": (),
         } | self.sft  # fmt: skip
+        changes["lora"] = params.sft.lora.model_copy(update=changes.get("lora", {}))
         quantization = params.quantization.model_copy(update={"compute_dtype": self.compute_dtype})
         return params.model_copy(update={"sft": params.sft.model_copy(update=changes), "quantization": quantization})
 
@@ -96,6 +97,7 @@ def folder(case: Case) -> Iterator[Path]:
     if sft.packing:
         sizes = numpy.random.default_rng(0).integers(120, 1025, size=4000)
         lengths = sizes[numpy.cumsum(sizes) <= sft.packing_length * case.rows].tolist()
+        lengths[-1] += sft.packing_length * case.rows - sum(lengths)  # whole rows, as a run has them
     kind = pyarrow.list_(pyarrow.int32())
     with TemporaryDirectory() as name:
         for split, sizes in (("train", lengths), ("held_out", lengths[:1])):

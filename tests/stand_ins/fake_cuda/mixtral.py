@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora.model.experts import fused_tensors, replace
+from aurora.model.fused import fuse
 from aurora.model.nf4 import PackedExperts
-from aurora.model.norms import fuse_norms
 from aurora.model.packing import PackingConfig, PackingQuantizer, register
 from aurora.model.quantization import Quantization
 
@@ -50,7 +50,7 @@ def mixtral(layers: int, quantization: Quantization) -> MixtralForCausalLM:
     model.config.quantization_config = settings
     quantizer._process_model_after_weight_loading(model)
     model.hf_device_map = {"": DEVICE}
-    fuse_norms(model)
+    fuse(model)
     return model.eval()
 
 
@@ -77,7 +77,8 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     """As a card would choose: flash attention without a mask, the memory-efficient kernel with one."""
     if attn_mask is None:
         groups = query.shape[1] // key.shape[1]
-        if groups > 1:  # flash takes grouped heads as they are; its fake backward wants the full number
+        # Flash takes grouped heads as they are; its fake backward alone wants the full number.
+        if groups > 1 and torch.is_grad_enabled():
             key, value = (
                 tensor[:, :, None].expand(-1, -1, groups, -1, -1).reshape(query.shape[0], -1, *tensor.shape[2:])
                 for tensor in (key, value)
