@@ -77,13 +77,16 @@ class Formatter:
         names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         of_tokens = numpy.repeat(codes[rows["conversation"]], numpy.diff(ends))  # (T,)
         trained = table.slice(0, train)
+        held = table.take(
+            numpy.arange(train, len(rows))
+        )  # a slice would hold the whole batch until its few are written
         if "repeat" in batch.schema.names:
             times = batch["repeat"].to_numpy()
             trained = repeated(trained, times[rows["conversation"][:train]])
             counts["trained_tokens"] *= numpy.where(sides.held_out, 1, times)
         return Formatted(
             trained,
-            pyarrow.Table.from_arrays([*table.slice(train).columns, *texts], schema=HELD_OUT),
+            pyarrow.Table.from_arrays([*held.columns, *texts], schema=HELD_OUT),
             names,
             codes,
             counts,

@@ -125,7 +125,7 @@ def first_rows(path: Path, count: int) -> dict[str, list[dict]]:
     import pyarrow.parquet
 
     found: dict[str, list[dict]] = {}
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             places: dict[str, list[int]] = {}
             for place, source in enumerate(file.read_row_group(group, ["source"])["source"].to_pylist()):

@@ -46,7 +46,7 @@ def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     if not path.is_file():
         raise DataError(f"{path}: not found; it is written by: dvc repro clean")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             schema = file.schema_arrow
             names = {"id", "source", "messages"}
             if not names <= set(schema.names) or not schema.field("messages").type.equals(MESSAGES):
