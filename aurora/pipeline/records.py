@@ -106,5 +106,27 @@ def results_page(root: Path) -> str:
         lines += [
             f"`{record['command']}`, commit {record['commit'][:12]}, {record['machine']} ({machine}), {versions}."
         ]
-        lines += ["", "```", *record["printed"], *(f"{key}: {value}" for key, value in record["values"].items()), "```"]
+        single = {key: value for key, value in record["values"].items() if not isinstance(value, dict | list)}
+        lines += ["", "```", *record["printed"], *(f"{key}: {value}" for key, value in single.items()), "```"]
+        for key, value in record["values"].items():
+            if key not in single:
+                lines += _table(key, value)
     return "\n".join(lines) + "\n"
+
+
+def _table(name: str, value: dict | list) -> list[str]:
+    """A table of the values of a record that are rows themselves, by name or in order."""
+    rows = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+    rows = {key: row if isinstance(row, dict) else {"value": row} for key, row in rows}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = ["", f"| {name} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return lines + [
+        f"| {key} | {' | '.join(_cell(row.get(column)) for column in columns)} |" for key, row in rows.items()
+    ]
+
+
+def _cell(value: object) -> str:
+    """A value of a table; a list of two is a band."""
+    if isinstance(value, list):
+        return " to ".join(map(str, value))
+    return "" if value is None else str(value).replace("|", "\\|")

@@ -107,7 +107,8 @@ def test_one_altered_digit_is_noticed_on_either_side(small: Path):
 def test_every_figure_of_the_results_is_that_of_its_record(small: Path):
     results = small / "benchmarks/RESULTS.md"
     text = results.read_text(encoding="utf-8")
-    for place in (match.start() for match in list(re.finditer(r"\d", text))[::40]):
+    places = [match.start() for match in re.finditer(r"\d", text)]
+    for place in places[:: len(places) // 12]:
         results.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :], encoding="utf-8")
         assert stale(small) == ["benchmarks/RESULTS.md: differs from the code; run make docs"]
 
