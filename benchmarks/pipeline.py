@@ -3,10 +3,10 @@
     python benchmarks/pipeline.py [--profile profiles/smol.yaml] [--learning-rate 2e-3] [--busy 4] [--keep FOLDER]
 
 Runs `dvc repro` with this environment and prints seconds, their share of the first run, the peak memory of all its
-processes together (PSS, sampled), and the stages that ran; then the disk that environment and clone take. `--busy` runs
-it from empty once more beside processes that compute all the time. It ends non-zero if a run fails, or if the run under
-load takes more than three times the first or gives other bytes. Of the small profile it says whether dvc.lock, metrics
-and report are still those of the commit.
+processes together (PSS, sampled), and the stages that ran; then the disk that environment and clone take, and the scores
+of both models. `--busy` runs it from empty once more beside processes that compute all the time. It ends non-zero if a
+run fails, or if the run under load takes more than three times the first or gives other bytes. Of the small profile it
+says whether dvc.lock, metrics and report are still those of the commit.
 """
 
 import json
@@ -141,6 +141,8 @@ def main(profile: str | None, learning_rate: str | None, count: int, keep: Path 
             elif title == "again":
                 measured["again_seconds"] = round(seconds, 1)
         measured |= {"base_parameters": parameters(folder)}
+        for model in ("base", "tuned"):
+            measured[model] = json.loads((folder / f"metrics/{model}.json").read_text())
         measured["disk_gb"] = round((disk_bytes(folder) + disk_bytes(Path(sys.prefix))) / 1e9, 1)
         if not profile:
             kept = f"changed:\n{difference}" if difference else "as committed, byte for byte"
