@@ -3,8 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" HF_HUB_DISABLE_TELEMETRY=1
-# By file, so that what a file's tests share is made once.
-PYTEST := $(IN_VENV) pytest -n auto --dist loadfile
+# By file, so that what a file's tests share is made once; in the order of tests/conftest.py.
+PYTEST := $(IN_VENV) pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro experiments check test test-fast test-slow lock docs site environment clean
 .DEFAULT_GOAL := repro

@@ -278,6 +278,7 @@ def test_ten_thousand_mutated_rows_are_kept_or_dropped_with_a_reason(tmp_path: P
     assert {*wanted.split(), "exact_duplicate", "near_duplicate"} <= set(reasons)
 
 
+@pytest.mark.minutes
 def test_mutated_files_end_in_an_account_or_in_one_clear_error(tmp_path: Path):
     """400 files, a third of them Parquet: bytes exchanged, cut off, a BOM in front, CRLF."""
     chance = random.Random(23)

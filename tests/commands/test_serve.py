@@ -14,6 +14,8 @@ from stand_ins.finished_project import write_project
 
 from aurora.commands.cli import main
 
+pytestmark = pytest.mark.minutes
+
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 pytest.importorskip("uvicorn", reason="pip install -e '.[serve]'")
 ROOT = Path(__file__).parent.parent.parent

@@ -12,6 +12,8 @@ from aurora.core import recorded
 from aurora.core.errors import DataError, ResourceError
 from aurora.core.files import dvc_hash
 
+pytestmark = pytest.mark.minutes
+
 ROOT = Path(__file__).parent.parent.parent
 DVC_YAML = """
 stages:

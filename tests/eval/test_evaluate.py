@@ -36,6 +36,8 @@ from aurora.eval.tasks import load_groups, load_other_task, load_task
 from aurora.model.quantization import Quantization
 from stages.eval import main
 
+pytestmark = pytest.mark.minutes
+
 NAMES = ("ceval", "mmlu", "cmmlu")
 DENSE = Quantization(bits=32, double_quant=False, compute_dtype="float32")
 PARAMS = Eval.model_validate_json(
@@ -160,7 +162,6 @@ def read_safetensors(folder: Path) -> int:
     return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
-@pytest.mark.minutes
 def test_group_scores_are_stock(root: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     subjects = {name: read_benchmark(root / "samples" / name, name, 2, 3) for name in NAMES}
@@ -339,7 +340,6 @@ def test_a_model_of_another_family_ends_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.minutes
 def test_mistakes_are_found_before_the_model_is_loaded(
     place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +368,6 @@ def test_mistakes_are_found_before_the_model_is_loaded(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.minutes
 def test_other_tasks_of_lm_eval_are_scored_like_stock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -400,7 +399,6 @@ def test_other_tasks_of_lm_eval_are_scored_like_stock(
     assert capsys.readouterr().err.count("arc_easy: cut at its beginning by ") == 3
 
 
-@pytest.mark.minutes
 def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -412,7 +410,6 @@ def test_a_task_without_its_data_ends_in_one_line(monkeypatch: pytest.MonkeyPatc
         load_other_task("arc_challenge", 0)
 
 
-@pytest.mark.minutes
 def test_a_stage_that_was_killed_goes_on_and_ends_in_the_same_bytes(place: Path, tmp_path: Path, root: Path) -> None:
     command, environment = stage_command(place, root, tmp_path, ("whole", "killed"))
     quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

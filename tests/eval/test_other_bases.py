@@ -107,6 +107,7 @@ def test_the_chat_template_asks_as_lm_eval_does_with_it(root: Path, tmp_path: Pa
     assert [request.args for request in theirs] == [request.args for request in ours]
 
 
+@pytest.mark.minutes
 def test_a_task_file_of_ones_own_with_25_shots(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     questions = [{"question": f"{n} + 1 =", "choices": ["1", str(n + 1)], "answer": 1} for n in range(1, 30)]

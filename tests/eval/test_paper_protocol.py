@@ -131,6 +131,7 @@ def compare(root: Path, folder: Path, form: str, languages: dict[str, list[str]]
     return count
 
 
+@pytest.mark.minutes
 @pytest.mark.parametrize("form", ["mistral", "bos_every_turn"])
 def test_letters_are_those_of_the_repository_on_the_samples(root: Path, tmp_path: Path, form: str) -> None:
     languages = {"ceval": ["zh"], "mmlu": ["en"], "cmmlu": ["en", "zh"]}

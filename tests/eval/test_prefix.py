@@ -159,6 +159,7 @@ def test_attention_that_takes_no_mask_is_the_parents(
     assert ours.tokens_forwarded == 0
 
 
+@pytest.mark.minutes
 def test_a_prompt_beyond_the_context_is_cut_like_stock_and_listed(
     tokenizer: PreTrainedTokenizerFast, requests: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_bfloat16_stays_close(tokenizer: PreTrainedTokenizerFast, requests: list
     assert_close(*found, 0.25, changed=2)
 
 
+@pytest.mark.minutes
 def test_four_bits_give_the_answers_of_stock(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, requests: list
 ) -> None:
@@ -198,6 +200,7 @@ def test_four_bits_give_the_answers_of_stock(
     assert_close(*found, 1e-4)  # computed in float32 on the same rounded weights
 
 
+@pytest.mark.minutes
 def test_lm_eval_knows_it_by_name(tmp_path: Path, requests: list, expected: list) -> None:
     ours = get_model("hf-prefix")(str(write_model(tmp_path)), device="cpu", dtype="float32", batch_tokens=512)
     assert_close(ours.loglikelihood(requests, disable_tqdm=True), expected, 1e-5)

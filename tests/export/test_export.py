@@ -19,6 +19,8 @@ from aurora.core.files import dvc_hash
 from aurora.export.contents import end_tokens, portable_config, training_template
 from aurora.serving.encoding import message_encoder
 
+pytestmark = pytest.mark.minutes
+
 ROOT = Path(__file__).parent.parent.parent
 CHAT = [
     {"role": "user", "content": "你好"},

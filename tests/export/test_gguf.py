@@ -20,6 +20,8 @@ from aurora.serving.chat_model import Answer, ChatModel, Sampling
 from aurora.serving.encoding import message_encoder
 from aurora.serving.places import find_model
 
+pytestmark = pytest.mark.minutes
+
 if not (CONVERTER / "convert_hf_to_gguf.py").is_file():
     pytest.skip("llama.cpp's converter is not installed (make environment)", allow_module_level=True)
 CHAT = [

@@ -148,6 +148,7 @@ def test_a_link_that_leads_out_of_the_repository_is_not_followed(
     assert fetch("own", source("near.json"), Path("out"))["files"][0]["sha256"] == sha256(ROWS)
 
 
+@pytest.mark.minutes
 def test_dvc_s_own_links_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write({"repository/own.json": ROWS})
     monkeypatch.chdir("repository")
@@ -567,6 +568,7 @@ FETCH_FAR = (sys.executable, "-m", "stages.fetch", "far", "--section", "download
 ENDS = [signal.SIGKILL, *(pytest.param(how, marks=pytest.mark.minutes) for how in (signal.SIGTERM, signal.SIGINT))]
 
 
+@pytest.mark.minutes
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("kind", ["web", "hub"])
 def test_a_fetch_that_is_ended_goes_on_and_ends_in_the_same_bytes(

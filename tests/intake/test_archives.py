@@ -127,6 +127,7 @@ def test_a_bomb_by_ratio_is_refused_before_it_fills_the_disk(kind: str, tmp_path
     refused(tmp_path, archive(kind, bomb), "more than 200 times its size")
 
 
+@pytest.mark.minutes
 def test_a_bomb_by_size_or_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     refused(tmp_path, packed_tar("gz", header(tarfile.DIRTYPE, name="data/x") * 60_000), "more than 200 times its size")
     content = archive("tar.", {f"data/{number}": b"x" * 3000 for number in range(4)})
@@ -137,6 +138,7 @@ def test_a_bomb_by_size_or_number_is_refused(tmp_path: Path, monkeypatch: pytest
     refused(tmp_path, content, "more than 3 files and folders")
 
 
+@pytest.mark.minutes
 @pytest.mark.parametrize("packing", ["", "gz", "bz2", "xz"])
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
 def test_a_header_that_would_fill_the_memory_is_never_read(kind: bytes, packing: str, tmp_path: Path):

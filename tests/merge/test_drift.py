@@ -29,6 +29,8 @@ from aurora.merge.streaming import streamed_logits
 from aurora.model.loading import load_model
 from aurora.model.quantization import Quantization
 
+pytestmark = pytest.mark.minutes
+
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = Drift(rows=3, positions=5, merged_bits=(16, 4))
 SMALL = SHAPE | {"vocab_size": 96, "intermediate_size": 64, "num_local_experts": 4, "initializer_range": 0.2}
@@ -159,7 +161,6 @@ def test_layer_by_layer_gives_the_bits_of_the_whole_model(tmp_path: Path, folder
     assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True, True]
 
 
-@pytest.mark.minutes
 def test_one_model_or_layer_is_in_memory_at_a_time(folders, monkeypatch):
     loaded = []
 
@@ -188,7 +189,6 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """
 
 
-@pytest.mark.minutes
 def test_twelve_layers_take_no_more_memory_than_three(tmp_path: Path):
     peaks = []
     for layers in (3, 12):

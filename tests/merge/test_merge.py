@@ -527,6 +527,7 @@ def test_what_is_kept_is_known_by_all_that_it_depends_on(pair, tmp_path: Path, m
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.minutes
 def test_half_a_shard_is_never_taken_for_a_whole_one(small, tmp_path: Path):
     merge(*small, tmp_path / "whole")
     out = tmp_path / "out"

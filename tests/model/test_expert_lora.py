@@ -22,6 +22,8 @@ from aurora.model.nf4 import PackedExperts
 from aurora.model.packing import register
 from aurora.sft.params import Lora
 
+pytestmark = pytest.mark.minutes
+
 LORA = Lora(
     r=4,
     lora_alpha=8,

@@ -104,6 +104,7 @@ def test_one_altered_digit_is_noticed_on_either_side(small: Path):
     assert {line.split(":")[0] for line in stale(small)} == {"README.md", "README.zh.md", "benchmarks/RESULTS.md"}
 
 
+@pytest.mark.minutes
 def test_every_figure_of_the_results_is_that_of_its_record(small: Path):
     results = small / "benchmarks/RESULTS.md"
     text = results.read_text(encoding="utf-8")
@@ -129,6 +130,7 @@ def test_a_template_that_names_no_record_is_refused_with_its_line(small: Path):
         pages(small)
 
 
+@pytest.mark.minutes
 def test_a_record_is_too_old_once_more_than_half_of_what_it_measured_has_other_code(small: Path):
     assert old_records(small) == []
     record = json.loads((small / RECORDS / "small_profile.json").read_text())

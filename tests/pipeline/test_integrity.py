@@ -12,6 +12,8 @@ from stand_ins.clones import DVC, commit, dvc, ran, run
 
 from aurora.commands.cli import main
 
+pytestmark = pytest.mark.minutes
+
 DVC_YAML = """
 stages:
   first:

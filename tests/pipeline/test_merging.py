@@ -9,6 +9,8 @@ from stand_ins.clones import commit, dvc, edit, ran, run
 
 from aurora.pipeline.lock_file import merged_records
 
+pytestmark = pytest.mark.minutes
+
 ROOT = Path(__file__).parent.parent.parent
 DVC_YAML = """
 stages:

@@ -93,6 +93,7 @@ def random_rounds(source: random.Random) -> list[tuple[str, str]]:
     return [(text(), text()) for _ in range(source.randrange(1, 6))]
 
 
+@pytest.mark.minutes
 def test_four_thousand_random_conversations_equal_mistral():
     source = random.Random(1)
     for _ in range(4000):
@@ -106,6 +107,7 @@ def test_any_text_equals_mistral(rounds):
     assert encode(PROCESSOR, as_messages(rounds)) == of_mistral_with_mask(rounds)
 
 
+@pytest.mark.minutes
 def test_all_real_rows_equal_mistral(real_data):
     rows = real_conversations(real_data)
     assert len(rows) > 2500

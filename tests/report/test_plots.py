@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+pytestmark = pytest.mark.minutes
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TABLES = {
     "loss.csv": "step,rows,loss\n1,training,7.5\n5,training,6.5\n10,training,6\n0,held out,7.25\n10,held out,5.75\n",

@@ -153,6 +153,7 @@ def test_a_template_without_a_system_turn_has_it_in_front_of_the_question_as_in_
     assert message_encoder(tokenizer, "chat_template")([*SYSTEM, *HELLO]) == wanted
 
 
+@pytest.mark.minutes
 def test_an_adapter_answers_on_its_base_without_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from peft import LoraConfig, get_peft_model
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.minutes
+
 playwright = pytest.importorskip("playwright.sync_api", reason="Python's playwright is not installed")
 pytest.importorskip("starlette", reason="pip install -e '.[serve]'")
 

@@ -34,6 +34,8 @@ from aurora.sft.checkpoints import WEIGHTS, Checkpoints, fingerprint
 from aurora.sft.train import train
 from aurora.sft.trainer import LabelledPositionsTrainer
 
+pytestmark = pytest.mark.minutes
+
 SFT = {"eval_steps": 3, "save_steps": 2}
 
 
@@ -150,7 +152,6 @@ def test_a_training_of_experts_from_an_adapter_goes_on_to_the_same_bytes(tmp_pat
     assert found[f"models/adapter/{WEIGHTS}"] != (first / WEIGHTS).read_bytes()
 
 
-@pytest.mark.minutes
 def test_the_caller_s_environment_shapes_no_byte(case: Path, whole_stage, monkeypatch):
     """Each of these has given other weights, or a run that hung, with nothing said."""
     for name, value in {
@@ -329,7 +330,6 @@ def test_killed_processes_go_on_to_the_same_bytes(case: Path, whole_stage):
     assert sorted(path.name for path in (case / "models").iterdir()) == ["adapter", "checkpoints"]
 
 
-@pytest.mark.minutes
 def test_ctrl_c_and_termination_go_on_to_the_same_bytes(case: Path, whole_stage):
     def hear() -> None:  # what a shell starts in the background ignores SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -345,7 +345,6 @@ def test_ctrl_c_and_termination_go_on_to_the_same_bytes(case: Path, whole_stage)
     assert outcome(case) == whole_stage
 
 
-@pytest.mark.minutes
 def test_a_disk_that_fills_up_leaves_nothing_half_written(case: Path):
     def fill() -> None:  # no file may grow beyond this, as on a full disk: the adapter fits, the optimiser does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -359,7 +358,6 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(case: Path):
     assert not checkpoints(case) and not list(case.glob(".aurora/sft/*/checkpoints/staging"))
 
 
-@pytest.mark.minutes
 def test_two_processes_train_as_one_and_go_on_when_killed(case: Path):
     sft = SFT | {"num_train_epochs": 6}  # long enough to be killed; no dropout, whose masks would differ
     write_params(case, processes=2, gradient_accumulation_steps=1, **sft)
@@ -427,7 +425,6 @@ def test_another_number_of_processes_goes_on_and_the_record_tells(case: Path, fi
     assert cells[0] == pytest.approx(cells[1], abs=1e-4)
 
 
-@pytest.mark.minutes
 @pytest.mark.parametrize("shell", ["bash", "dash"])  # the second stays between DVC and its command
 def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: Path, whole_stage, shell: str):
     found = shutil.which(shell) or pytest.skip(f"needs {shell}")

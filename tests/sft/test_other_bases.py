@@ -21,6 +21,8 @@ from aurora.sft.params import Sft, StartFrom
 from aurora.sft.start import start_folder
 from aurora.sft.train import build_trainer, check_before, train
 
+pytestmark = pytest.mark.minutes
+
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch) -> Path:

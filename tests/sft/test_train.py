@@ -24,6 +24,8 @@ from aurora.sft.requirements import check_surroundings
 from aurora.sft.train import build_trainer, check_before, save_adapter, train
 from aurora.sft.trainer import EpochOrder, row_ids
 
+pytestmark = pytest.mark.minutes
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory) -> Path:
@@ -73,7 +75,6 @@ def test_every_step_equals_the_flat_loop(case: Path, tmp_path: Path, sft: dict):
     assert steps[0]["loss"] - steps[-1]["loss"] > 0.05  # and something was learned
 
 
-@pytest.mark.minutes
 def test_no_memory_is_read_that_was_not_written(case: Path, tmp_path: Path, monkeypatch):
     """torch fills new tensors with NaN on request: be_deterministic can do without, for the losses are the same."""
     torch.use_deterministic_algorithms(True)
@@ -107,7 +108,6 @@ def test_held_out_loss_is_per_token_whatever_the_batches(case: Path, tmp_path: P
     assert first == pytest.approx(total / count, abs=1e-5)
 
 
-@pytest.mark.minutes
 def test_adapter_is_float32_and_names_no_machine(case: Path, tmp_path: Path):
     trainer = trained(case, tmp_path, stop_after_steps=2)
     record = {
@@ -136,7 +136,6 @@ def test_an_order_is_a_permutation_known_by_seed_and_epoch_with_blanks_last():
     assert list(EpochOrder(rows=5, blanks=0, seed=8)) == second[:5]
 
 
-@pytest.mark.minutes
 def test_packed_rows_train_the_same_tokens(case: Path, tmp_path: Path):
     packed = trained(
         case, tmp_path, packing=True, packing_length=512, num_train_epochs=1, per_device_train_batch_size=1,
@@ -188,7 +187,6 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(case: Path, tm
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.minutes
 def test_a_gradient_that_is_not_finite_stops_the_run(case: Path, tmp_path: Path):
     params = write_params(case, save_steps=1000)
     trainer = build_trainer(
