@@ -425,7 +425,8 @@ def test_another_number_of_processes_goes_on_and_the_record_tells(case: Path, fi
     assert cells[0] == pytest.approx(cells[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("shell", ["bash", "dash"])  # the second stays between DVC and its command
+# dash stays between DVC and its command, where bash gives way to it.
+@pytest.mark.parametrize("shell", [pytest.param("bash", marks=pytest.mark.slow), "dash"])
 def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: Path, whole_stage, shell: str):
     found = shutil.which(shell) or pytest.skip(f"needs {shell}")
     (case / "paused.py").write_text(PAUSED)
