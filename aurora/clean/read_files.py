@@ -15,6 +15,7 @@ from typing import IO
 from aurora.clean.layouts import TURN_LISTS
 from aurora.clean.parse_rows import Drop, Repeated
 from aurora.core.errors import DataError
+from aurora.core.parquet import open_parquet
 
 SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 BLOCK = 1 << 20  # bytes of text read at a time
@@ -296,9 +297,7 @@ def _table(path: Path, header: bytes, file: IO[bytes], delimiter: str) -> Iterat
 
 
 def _parquet(path: Path) -> Iterator[object]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=4096):
             yield from batch.to_pylist()
 

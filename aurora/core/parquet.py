@@ -79,6 +79,13 @@ def write_parquet(path: Path, tables: "pyarrow.Table | Iterable[pyarrow.Table]")
             writer.write(table)
 
 
+def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
+    """A Parquet file to be read piece by piece; what pyarrow reads ahead by default stays in memory to the end."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False)
+
+
 def read_parquet(path: Path, producer: str, columns: list[str] | None = None) -> "pyarrow.Table":
     """Reads a Parquet file, or some of its columns; raises DataError if it or one of them is missing, or damaged."""
     import pyarrow

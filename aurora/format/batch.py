@@ -77,9 +77,8 @@ class Formatter:
         names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
         of_tokens = numpy.repeat(codes[rows["conversation"]], numpy.diff(ends))  # (T,)
         trained = table.slice(0, train)
-        held = table.take(
-            numpy.arange(train, len(rows))
-        )  # a slice would hold the whole batch until its few are written
+        # A slice would hold the whole batch until its few rows are written.
+        held = table.take(numpy.arange(train, len(rows)))
         if "repeat" in batch.schema.names:
             times = batch["repeat"].to_numpy()
             trained = repeated(trained, times[rows["conversation"][:train]])

@@ -9,6 +9,7 @@ import click
 
 from aurora.core.files import write_text
 from aurora.core.page import render
+from aurora.core.parquet import open_parquet
 from aurora.format.byte_pieces import BytePieces
 from aurora.prompt.mistral import IGNORED
 from aurora.prompt.tokenizer import sentencepiece_processor
@@ -122,10 +123,8 @@ def shown_row(processor: "SentencePieceProcessor | BytePieces", row: dict) -> di
 
 def first_rows(path: Path, count: int) -> dict[str, list[dict]]:
     """The first `count` rows of each source of a file of token rows; holds one row group at a time."""
-    import pyarrow.parquet
-
     found: dict[str, list[dict]] = {}
-    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+    with open_parquet(path) as file:
         for group in range(file.num_row_groups):
             places: dict[str, list[int]] = {}
             for place, source in enumerate(file.read_row_group(group, ["source"])["source"].to_pylist()):

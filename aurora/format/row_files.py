@@ -12,7 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from aurora.core.errors import DataError
-from aurora.core.parquet import RowWriter
+from aurora.core.parquet import RowWriter, open_parquet
 from aurora.prompt.mistral import check_messages
 
 ROLES = pyarrow.array(["user", "assistant"])  # of the turns of a round
@@ -46,7 +46,7 @@ def conversations_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     if not path.is_file():
         raise DataError(f"{path}: not found; it is written by: dvc repro clean")
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+        with open_parquet(path) as file:
             schema = file.schema_arrow
             names = {"id", "source", "messages"}
             if not names <= set(schema.names) or not schema.field("messages").type.equals(MESSAGES):

@@ -12,6 +12,7 @@ import numpy
 from aurora.core.errors import DataError, ModelError, ParamsError, ResourceError
 from aurora.core.files import write_json
 from aurora.core.manifests import manifest_hash
+from aurora.core.parquet import open_parquet
 from aurora.lora.targets import Targets, find_targets
 from aurora.model.folder import is_recurrent, meta_model, require_packable
 from aurora.model.machine import GIB, Machine, card_memory, default_device, machine
@@ -125,11 +126,10 @@ def training_plan(
 def measure_rows(path: Path) -> Rows:
     """Counts of a training file of the format stage; raises DataError if it is missing, damaged or empty."""
     import pyarrow
-    import pyarrow.parquet
 
     rows = tokens = longest = most = largest_id = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for name in ("input_ids", "labels"):
                 kind = file.schema_arrow.field(name).type
                 if kind != pyarrow.list_(pyarrow.int32()):

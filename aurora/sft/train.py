@@ -10,6 +10,7 @@ from aurora.adapter.config import CONFIG, read_adapter_config
 from aurora.adapter.record import RECORD, hub_address
 from aurora.core.errors import DataError, ModelError, ParamsError
 from aurora.core.files import flush_folder, remove, replacing, write_json, write_text
+from aurora.core.parquet import open_parquet
 from aurora.core.recorded import keep_until_recorded, require_cache
 from aurora.model.allocator import keep_heap
 from aurora.model.folder import TOKENIZER_FILES, meta_model, read_config, verify
@@ -268,10 +269,9 @@ def check_ends(path: Path, begin: int | None, ends: int | list[int] | None) -> N
     A base whose template ends its answers otherwise has no end token in its rows, or only at their beginning.
     """
     import numpy
-    import pyarrow.parquet
 
     seen = trained = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(8192, columns=["input_ids", "labels"]):
             lengths = numpy.asarray(batch["input_ids"].value_lengths())
             firsts = (numpy.cumsum(lengths) - lengths)[lengths > 1]
