@@ -1,5 +1,6 @@
 """Addresses of sources, taken apart: a path, `file:`, `https://`, `hf://`, `pypi://`, and a folder inside an archive."""
 
+import ipaddress
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -51,8 +52,7 @@ TOKENS = re.compile(
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REVISED = ("hf://", "pypi://")  # schemes that have an @ before a revision
 LONGEST = 4096  # characters
-
-
+HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 SECRET = (
     "holds a user name, password, token or signature, which would be written into dvc.lock; give a public address (tokens come "
     "from the environment)"
@@ -169,7 +169,7 @@ def _file(place: str) -> str:
 def _web(place: str) -> str:
     try:
         parts = urlsplit(place)
-        well_formed = parts.hostname and parts.port != 0 and " " not in place
+        well_formed = _host(parts.hostname or "", "[" in parts.netloc) and parts.port != 0 and " " not in place
     except ValueError:
         parts, well_formed = urlsplit(""), False
     if not well_formed or not place.startswith("https://") or parts.path in ("", "/"):
@@ -181,6 +181,13 @@ def _web(place: str) -> str:
     if parts.fragment:
         raise _Malformed("has a part behind #, which no server sees; remove it")
     return place
+
+
+def _host(host: str, bracketed: bool) -> bool:
+    """Whether a host can be looked up at all; raises ValueError for some that cannot."""
+    if bracketed:
+        return bool(ipaddress.IPv6Address(host))
+    return bool(HOST.fullmatch(host.encode("idna").decode())) and len(host) <= 253
 
 
 def _hub(place: str, member: str | None) -> Address:

@@ -244,16 +244,25 @@ def test_shards_of_the_hub_come_by_a_glob(hub: LocalHub):
         fetch("own", source(uri.replace("train", "none")), Path("none"), "downloads")
 
 
-def test_the_manifest_of_a_snapshot_is_the_same_each_time_and_nothing_else_is_kept(hub: LocalHub):
-    files = {"config.json": b"{}", "model.safetensors": os.urandom(100_000)}
-    hub.repositories["models", "o/n"] = Repository(COMMIT, files)
-    base = source(f"hf://o/n@{COMMIT}", **MODEL)
-    manifest = fetch("base", base, Path("base"))
+def test_a_hub_file_and_a_snapshot_are_written_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    shard = os.urandom(100_000)
+    hub.repositories["models", "o/n"] = Repository(COMMIT, {"config.json": b"{}", "model.safetensors": shard})
+    moved, move = {}, shutil.move
+
+    def watched(origin: Path, target: Path, *rest: object, **more: object) -> None:
+        moved[Path(target).name] = Path(origin).stat().st_ino
+        move(origin, target, *rest, **more)
+
+    monkeypatch.setattr(fetching.shutil, "move", watched)
+    manifest = fetch("base", source(f"hf://o/n@{COMMIT}", **MODEL), Path("base"))
     assert (manifest["revision"], manifest["pin"]) == (COMMIT, "commit")
     assert [file["path"] for file in manifest["files"]] == ["config.json", "model.safetensors"]
+    assert moved == {path.name: path.stat().st_ino for path in Path("base").iterdir() if path.name in moved}
+    assert len(moved) == 2
     assert not (SCRATCH / "base").exists()
-    fetch("base", base, Path("elsewhere"))
-    assert Path("elsewhere/manifest.json").read_bytes() == Path("base/manifest.json").read_bytes()
+    text = Path("base/manifest.json").read_bytes()
+    fetch("base", source(f"hf://o/n@{COMMIT}", **MODEL), Path("elsewhere"))
+    assert Path("elsewhere/manifest.json").read_bytes() == text
 
 
 @pytest.fixture
@@ -368,13 +377,39 @@ def test_a_refusal_of_the_file_system_is_one_line(
     assert not SCRATCH.joinpath("own").exists()
 
 
-def test_where_the_network_fails_a_dvc_remote_is_named(hub: LocalHub):
-    hub.files["/rows.json"], hub.faults["/rows.json"] = ROWS, [Fault(status=503)] * 3
-    own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
-    remedy = "; or, if a DVC remote has it: dvc pull data/raw/instructions/own"
-    with pytest.raises(SourceError, match=rf"sources\.own: {own.uri}: HTTP 503; .*{remedy}"):
-        fetch("own", own, Path("data/raw/instructions/own"))
-    assert hub.count("/rows.json") == 3
+@pytest.mark.parametrize("name", ["mmlu", "ceval", "cmmlu"])
+def test_the_real_benchmarks_come_out_of_their_archives(hub: LocalHub, real_data: Path, name: str):
+    folder = real_data / "benchmarks" / name / ("data" if name == "mmlu" else "")
+    packed = zipped({path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.csv"))})
+    hub.repositories["datasets", "o/n"] = Repository(COMMIT, {f"{name}.zip": packed})
+    hub.faults[f"/storage/{sha256(packed)}"] = [Fault(cut_after=200_000)]
+    uri = f"hf://datasets/o/n@{COMMIT}/{name}.zip!/data/test"
+    manifest = fetch(name, source(uri, kind="benchmark", format=name), Path("out"))
+    truth = {path.name: path.read_bytes() for path in (folder / "test").glob("*.csv")}
+    assert {path.name: path.read_bytes() for path in Path("out").glob("*.csv")} == truth
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        name: sha256(content) for name, content in truth.items()
+    }
+    assert len(truth) == {"mmlu": 57, "ceval": 52, "cmmlu": 67}[name]
+
+
+def test_refusals_and_give_ups_name_source_and_remedy(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
+    hub.files["/rows.json"], url = ROWS, f"{hub.url}/rows.json"
+    own, out = source(url, sha256=sha256(ROWS)), Path("data/raw/instructions/own")
+    hub.faults["/rows.json"] = [Fault(status=404), *[Fault(status=503)] * 3]
+    with pytest.raises(SourceError, match=rf"sources\.own: {url}: HTTP 404; check host, path and revision"):
+        fetch("own", own, out)
+    remote = "; or, if a DVC remote has it: dvc pull data/raw/instructions/own"
+    with pytest.raises(SourceError, match=f"HTTP 503; .*{remote}"):
+        fetch("own", own, out)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    count = len(hub.requests)
+    with pytest.raises(SourceError, match=f"HF_HUB_OFFLINE forbids .*{remote}"):
+        fetch("own", own, out)
+    assert len(hub.requests) == count
+    assert not any(path.stat().st_size for path in Path().rglob("rows.json"))
 
 
 def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(hub: LocalHub):
@@ -526,9 +561,11 @@ def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
     own = source(f"{hub.url}/rows.json", sha256=sha256(ROWS))
     archive = source(f"{hub.url}/rows.zip!/data", sha256=sha256(packed))
     first = fetch("own", own, Path("out")), fetch("far", archive, Path("far"))
+    seen = len(hub.requests)
+    assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
     licensed = fetch("own", own.model_copy(update={"licence": "CC0-1.0"}), Path("out"))
     assert licensed == first[0] | {"licence": "CC0-1.0"}
-    seen = len(hub.requests)
+    assert len(hub.requests) == seen
     Path("out/rows.json").write_bytes(CHANGED)  # not what it was
     Path("far/b/c.csv").unlink()
     assert (fetch("own", own, Path("out")), fetch("far", archive, Path("far"))) == first
@@ -537,6 +574,10 @@ def test_pinned_bytes_that_are_here_are_verified_and_taken_again(hub: LocalHub):
         with pytest.raises(SourceError, match=f"expected {pin} {digits}"):
             fetch("own", source(own.uri, **{pin: digits}), Path("out"))
     assert Path("out/rows.json").read_bytes() == ROWS
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    manifest["files"][0]["path"] = "../rows.json"
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    assert fetch("own", own, Path("out")) == first[0]
 
 
 def test_a_second_process_does_not_touch_what_has_come(hub: LocalHub):

@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from stand_ins.hub_server import TOKEN, Fault, LocalHub, Repository, git_blob, sha256
 
 from aurora import hub as downloads
@@ -67,6 +68,26 @@ def data(hub: LocalHub) -> Repository:
 def model(hub: LocalHub) -> Repository:
     hub.repositories["models", "o/n"] = Repository(COMMIT, MODEL | NEVER)
     return hub.repositories["models", "o/n"]
+
+
+def test_the_server_is_a_hub_to_the_unmodified_client(hub: LocalHub, data: Repository, model: Repository):
+    snapshot_download("o/n", revision=COMMIT, local_dir="all")
+    found = {
+        path.relative_to("all").as_posix(): path.read_bytes()
+        for path in Path("all").rglob("*")
+        if path.is_file() and ".cache" not in path.parts
+    }
+    assert found == MODEL | NEVER
+    hub.faults[STORED] = [Fault(cut_after=70_000)]
+    wanted = {"repo_id": "o/n", "filename": "a/rows.jsonl", "repo_type": "dataset", "revision": COMMIT}
+    hf_hub_download(local_dir="one", **wanted)
+    assert Path("one/a/rows.jsonl").read_bytes() == SHARD
+    data.gated = True
+    with pytest.raises(GatedRepoError):
+        hf_hub_download(local_dir="two", **wanted)
+    hf_hub_download(local_dir="three", token=TOKEN, **wanted)
+    with pytest.raises(RepositoryNotFoundError):
+        snapshot_download("o/none", local_dir="four")
 
 
 def test_a_file_of_a_data_set_comes_with_what_the_hub_says_of_it(hub: LocalHub, data: Repository):
@@ -177,8 +198,11 @@ def test_a_refusal_of_the_web_is_said_once_with_its_remedy(hub: LocalHub, status
 
 
 SURVIVED = {
-    "cut": [Fault(cut_after=0), Fault(cut_after=70_000)],
+    "cut": [Fault(cut_after=70_000)],
+    "cut before the first byte, then often": [Fault(cut_after=0), *[Fault(cut_after=40_000)] * 4],
     "cut, then ranges ignored": [Fault(cut_after=70_000), Fault(ignores_ranges=True)],
+    "429 with a pause": [Fault(status=429, headers={"Retry-After": "0"})],
+    "cut, then 500": [Fault(cut_after=70_000), Fault(status=500)],
     "408, then 503, then 500": [Fault(status=408), Fault(status=503), Fault(status=500)],
     "rate limit as 403": [Fault(status=403, headers={"X-RateLimit-Remaining": "0"})],
 }
@@ -194,6 +218,17 @@ def test_a_fault_is_survived(hub: LocalHub, data: Repository, faults: list[Fault
     assert here("rows.json*") == [SHARD]
     assert [found.sha256 for found in files.values()] == [sha256(SHARD)]
     assert not hub.faults[path]  # each was met
+
+
+def test_what_came_whole_is_kept_and_the_rest_brought_later(hub: LocalHub, model: Repository):
+    other = f"/storage/{sha256(OTHER)}"
+    hub.faults[other] = [Fault(status=503)] * 3
+    with pytest.raises(Unreachable, match=f"^{NAME}: HTTP 503; run again later: files that came whole are kept"):
+        bring(NAME)
+    assert hub.count(other) == 3
+    bring(NAME)
+    assert hub.count(STORED) == 1
+    assert {path.name: path.read_bytes() for path in Path("files").iterdir() if path.is_file()} == MODEL
 
 
 def test_an_interrupted_web_file_goes_on_where_a_hash_can_tell(hub: LocalHub, monkeypatch: pytest.MonkeyPatch):

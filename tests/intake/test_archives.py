@@ -1,6 +1,7 @@
 """Archives: a folder is taken, and nothing that an archive says of itself is believed."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -235,6 +236,31 @@ def test_a_directory_of_a_zip_file_that_would_fill_the_memory_is_never_read(
 def test_names_that_stand_twice_are_refused(kind: str, tmp_path: Path):
     refused(tmp_path, archive(kind, {"data/a": b"1", "data/A": b"2"}), "stands twice")
     refused(tmp_path, archive(kind, {"data/a": b"1", "data/a/b": b"2"}), "cannot be unpacked")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, ResourceError, "a: cannot be unpacked.*: No space left on device; free disk and run again"),
+        (errno.EROFS, SourceError, "Read-only file system; make its file system writable"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_disk_is_not_blamed_on_the_archive(
+    number: int, kind: type, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a").write_bytes(archive("zip", {"data/a": b"1" * 50}))
+
+    class Full(io.FileIO):
+        def write(self, block: bytes) -> int:
+            raise OSError(number, os.strerror(number))
+
+    def full(path: Path, mode: str) -> io.IOBase:
+        return Full(path, "x") if mode == "xb" else open(path, mode)
+
+    monkeypatch.setattr(archives, "open", full, raising=False)
+    with pytest.raises(kind, match=message):
+        unpack(tmp_path / "a", "data", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_disk_that_is_too_small_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
