@@ -47,8 +47,7 @@ def jaccard(left: np.ndarray, right: np.ndarray) -> float:
     if not len(left):
         return 0.0
     common = np.count_nonzero(left.take(left.searchsorted(right), mode="clip") == right)
-    union = len(left) + len(right) - common
-    return common / union if union else 0.0
+    return common / (len(left) + len(right) - common)
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
@@ -181,10 +180,11 @@ def compare(
         others = set(chain.from_iterable(part.get(key, ()) for key in keys for part in (staying, gone)))
         candidates += len(others)
         for other in sorted(others):
-            less, more = sorted((len(members(other)), len(members(row))))
+            left, right = members(other), members(row)
+            less, more = sorted((len(left), len(right)))
             if more and less / more < threshold:  # the Jaccard similarity is at most this
                 continue
-            similarity = jaccard(members(other), members(row))
+            similarity = jaccard(left, right)
             if similarity < threshold:
                 continue
             pairs += 1

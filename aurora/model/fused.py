@@ -6,28 +6,29 @@ Code is replaced only where its text is Mixtral's; other forms stay as they are.
 import sys
 from collections.abc import Callable
 from inspect import getsource
-from types import MethodType
+from types import MethodType, ModuleType
 
 import torch
 from torch import nn
 from transformers.models.mixtral import modeling_mixtral as mixtral
 
+MIXTRAL_ROTARY = mixtral.apply_rotary_pos_emb  # before `rotate` takes its place
+
 
 def fuse(model: nn.Module) -> int:
     """Replaces the parts of a model that have Mixtral's form; returns the number of its modules that change."""
-    found = 0
-    for module in model.modules():
-        name, forward = type(module).__name__, type(module).forward
-        if name.endswith("RMSNorm") and _same(forward, mixtral.MixtralRMSNorm.forward):
-            module.forward = MethodType(_norm, module)
-        elif name.endswith("Router") and _same(forward, mixtral.MixtralTopKRouter.forward):
-            module.forward = MethodType(_route, module)
-        elif name.endswith("Attention") and _fuse_rotary(sys.modules[type(module).__module__]):
-            pass
-        else:
-            continue
-        found += 1
-    return found
+    return sum(_fuse(module) for module in model.modules())
+
+
+def _fuse(module: nn.Module) -> bool:
+    name, forward = type(module).__name__, type(module).forward
+    if name.endswith("RMSNorm") and _same(forward, mixtral.MixtralRMSNorm.forward):
+        module.forward = MethodType(_norm, module)
+        return True
+    if name.endswith("Router") and _same(forward, mixtral.MixtralTopKRouter.forward):
+        module.forward = MethodType(_route, module)
+        return True
+    return name.endswith("Attention") and _fuse_rotary(sys.modules[type(module).__module__])
 
 
 def _same(one: Callable, two: Callable) -> bool:
@@ -47,17 +48,15 @@ def _route(self: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, 
     return logits, values.softmax(dim=-1, dtype=torch.float32), experts
 
 
-def _fuse_rotary(module) -> bool:
-    plain = getattr(module, "apply_rotary_pos_emb", None)
-    if plain is None or plain is rotate:
-        return plain is rotate
-    functions = (plain, mixtral_rotary), (module.rotate_half, mixtral.rotate_half)
-    if all(_same(*pair) for pair in functions):
-        module.apply_rotary_pos_emb = rotate
-    return module.apply_rotary_pos_emb is rotate
-
-
-mixtral_rotary = mixtral.apply_rotary_pos_emb
+def _fuse_rotary(code: ModuleType) -> bool:
+    plain = getattr(code, "apply_rotary_pos_emb", None)
+    if plain is None:
+        return False
+    if plain is not rotate:
+        if not (_same(plain, MIXTRAL_ROTARY) and _same(code.rotate_half, mixtral.rotate_half)):
+            return False
+        code.apply_rotary_pos_emb = rotate
+    return True
 
 
 def rotate(
@@ -68,7 +67,7 @@ def rotate(
     On a CPU it is that function, so that a model has the same bits there whatever was loaded before.
     """
     if not q.is_cuda or unsqueeze_dim != 1:
-        return mixtral_rotary(q, k, cos, sin, unsqueeze_dim)
+        return MIXTRAL_ROTARY(q, k, cos, sin, unsqueeze_dim)
     if q.shape[2] == 1 and not torch.is_grad_enabled():
         matrices = _rotations(cos, sin)
         return tuple(torch.matmul(rows[:, :, 0], matrices)[:, :, None] for rows in (q, k))

@@ -88,7 +88,8 @@ class LabelledPositionsTrainer(SFTTrainer):
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         targets = pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100).flatten()
-        kept = (targets != -100).nonzero().flatten()
+        labelled = targets != -100
+        kept = labelled.nonzero().flatten()
         # A place that one row labels is padding or prompt in another: logits_to_keep would form both.
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         selecting = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[kept][None],))
@@ -97,7 +98,7 @@ class LabelledPositionsTrainer(SFTTrainer):
         finally:
             selecting.remove()
         total = cross_entropy(outputs.logits[0].float(), targets[kept], reduction="sum")
-        return total, torch.tensor(len(kept), device=total.device), outputs
+        return total, labelled.sum(), outputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the step's loss; raises DataError, with the ids of its rows, if it is not finite."""

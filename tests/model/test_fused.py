@@ -48,7 +48,7 @@ def test_a_rotation_of_halves_and_one_by_matrices_are_transformers_own():
     torch.manual_seed(0)
     rows = torch.randn(2, 7, 4, 16, dtype=torch.float64).transpose(1, 2).requires_grad_()
     cos, sin = torch.randn(2, 2, 7, 16, dtype=torch.float64)  # any, so that no half stands for the other
-    expected, _ = fused.mixtral_rotary(rows, rows, cos, sin)
+    expected, _ = fused.MIXTRAL_ROTARY(rows, rows, cos, sin)
     found = fused.Rotation.apply(rows, cos[:, None], sin[:, None])
     torch.testing.assert_close(found, expected)
     assert found.stride() == rows.stride()  # no kernel of attention has to copy it
@@ -63,10 +63,10 @@ def test_a_rotation_of_halves_and_one_by_matrices_are_transformers_own():
 def test_attention_of_mixtral_s_form_gets_the_rotation_and_keeps_its_bits_on_a_cpu(monkeypatch):
     from transformers.models.mixtral import modeling_mixtral
 
-    monkeypatch.setattr(modeling_mixtral, "apply_rotary_pos_emb", fused.mixtral_rotary)
+    monkeypatch.setattr(modeling_mixtral, "apply_rotary_pos_emb", fused.MIXTRAL_ROTARY)
     attention = MixtralAttention(MixtralConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2), 0)
     assert fused.fuse(nn.ModuleList([attention])) == 1
     assert modeling_mixtral.apply_rotary_pos_emb is fused.rotate
     rows, angles = torch.randn(1, 4, 5, 16), torch.randn(2, 1, 5, 16)
-    plain, found = fused.mixtral_rotary(rows, rows, *angles), fused.rotate(rows, rows, *angles)
+    plain, found = fused.MIXTRAL_ROTARY(rows, rows, *angles), fused.rotate(rows, rows, *angles)
     assert all(torch.equal(*pair) for pair in zip(plain, found, strict=True))
