@@ -448,7 +448,7 @@ def test_dvc_killed_alone_leaves_no_orphan_and_a_second_start_is_refused(case: P
         if Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[1:2] == [b"paused.py"]
     ]
     status, log = run(case)
-    assert status == 1 and f"error: .aurora/sft/lock: process {stage} is working here" in log
+    assert status == 1 and log.startswith(f"error: .aurora/sft/lock: process {stage} is working here")
     repro.kill()
     repro.wait()
     for _ in range(500):

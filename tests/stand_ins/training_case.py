@@ -65,6 +65,7 @@ def write_params(folder: Path, **sft: object) -> Params:
 def start(folder: Path, *, python: tuple[str, ...] = (), **options: object) -> subprocess.Popen:
     """The stage's command in `folder`, its output in log.txt; `python` replaces `-m stages.sft`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which torch sets in a test process that has loaded its compiler
     with (folder / "log.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, *(python or ("-m", "stages.sft")), *OPTIONS],
