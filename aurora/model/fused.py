@@ -6,7 +6,8 @@ Code is replaced only where its text is Mixtral's; other forms stay as they are.
 import sys
 from collections.abc import Callable
 from inspect import getsource
-from types import MethodType, ModuleType
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def _route(self: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, 
     return logits, values.softmax(dim=-1, dtype=torch.float32), experts
 
 
-def _fuse_rotary(code: ModuleType) -> bool:
+def _fuse_rotary(code: Any) -> bool:
     plain = getattr(code, "apply_rotary_pos_emb", None)
     if plain is None:
         return False
